@@ -1,0 +1,3 @@
+#![no_std]
+//! What crosses the kernel boundary, and the pure logic both sides share.
+

@@ -1,0 +1,2 @@
+//! steadfastd
+fn main() {}

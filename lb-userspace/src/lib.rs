@@ -1,0 +1,6 @@
+//! Steadfast in user space: the daemon's parts and the command line's parts.
+
+pub mod config;
+pub mod health;
+pub mod net;
+pub mod redirect;
