@@ -1,0 +1,128 @@
+//! What the program is told beside the tables: one value of 64 words, written by the daemon.
+
+use crate::address::Address;
+use crate::clock::Ticks;
+use crate::hash::HashKey;
+use crate::tcp::{TCP_STATES, TcpState};
+use crate::word::Word;
+
+/// The version of everything in the shared maps. A daemon adopts maps of its own version only.
+pub const LAYOUT_VERSION: u64 = 1;
+/// Source addresses at most.
+pub const MAX_SOURCES: usize = 8;
+
+/// The value of the control map.
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+#[repr(C)]
+pub struct Control {
+    /// [`LAYOUT_VERSION`]; zero until the maps are set up, and the program passes everything until then.
+    pub layout: Word,
+    /// Which generation of the service index is in force: its lowest bit.
+    pub generation: Word,
+    /// The kernel's jiffies in a second (`CONFIG_HZ`).
+    pub hz: Word,
+    /// First SNAT port:16, ports:32, source addresses:16; host byte order.
+    pub snat: Word,
+    /// The secret of the tables.
+    pub hash_key: [Word; 4],
+    /// The secret of the scheduler's tables.
+    pub maglev_seed: Word,
+    /// How long a SNAT port rests, in ticks.
+    pub quarantine: Word,
+    /// How long a flow may be silent in each [`TcpState`], in ticks; an established one has its service's.
+    pub idle: [Word; TCP_STATES],
+    /// The source addresses towards the servers.
+    pub sources: [[Word; 2]; MAX_SOURCES],
+    /// The daemon's last sign of life, in jiffies.
+    pub heartbeat: Word,
+    /// The daemon's process id at that time.
+    pub daemon: Word,
+    /// Zero, for what comes.
+    pub reserved: [Word; 26],
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Control>() == 512);
+
+/// The SNAT ports and source addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Snat {
+    /// The first port, host byte order.
+    pub first_port: u16,
+    /// How many ports.
+    pub ports: u32,
+    /// How many source addresses.
+    pub sources: u16,
+}
+
+impl Snat {
+    /// The word that is stored.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self) -> u64 {
+        self.first_port as u64 | (self.ports as u64) << 16 | (self.sources as u64) << 48
+    }
+
+    /// The fields of a stored word.
+    #[inline(always)]
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "fields are taken out of a packed word"
+    )]
+    pub const fn from_word(word: u64) -> Self {
+        Self {
+            first_port: word as u16,
+            ports: (word >> 16) as u32,
+            sources: (word >> 48) as u16,
+        }
+    }
+}
+
+impl Control {
+    /// The secret of the tables.
+    #[inline(always)]
+    #[must_use]
+    pub fn key(&self) -> HashKey {
+        HashKey([
+            self.hash_key[0].load(),
+            self.hash_key[1].load(),
+            self.hash_key[2].load(),
+            self.hash_key[3].load(),
+        ])
+    }
+
+    /// How long a flow in `state` may be silent; `established` is what its service says.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the word holds 32 bits of ticks")]
+    pub fn idle(&self, state: TcpState, established: Ticks) -> Ticks {
+        match state {
+            TcpState::Established => established,
+            other => Ticks(self.idle[other as usize].load() as u32),
+        }
+    }
+
+    /// The source address with this number.
+    #[inline(always)]
+    #[must_use]
+    pub fn source(&self, number: u8) -> Address {
+        let words = &self.sources[number as usize & (MAX_SOURCES - 1)];
+        Address([words[0].load(), words[1].load()])
+    }
+}
+
+/// How long a flow may be silent, in seconds, in the states that the configuration does not set.
+///
+/// A server gives up a half-open connection after about a minute (Linux: `tcp_synack_retries` 5); TIME-WAIT lasts
+/// 60 s on Linux; a half-closed connection that sends nothing for ten minutes has lost its other end.
+#[must_use]
+pub const fn idle_seconds(state: TcpState) -> u64 {
+    match state {
+        TcpState::SynSent => 15,
+        TcpState::SynReceived | TcpState::Promoting => 60,
+        TcpState::Established => 3 * 3600,
+        TcpState::ClientFin | TcpState::ServerFin => 600,
+        TcpState::TimeWait | TcpState::ClientReset | TcpState::ServerReset => 60,
+    }
+}

@@ -1,0 +1,262 @@
+//! The maps: every name, kind and size, once. The program's object is compared with this table by a test.
+
+use crate::control::Control;
+use crate::flow::FlowSlot;
+use crate::reason::REASONS;
+use crate::server::ServerSlot;
+use crate::service::{INDEX_CAPACITY, IndexSlot, MAX_SERVERS, MAX_SERVICES};
+use crate::sticky::StickySlot;
+
+/// `BPF_MAP_TYPE_*`, the ones in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum MapKind {
+    /// `BPF_MAP_TYPE_ARRAY`.
+    Array = 2,
+    /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
+    PerCpuArray = 6,
+    /// `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+    ArrayOfMaps = 12,
+}
+
+/// `BPF_F_MMAPABLE`.
+pub const MMAPABLE: u32 = 1 << 10;
+/// `BPF_F_INNER_MAP`: inner maps may differ in size.
+pub const INNER_MAP: u32 = 1 << 12;
+
+/// Who uses a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Users {
+    /// The program and user space.
+    Both,
+    /// User space alone: names and states for whoever reads the maps.
+    UserSpace,
+}
+
+/// A map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSpec {
+    /// Its name, in the object and where it is pinned.
+    pub name: &'static str,
+    /// Its kind.
+    pub kind: MapKind,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Entries in the object; tables that the configuration sizes are created with other numbers.
+    pub max_entries: u32,
+    /// `BPF_F_*`.
+    pub flags: u32,
+    /// Who uses it.
+    pub users: Users,
+    /// What it holds.
+    pub description: &'static str,
+}
+
+/// Counters of a service or a server, per CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Traffic {
+    /// Packets from clients that were sent on.
+    pub packets_in: u64,
+    /// Their bytes, as Ethernet frames.
+    pub bytes_in: u64,
+    /// Packets to clients.
+    pub packets_out: u64,
+    /// Their bytes, as Ethernet frames.
+    pub bytes_out: u64,
+    /// Flows established.
+    pub flows: u64,
+    /// Connections answered with RST.
+    pub resets: u64,
+}
+
+/// Bytes of a label with its terminating zeros.
+pub const LABEL_BYTES: usize = 64;
+
+/// What user space says about a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServiceInfo {
+    /// The label, padded with zeros; all zeros: the id is not in use.
+    pub label: [u8; LABEL_BYTES],
+    /// The address.
+    pub address: [u64; 2],
+    /// Persistence timeout in milliseconds; zero: none.
+    pub persistence_ms: u64,
+    /// Idle timeout in milliseconds.
+    pub idle_ms: u64,
+    /// When the id was given to this label, seconds since 1970.
+    pub since: u64,
+    /// The port, host byte order.
+    pub port: u16,
+    /// 1: tcp, 2: http.
+    pub protocol: u8,
+    /// 1: snat.
+    pub forwarding: u8,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// What user space says about a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ServerInfo {
+    /// The label, padded with zeros; all zeros: the id is not in use.
+    pub label: [u8; LABEL_BYTES],
+    /// The address.
+    pub address: [u64; 2],
+    /// Since when the health is what it is, seconds since 1970.
+    pub health_since: u64,
+    /// Expiry of the certificate that a TLS check saw, seconds since 1970; zero: unknown.
+    pub certificate_expires: u64,
+    /// The service's id.
+    pub service: u16,
+    /// The port, host byte order.
+    pub port: u16,
+    /// Weight in force.
+    pub weight: u16,
+    /// 1: online, 2: drain, 3: halt.
+    pub state: u8,
+    /// 0: unknown, 1: up, 2: down.
+    pub health: u8,
+    /// Why the health is what it is, padded with zeros.
+    pub health_reason: [u8; 96],
+}
+
+const _: () = assert!(size_of::<ServiceInfo>() == 112);
+const _: () = assert!(size_of::<ServerInfo>() == 64 + 16 + 8 + 8 + 8 + 96);
+
+const fn array(
+    name: &'static str,
+    value_size: usize,
+    max_entries: u32,
+    description: &'static str,
+) -> MapSpec {
+    MapSpec {
+        name,
+        kind: MapKind::Array,
+        value_size: bytes(value_size),
+        max_entries,
+        flags: MMAPABLE,
+        users: Users::Both,
+        description,
+    }
+}
+
+const fn counters(
+    name: &'static str,
+    value_size: usize,
+    max_entries: u32,
+    description: &'static str,
+) -> MapSpec {
+    MapSpec {
+        name,
+        kind: MapKind::PerCpuArray,
+        value_size: bytes(value_size),
+        max_entries,
+        flags: 0,
+        users: Users::Both,
+        description,
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "sizes of values are small")]
+const fn bytes(size: usize) -> u32 {
+    size as u32
+}
+
+/// [`Control`].
+pub const CONTROL: MapSpec = array("CONTROL", size_of::<Control>(), 1, "settings of the data path");
+/// [`IndexSlot`], two generations.
+pub const SERVICE_INDEX: MapSpec = array(
+    "SERVICE_INDEX",
+    size_of::<IndexSlot>(),
+    2 * INDEX_CAPACITY,
+    "address and port to service or endpoint, two generations",
+);
+/// [`ServerSlot`] by server id.
+pub const SERVERS: MapSpec = array(
+    "SERVERS",
+    size_of::<ServerSlot>(),
+    MAX_SERVERS,
+    "real servers by id",
+);
+/// [`FlowSlot`].
+pub const FLOWS: MapSpec = array("FLOWS", size_of::<FlowSlot>(), 1 << 18, "established flows");
+/// [`FlowSlot`].
+pub const HALF_OPEN: MapSpec = array("HALF_OPEN", size_of::<FlowSlot>(), 1 << 16, "half-open flows");
+/// [`StickySlot`].
+pub const STICKY: MapSpec = array("STICKY", size_of::<StickySlot>(), 1 << 18, "sticky records");
+/// [`PortCell`](crate::ports::PortCell).
+pub const PORT_CELLS: MapSpec = array(
+    "PORT_CELLS",
+    8,
+    1 << 15,
+    "SNAT ports by endpoint, source and port",
+);
+/// The next port to try.
+pub const PORT_CURSORS: MapSpec = array("PORT_CURSORS", 8, 1 << 8, "next SNAT port by endpoint and source");
+/// Inner maps of [`Table`](crate::maglev::Table) values by service id.
+pub const SCHEDULE: MapSpec = MapSpec {
+    name: "SCHEDULE",
+    kind: MapKind::ArrayOfMaps,
+    value_size: 4,
+    max_entries: MAX_SERVICES,
+    flags: 0,
+    users: Users::Both,
+    description: "scheduler table by service id",
+};
+/// Packets by [`Reason`](crate::reason::Reason).
+pub const REASON_COUNTERS: MapSpec = counters("REASONS", 8, bytes(REASONS), "packets by reason");
+/// [`Traffic`] by service id.
+pub const SERVICE_COUNTERS: MapSpec = counters(
+    "SERVICE_COUNTERS",
+    size_of::<Traffic>(),
+    MAX_SERVICES,
+    "traffic by service id",
+);
+/// [`Traffic`] by server id.
+pub const SERVER_COUNTERS: MapSpec = counters(
+    "SERVER_COUNTERS",
+    size_of::<Traffic>(),
+    MAX_SERVERS,
+    "traffic by server id",
+);
+/// [`ServiceInfo`] by service id.
+pub const SERVICE_INFO: MapSpec = MapSpec {
+    users: Users::UserSpace,
+    ..array(
+        "SERVICE_INFO",
+        size_of::<ServiceInfo>(),
+        MAX_SERVICES,
+        "labels and settings by service id",
+    )
+};
+/// [`ServerInfo`] by server id.
+pub const SERVER_INFO: MapSpec = MapSpec {
+    users: Users::UserSpace,
+    ..array(
+        "SERVER_INFO",
+        size_of::<ServerInfo>(),
+        MAX_SERVERS,
+        "labels and states by server id",
+    )
+};
+
+/// Every map.
+pub const ALL: [MapSpec; 14] = [
+    CONTROL,
+    SERVICE_INDEX,
+    SERVERS,
+    FLOWS,
+    HALF_OPEN,
+    STICKY,
+    PORT_CELLS,
+    PORT_CURSORS,
+    SCHEDULE,
+    REASON_COUNTERS,
+    SERVICE_COUNTERS,
+    SERVER_COUNTERS,
+    SERVICE_INFO,
+    SERVER_INFO,
+];

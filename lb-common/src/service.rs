@@ -1,0 +1,188 @@
+//! The index of what is ours: virtual services, and the endpoints of real servers.
+//!
+//! An open-addressed array in two generations: the daemon fills the one that is not in use and then flips
+//! [`Control::generation`](crate::control::Control), so a packet sees one whole index or the other.
+//!
+//! | word | content (least significant bits first) |
+//! |---|---|
+//! | 0, 1 | address, bytes as on the wire |
+//! | 2 | port:16 (as on the wire), IP protocol:8, kind:8, id:16, zero:16 |
+//! | 3 | persistence timeout:32, idle timeout of an established flow:32 (ticks) |
+
+use crate::address::Address;
+use crate::clock::Ticks;
+use crate::hash::{HashKey, hash3};
+use crate::word::Word;
+
+/// Words of an entry.
+pub const INDEX_WORDS: usize = 4;
+/// An entry of the index.
+pub type IndexSlot = [Word; INDEX_WORDS];
+/// Entries in one generation.
+pub const INDEX_CAPACITY: u32 = 1 << 15;
+/// Entries that are looked at for one key; the daemon refuses an index that needs more.
+pub const INDEX_PROBES: u32 = 8;
+/// Virtual services at most.
+pub const MAX_SERVICES: u32 = 4_096;
+/// Real servers at most, over all services.
+pub const MAX_SERVERS: u32 = 8_192;
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<IndexSlot>() == 32);
+const _: () = assert!((MAX_SERVICES + MAX_SERVERS) * 2 <= INDEX_CAPACITY);
+
+/// What an entry stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EntryKind {
+    /// A virtual service that is balanced here.
+    Service = 1,
+    /// A virtual service that the daemon answers itself.
+    Local = 2,
+    /// The address and port of real servers: what comes from there is an answer.
+    Endpoint = 3,
+}
+
+/// An entry, unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexEntry {
+    /// The address.
+    pub address: Address,
+    /// The port, as on the wire.
+    pub port: u16,
+    /// The IP protocol number.
+    pub protocol: u8,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Service id or endpoint id.
+    pub id: u16,
+    /// How long a sticky record outlives its last flow; zero: no persistence.
+    pub persistence: Ticks,
+    /// How long an established flow may be silent.
+    pub idle: Ticks,
+}
+
+impl IndexEntry {
+    /// The words that are stored.
+    #[must_use]
+    pub const fn words(&self) -> [u64; INDEX_WORDS] {
+        [
+            self.address.0[0],
+            self.address.0[1],
+            self.port as u64
+                | (self.protocol as u64) << 16
+                | (self.kind as u64) << 24
+                | (self.id as u64) << 32,
+            self.persistence.0 as u64 | (self.idle.0 as u64) << 32,
+        ]
+    }
+}
+
+/// A service or endpoint that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexHit {
+    kind: u8,
+    /// Service id or endpoint id.
+    pub id: u16,
+    /// How long a sticky record outlives its last flow; zero: no persistence.
+    pub persistence: Ticks,
+    /// How long an established flow may be silent.
+    pub idle: Ticks,
+}
+
+impl IndexHit {
+    /// Whether it is of this kind.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is(&self, kind: EntryKind) -> bool {
+        self.kind == kind as u8
+    }
+}
+
+/// Where the index is.
+pub trait Index {
+    /// The entry at `index`, over both generations.
+    fn entry(&self, index: u32) -> Option<&IndexSlot>;
+}
+
+/// The hash of an index key.
+#[inline(always)]
+#[must_use]
+pub const fn index_hash(key: &HashKey, address: Address, port: u16, protocol: u8) -> u64 {
+    hash3(
+        key,
+        [address.0[0], address.0[1], port as u64 | (protocol as u64) << 16],
+    )
+}
+
+/// Finds what listens on (or answers from) an address, port (as on the wire) and protocol.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "fields are taken out of packed words"
+)]
+pub fn find_entry<I: Index>(
+    index: &I,
+    generation: u64,
+    key: &HashKey,
+    address: Address,
+    port: u16,
+    protocol: u8,
+) -> Option<IndexHit> {
+    let start = index_hash(key, address, port, protocol) as u32;
+    let base = (generation as u32 & 1) * INDEX_CAPACITY;
+    let wanted = u64::from(port) | u64::from(protocol) << 16;
+    let mut probe = 0;
+    while probe < INDEX_PROBES {
+        let slot = index.entry(base + (start.wrapping_add(probe) & (INDEX_CAPACITY - 1)))?;
+        let meta = slot[2].load();
+        if meta == 0 {
+            return None;
+        }
+        if meta & 0xff_ffff == wanted && slot[0].load() == address.0[0] && slot[1].load() == address.0[1] {
+            let times = slot[3].load();
+            return Some(IndexHit {
+                kind: (meta >> 24) as u8,
+                id: (meta >> 32) as u16,
+                persistence: Ticks(times as u32),
+                idle: Ticks((times >> 32) as u32),
+            });
+        }
+        probe += 1;
+    }
+    None
+}
+
+#[cfg(not(target_arch = "bpf"))]
+pub use build::{IndexFull, layout};
+
+#[cfg(not(target_arch = "bpf"))]
+mod build {
+    extern crate alloc;
+    use super::{INDEX_CAPACITY, INDEX_PROBES, INDEX_WORDS, IndexEntry, index_hash};
+    use crate::hash::HashKey;
+    use alloc::vec;
+    use alloc::vec::Vec;
+
+    /// The entries do not fit: more than [`INDEX_PROBES`] of them want one place.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct IndexFull;
+
+    /// Lays out one generation of the index.
+    ///
+    /// # Errors
+    /// [`IndexFull`], which with the limits on services and servers does not happen but by a freak of the key.
+    #[expect(clippy::cast_possible_truncation, reason = "the hash is cut to the capacity")]
+    pub fn layout(key: &HashKey, entries: &[IndexEntry]) -> Result<Vec<[u64; INDEX_WORDS]>, IndexFull> {
+        let mut slots = vec![[0; INDEX_WORDS]; INDEX_CAPACITY as usize];
+        for entry in entries {
+            let start = index_hash(key, entry.address, entry.port, entry.protocol) as u32;
+            let free = (0..INDEX_PROBES)
+                .map(|probe| (start.wrapping_add(probe) & (INDEX_CAPACITY - 1)) as usize)
+                .find(|place| slots[*place][2] == 0)
+                .ok_or(IndexFull)?;
+            slots[free] = entry.words();
+        }
+        Ok(slots)
+    }
+}

@@ -1,0 +1,416 @@
+//! The shared tables: open addressing, two buckets of four slots a key, no locks.
+//!
+//! A key of three words may lie in any of [`WAYS`] slots. There are no tombstones: a look-up reads all
+//! of them. Expiry is decided by whoever reads a slot or wants it, so nothing depends on a collector.
+//!
+//! # Inserting a key once
+//! Two writers may insert one key at the same moment, on two cores. Each claims a vacancy, fills it,
+//! publishes it as *pending*, and only then looks at the key's other slots:
+//!
+//! - another slot holds the key *live*: that one has won, the writer withdraws its own;
+//! - another slot earlier in the key's order holds it *pending*: the writer withdraws and looks again;
+//! - another slot later in the order holds it *pending*: the writer frees that one by compare-exchange
+//!   (its owner finds out when it confirms, and looks again). If that one went live first, it has won.
+//!
+//! Then it confirms its own slot, pending to live, by compare-exchange. A key is therefore never live
+//! twice: of two pending slots, one must be freed, or seen live by the other, before either confirms.
+//! `tests::loom` explores the interleavings.
+//!
+//! Only the program and a daemon with all its writes in single exchanges touch a slot, so there is
+//! nothing to leave locked when a process is killed; a daemon killed between claim and publish leaves one
+//! slot claimed, which [`repair`] frees at the next start.
+
+use crate::clock::Ticks;
+use crate::life::{Life, SlotState};
+use crate::word::Word;
+
+/// Slots in a bucket.
+pub const BUCKET: u32 = 4;
+/// Slots a key may lie in: two buckets.
+pub const WAYS: u32 = 2 * BUCKET;
+/// How often an insertion that lost a race tries again.
+const ATTEMPTS: u32 = 3;
+
+/// One slot: its life, and `N` words of which the first three are the key.
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+#[repr(C)]
+pub struct Slot<const N: usize> {
+    /// A [`Life`].
+    pub life: Word,
+    /// The key, then what the table keeps with it.
+    pub words: [Word; N],
+}
+
+impl<const N: usize> Slot<N> {
+    /// The life word as it is now.
+    #[inline(always)]
+    #[must_use]
+    pub fn life(&self) -> Life {
+        Life::from_word(self.life.load())
+    }
+
+    /// Replaces the life word if it is still `from`. Says whether it did.
+    #[inline(always)]
+    #[must_use]
+    pub fn exchange(&self, from: Life, to: Life) -> bool {
+        self.life.compare_exchange(from.word(), to.word()).is_ok()
+    }
+
+    /// All words, one after the other: only consistent if the life is the same before and after.
+    #[inline(always)]
+    #[must_use]
+    pub fn read(&self) -> [u64; N] {
+        let mut out = [0; N];
+        let mut i = 0;
+        while i < N {
+            out[i] = self.words[i].load();
+            i += 1;
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn write(&self, words: &[u64; N]) {
+        let mut i = 0;
+        while i < N {
+            self.words[i].store(words[i]);
+            i += 1;
+        }
+    }
+}
+
+/// Where a table's slots are: a map in the program, a mapping of it in user space, a vector in tests.
+pub trait Slots<const N: usize> {
+    /// The slot at `index`, if the table is that large.
+    fn slot(&self, index: u32) -> Option<&Slot<N>>;
+    /// Buckets in the table, less one; the number of buckets is a power of two.
+    fn bucket_mask(&self) -> u32;
+}
+
+/// What the words of a table mean to the algorithm.
+pub trait Kind<const N: usize> {
+    /// The bits of the first three words that are the key.
+    const KEY_MASK: [u64; 3];
+    /// Whether a live slot may be taken by another key.
+    fn expired(life: Life, now: Ticks) -> bool;
+}
+
+/// A live slot that was found.
+#[derive(Clone, Copy)]
+pub struct Found<'a, const N: usize> {
+    /// Where it is.
+    pub index: u32,
+    /// The slot.
+    pub slot: &'a Slot<N>,
+    /// Its life when it was found.
+    pub life: Life,
+}
+
+impl<const N: usize> Found<'_, N> {
+    /// Whether what was read of the slot since it was found belongs to the same life.
+    #[inline(always)]
+    #[must_use]
+    pub fn still(&self) -> bool {
+        self.slot.life().same_life(self.life)
+    }
+}
+
+/// How an insertion ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Insert {
+    /// The key is in the table since now, in this slot.
+    Inserted(u32),
+    /// The key was there already, in this slot.
+    Present(u32),
+    /// All of the key's slots hold others that may not be evicted.
+    Full,
+    /// Too many others inserted the same key at the same moment.
+    Contended,
+}
+
+/// The index of a key's `way`-th slot, in the order in which they are looked at.
+#[inline(always)]
+#[must_use]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the hash is cut into its two halves"
+)]
+pub const fn candidate(hash: u64, bucket_mask: u32, way: u32) -> u32 {
+    let first = hash as u32 & bucket_mask;
+    let second = (hash >> 32) as u32 & bucket_mask;
+    let bucket = if way < BUCKET {
+        first
+    } else if second == first {
+        // A key with one bucket only would be the first to run out of slots.
+        first ^ (1 & bucket_mask)
+    } else {
+        second
+    };
+    (bucket * BUCKET) | (way & (BUCKET - 1))
+}
+
+#[inline(always)]
+fn holds<const N: usize, K: Kind<N>>(slot: &Slot<N>, key: [u64; 3]) -> bool {
+    (slot.words[0].load() ^ key[0]) & K::KEY_MASK[0]
+        | (slot.words[1].load() ^ key[1]) & K::KEY_MASK[1]
+        | (slot.words[2].load() ^ key[2]) & K::KEY_MASK[2]
+        == 0
+}
+
+/// Finds the live, unexpired slot that holds `key`.
+#[inline(always)]
+pub fn find<const N: usize, K: Kind<N>, S: Slots<N>>(
+    slots: &S,
+    hash: u64,
+    key: [u64; 3],
+    now: Ticks,
+) -> Option<Found<'_, N>> {
+    let mut way = 0;
+    while way < WAYS {
+        let index = candidate(hash, slots.bucket_mask(), way);
+        let slot = slots.slot(index)?;
+        let life = slot.life();
+        if matches!(life.state(), SlotState::Live) && holds::<N, K>(slot, key) && !K::expired(life, now) {
+            return Some(Found { index, slot, life });
+        }
+        way += 1;
+    }
+    None
+}
+
+/// Inserts `words` under their key unless it is there, live for `note` and `deadline`.
+///
+/// `evicted` is given the words and life of an expired slot whose place was taken, before it is overwritten.
+#[inline(always)]
+pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
+    slots: &S,
+    hash: u64,
+    words: &[u64; N],
+    note: u32,
+    deadline: Ticks,
+    now: Ticks,
+    mut evicted: impl FnMut(u32, &[u64; N], Life),
+) -> Insert {
+    let key = [words[0], words[1], words[2]];
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        attempt += 1;
+        let (way, seen) = match vacancy::<N, K, S>(slots, hash, key, now) {
+            Vacancy::At(way, seen) => (way, seen),
+            Vacancy::Present(index) => return Insert::Present(index),
+            Vacancy::None => return Insert::Full,
+        };
+        let index = candidate(hash, slots.bucket_mask(), way);
+        let Some(slot) = slots.slot(index) else {
+            return Insert::Full;
+        };
+        let claimed = seen.claimed();
+        if !slot.exchange(seen, claimed) {
+            continue;
+        }
+        if matches!(seen.state(), SlotState::Live) {
+            evicted(index, &slot.read(), seen);
+        }
+        slot.write(words);
+        let pending = claimed
+            .with_state(SlotState::Pending)
+            .with_note(note)
+            .with_deadline(deadline);
+        // Nobody else changes a claimed slot; the exchange is for its full barrier.
+        if !slot.exchange(claimed, pending) {
+            continue;
+        }
+        match settle::<N, K, S>(slots, hash, key, way, now) {
+            Settled::Alone => {
+                if slot.exchange(pending, pending.with_state(SlotState::Live)) {
+                    return Insert::Inserted(index);
+                }
+            }
+            Settled::Lost(winner) => {
+                let _freed_by_the_winner = !slot.exchange(pending, pending.with_state(SlotState::Free));
+                if let Some(winner) = winner {
+                    return Insert::Present(winner);
+                }
+            }
+        }
+    }
+    Insert::Contended
+}
+
+enum Vacancy {
+    /// This way, and the life it was seen with.
+    At(u32, Life),
+    /// The key is live in the slot of this index.
+    Present(u32),
+    None,
+}
+
+#[inline(always)]
+fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
+    slots: &S,
+    hash: u64,
+    key: [u64; 3],
+    now: Ticks,
+) -> Vacancy {
+    let mut best = Vacancy::None;
+    let mut way = 0;
+    while way < WAYS {
+        let index = candidate(hash, slots.bucket_mask(), way);
+        let Some(slot) = slots.slot(index) else {
+            return best;
+        };
+        let life = slot.life();
+        match life.state() {
+            SlotState::Live => {
+                let expired = K::expired(life, now);
+                if holds::<N, K>(slot, key) {
+                    // A key is live once, so an expired slot of its own is the only one that could come
+                    // back to life: taking it and refreshing it exclude each other.
+                    return if expired {
+                        Vacancy::At(way, life)
+                    } else {
+                        Vacancy::Present(index)
+                    };
+                }
+                if expired && matches!(best, Vacancy::None) {
+                    best = Vacancy::At(way, life);
+                }
+            }
+            SlotState::Free => {
+                if matches!(best, Vacancy::None) {
+                    best = Vacancy::At(way, life);
+                }
+            }
+            SlotState::Claimed | SlotState::Pending => {}
+        }
+        way += 1;
+    }
+    best
+}
+
+enum Settled {
+    /// No other slot holds the key.
+    Alone,
+    /// The slot of this index holds it, or one that is still pending does.
+    Lost(Option<u32>),
+}
+
+#[inline(always)]
+fn settle<const N: usize, K: Kind<N>, S: Slots<N>>(
+    slots: &S,
+    hash: u64,
+    key: [u64; 3],
+    own: u32,
+    now: Ticks,
+) -> Settled {
+    let mut way = 0;
+    while way < WAYS {
+        let index = candidate(hash, slots.bucket_mask(), way);
+        let Some(slot) = slots.slot(index) else {
+            return Settled::Lost(None);
+        };
+        let life = slot.life();
+        if way != own
+            && matches!(life.state(), SlotState::Pending | SlotState::Live)
+            && holds::<N, K>(slot, key)
+        {
+            if matches!(life.state(), SlotState::Live) {
+                if !K::expired(life, now) {
+                    return Settled::Lost(Some(index));
+                }
+            } else if way < own {
+                return Settled::Lost(None);
+            } else if !slot.exchange(life, life.with_state(SlotState::Free)) {
+                // It was confirmed, withdrawn or freed in this moment.
+                let life = slot.life();
+                if matches!(life.state(), SlotState::Live) && holds::<N, K>(slot, key) {
+                    return Settled::Lost(Some(index));
+                }
+            }
+        }
+        way += 1;
+    }
+    Settled::Alone
+}
+
+/// Takes a slot for `key` whatever it holds, preferring the key's own, then a free or expired one,
+/// then the one with the earliest deadline: for tables whose slots may always be overwritten.
+///
+/// The slot is left claimed: fill it, then [`publish`] it. `None` if all of them are being filled by others.
+#[inline(always)]
+pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
+    slots: &S,
+    hash: u64,
+    now: Ticks,
+) -> Option<(u32, Life)> {
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        attempt += 1;
+        let mut best: Option<(u32, Life)> = None;
+        let mut best_age = 0;
+        let mut way = 0;
+        while way < WAYS {
+            let index = candidate(hash, slots.bucket_mask(), way);
+            let life = slots.slot(index)?.life();
+            let age = match life.state() {
+                SlotState::Free => u32::MAX,
+                SlotState::Live if K::expired(life, now) => u32::MAX - 1,
+                // Deadlines lie less than 2^30 ticks ahead.
+                SlotState::Live => (u32::MAX >> 1) - life.deadline().since(now).0,
+                SlotState::Claimed | SlotState::Pending => 0,
+            };
+            if age > best_age {
+                best_age = age;
+                best = Some((index, life));
+            }
+            way += 1;
+        }
+        let (index, seen) = best?;
+        let claimed = seen.claimed();
+        if slots.slot(index)?.exchange(seen, claimed) {
+            return Some((index, claimed));
+        }
+    }
+    None
+}
+
+/// Fills a slot taken by [`claim_any`] and puts it in force.
+#[inline(always)]
+pub fn publish<const N: usize>(slot: &Slot<N>, claimed: Life, words: &[u64; N], note: u32, deadline: Ticks) {
+    slot.write(words);
+    let live = claimed
+        .with_state(SlotState::Live)
+        .with_note(note)
+        .with_deadline(deadline);
+    slot.life.store(live.word());
+}
+
+/// Frees a slot taken by [`claim_any`] or owned by the caller in that state.
+#[inline(always)]
+pub fn release<const N: usize>(slot: &Slot<N>, owned: Life) {
+    slot.life.store(owned.with_state(SlotState::Free).word());
+}
+
+/// Frees slots that a process left claimed or pending when it was killed.
+///
+/// `suspects` are the indices and lives seen in an earlier pass, long enough ago that no program run that was
+/// under way then can still be (a run takes microseconds). Returns how many were freed.
+#[cfg(not(target_arch = "bpf"))]
+pub fn repair<const N: usize, S: Slots<N>>(
+    slots: &S,
+    suspects: impl IntoIterator<Item = (u32, Life)>,
+) -> usize {
+    suspects
+        .into_iter()
+        .filter(|(index, life)| {
+            matches!(life.state(), SlotState::Claimed | SlotState::Pending)
+                && slots
+                    .slot(*index)
+                    .is_some_and(|slot| slot.exchange(*life, life.with_state(SlotState::Free)))
+        })
+        .count()
+}
+
+#[cfg(test)]
+#[path = "table_tests.rs"]
+mod tests;
