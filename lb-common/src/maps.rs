@@ -4,7 +4,7 @@ use crate::control::Control;
 use crate::flow::FlowSlot;
 use crate::reason::REASONS;
 use crate::server::ServerSlot;
-use crate::service::{INDEX_CAPACITY, IndexSlot, MAX_SERVERS, MAX_SERVICES};
+use crate::service::{INDEX_CAPACITY, IndexSlot, MAX_SERVERS, MAX_SERVICES, ServiceSlot};
 use crate::sticky::StickySlot;
 
 /// `BPF_MAP_TYPE_*`, the ones in use.
@@ -174,6 +174,13 @@ pub const SERVICE_INDEX: MapSpec = array(
     2 * INDEX_CAPACITY,
     "address and port to service or endpoint, two generations",
 );
+/// [`ServiceSlot`] by service id.
+pub const SERVICES: MapSpec = array(
+    "SERVICES",
+    size_of::<ServiceSlot>(),
+    MAX_SERVICES,
+    "virtual services by id",
+);
 /// [`ServerSlot`] by server id.
 pub const SERVERS: MapSpec = array(
     "SERVERS",
@@ -244,9 +251,10 @@ pub const SERVER_INFO: MapSpec = MapSpec {
 };
 
 /// Every map.
-pub const ALL: [MapSpec; 14] = [
+pub const ALL: [MapSpec; 15] = [
     CONTROL,
     SERVICE_INDEX,
+    SERVICES,
     SERVERS,
     FLOWS,
     HALF_OPEN,

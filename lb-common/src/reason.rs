@@ -104,7 +104,7 @@ reasons! {
     PortsExhausted = "ports-exhausted" => Drop,
     /// Every half-open slot for this client is being written at this moment.
     HalfOpenBusy = "half-open-busy" => Drop,
-    /// The maps that the program needs are not set up.
+    /// The daemon has not set up the maps yet.
     NotConfigured = "not-configured" => Pass,
 }
 

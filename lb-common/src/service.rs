@@ -7,7 +7,9 @@
 //! |---|---|
 //! | 0, 1 | address, bytes as on the wire |
 //! | 2 | port:16 (as on the wire), IP protocol:8, kind:8, id:16, zero:16 |
-//! | 3 | persistence timeout:32, idle timeout of an established flow:32 (ticks) |
+//! | 3 | zero |
+//!
+//! What the data path needs of a service is in [`ServiceSlot`], by id.
 
 use crate::address::Address;
 use crate::clock::Ticks;
@@ -29,7 +31,7 @@ pub const MAX_SERVERS: u32 = 8_192;
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<IndexSlot>() == 32);
-const _: () = assert!((MAX_SERVICES + MAX_SERVERS) * 2 <= INDEX_CAPACITY);
+const _: () = assert!((2 * MAX_SERVICES + MAX_SERVERS) * 2 <= INDEX_CAPACITY);
 
 /// What an entry stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,8 @@ pub enum EntryKind {
     Local = 2,
     /// The address and port of real servers: what comes from there is an answer.
     Endpoint = 3,
+    /// The address of a virtual service, with port 0: for fragments, which show no port.
+    Address = 4,
 }
 
 /// An entry, unpacked.
@@ -56,10 +60,6 @@ pub struct IndexEntry {
     pub kind: EntryKind,
     /// Service id or endpoint id.
     pub id: u16,
-    /// How long a sticky record outlives its last flow; zero: no persistence.
-    pub persistence: Ticks,
-    /// How long an established flow may be silent.
-    pub idle: Ticks,
 }
 
 impl IndexEntry {
@@ -73,7 +73,62 @@ impl IndexEntry {
                 | (self.protocol as u64) << 16
                 | (self.kind as u64) << 24
                 | (self.id as u64) << 32,
+            0,
+        ]
+    }
+}
+
+/// What the data path needs of a service: 32 bytes, by id.
+///
+/// | word | content (least significant bits first) |
+/// |---|---|
+/// | 0, 1 | address, bytes as on the wire; zero: the id is not in use |
+/// | 2 | persistence timeout:32, idle timeout of an established flow:32 (ticks) |
+/// | 3 | zero |
+pub type ServiceSlot = [Word; SERVICE_WORDS];
+/// Words of a service's entry.
+pub const SERVICE_WORDS: usize = 4;
+
+/// A service, unpacked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The address.
+    pub address: Address,
+    /// How long a sticky record outlives its last flow; zero: no persistence.
+    pub persistence: Ticks,
+    /// How long an established flow may be silent.
+    pub idle: Ticks,
+}
+
+impl Service {
+    /// Reads an entry; `None` if the id is not in use.
+    #[inline(always)]
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "fields are taken out of packed words"
+    )]
+    pub fn load(slot: &ServiceSlot) -> Option<Self> {
+        let address = Address([slot[0].load(), slot[1].load()]);
+        if address.0[1] == 0 && address.0[0] == 0 {
+            return None;
+        }
+        let times = slot[2].load();
+        Some(Self {
+            address,
+            persistence: Ticks(times as u32),
+            idle: Ticks((times >> 32) as u32),
+        })
+    }
+
+    /// The words that are stored.
+    #[must_use]
+    pub const fn words(&self) -> [u64; SERVICE_WORDS] {
+        [
+            self.address.0[0],
+            self.address.0[1],
             self.persistence.0 as u64 | (self.idle.0 as u64) << 32,
+            0,
         ]
     }
 }
@@ -84,10 +139,6 @@ pub struct IndexHit {
     kind: u8,
     /// Service id or endpoint id.
     pub id: u16,
-    /// How long a sticky record outlives its last flow; zero: no persistence.
-    pub persistence: Ticks,
-    /// How long an established flow may be silent.
-    pub idle: Ticks,
 }
 
 impl IndexHit {
@@ -140,12 +191,9 @@ pub fn find_entry<I: Index>(
             return None;
         }
         if meta & 0xff_ffff == wanted && slot[0].load() == address.0[0] && slot[1].load() == address.0[1] {
-            let times = slot[3].load();
             return Some(IndexHit {
                 kind: (meta >> 24) as u8,
                 id: (meta >> 32) as u16,
-                persistence: Ticks(times as u32),
-                idle: Ticks((times >> 32) as u32),
             });
         }
         probe += 1;

@@ -333,8 +333,8 @@ fn settle<const N: usize, K: Kind<N>, S: Slots<N>>(
     Settled::Alone
 }
 
-/// Takes a slot for `key` whatever it holds, preferring the key's own, then a free or expired one,
-/// then the one with the earliest deadline: for tables whose slots may always be overwritten.
+/// Takes one of a key's slots whatever it holds, preferring a free or expired one, then the one with the earliest
+/// deadline: for tables whose slots may always be overwritten.
 ///
 /// The slot is left claimed: fill it, then [`publish`] it. `None` if all of them are being filled by others.
 #[inline(always)]
