@@ -124,7 +124,7 @@ pub enum Insert {
     Present(u32),
     /// All of the key's slots hold others that may not be evicted.
     Full,
-    /// Too many others inserted the same key at the same moment.
+    /// Others took, or were filling, the key's slots at every attempt; perhaps with the same key.
     Contended,
 }
 
@@ -208,6 +208,7 @@ pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
         let (way, seen) = match vacancy::<N, K, S>(slots, hash, key, now) {
             Vacancy::At(way, seen) => (way, seen),
             Vacancy::Present(index) => return Insert::Present(index),
+            Vacancy::Soon => continue,
             Vacancy::None => return Insert::Full,
         };
         let index = candidate(hash, slots.bucket_mask(), way);
@@ -252,6 +253,9 @@ enum Vacancy {
     At(u32, Life),
     /// The key is live in the slot of this index.
     Present(u32),
+    /// There is none, but others are filling slots at this moment, perhaps with this key.
+    Soon,
+    /// All slots hold other keys.
     None,
 }
 
@@ -263,6 +267,7 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
     now: Ticks,
 ) -> Vacancy {
     let mut best = Vacancy::None;
+    let mut soon = false;
     let mut way = 0;
     while way < WAYS {
         let index = candidate(hash, slots.bucket_mask(), way);
@@ -291,9 +296,12 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
                     best = Vacancy::At(way, life);
                 }
             }
-            SlotState::Claimed | SlotState::Pending => {}
+            SlotState::Claimed | SlotState::Pending => soon = true,
         }
         way += 1;
+    }
+    if soon && matches!(best, Vacancy::None) {
+        best = Vacancy::Soon;
     }
     best
 }
