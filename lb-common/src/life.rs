@@ -118,6 +118,13 @@ impl Life {
         )
     }
 
+    /// Whether nobody has claimed the slot in between, so that its key is the same.
+    #[inline(always)]
+    #[must_use]
+    pub const fn same_version(self, other: Self) -> bool {
+        ((self.0 ^ other.0) >> VERSION_SHIFT) & VERSION_MASK == 0
+    }
+
     /// Whether both are the same life of the slot: nobody has claimed or freed it in between.
     #[inline(always)]
     #[must_use]
@@ -144,7 +151,8 @@ mod tests {
             prop_assert_eq!(claimed.state(), SlotState::Claimed);
             prop_assert_eq!(claimed.version(), (life.version() + 1) % 512);
             prop_assert_eq!((claimed.note(), claimed.deadline()), (note, Ticks(deadline)));
-            prop_assert!(!claimed.same_life(live));
+            prop_assert!(!claimed.same_life(live) && !claimed.same_version(live));
+            prop_assert!(live.same_version(live.with_state(SlotState::Pending).with_note(1).with_deadline(Ticks(0))));
             prop_assert!(live.same_life(live.with_note(0).with_deadline(Ticks(0))));
         }
     }

@@ -124,7 +124,7 @@ pub enum Insert {
     Present(u32),
     /// All of the key's slots hold others that may not be evicted.
     Full,
-    /// Too many others inserted the same key at the same moment.
+    /// Others took, or were filling, the key's slots at every attempt; perhaps with the same key.
     Contended,
 }
 
@@ -150,14 +150,24 @@ pub const fn candidate(hash: u64, bucket_mask: u32, way: u32) -> u32 {
 }
 
 #[inline(always)]
-fn holds<const N: usize, K: Kind<N>>(slot: &Slot<N>, key: [u64; 3]) -> bool {
+fn matches_key<const N: usize, K: Kind<N>>(slot: &Slot<N>, key: [u64; 3]) -> bool {
     (slot.words[0].load() ^ key[0]) & K::KEY_MASK[0]
         | (slot.words[1].load() ^ key[1]) & K::KEY_MASK[1]
         | (slot.words[2].load() ^ key[2]) & K::KEY_MASK[2]
         == 0
 }
 
+/// Whether the slot held `key` when its life was `seen`. Words of two lives can look like a key that neither had;
+/// the version, read again after them, tells. The state may have moved on within that life.
+#[inline(always)]
+fn held<const N: usize, K: Kind<N>>(slot: &Slot<N>, seen: Life, key: [u64; 3]) -> bool {
+    matches_key::<N, K>(slot, key) && slot.life().same_version(seen)
+}
+
 /// Finds the live, unexpired slot that holds `key`.
+///
+/// If the slot is given to another key in this very moment, words of both may look like `key`: whoever uses what was
+/// found asks [`Found::still`] after the last word was read, or exchanges the life that was found.
 #[inline(always)]
 pub fn find<const N: usize, K: Kind<N>, S: Slots<N>>(
     slots: &S,
@@ -170,7 +180,7 @@ pub fn find<const N: usize, K: Kind<N>, S: Slots<N>>(
         let index = candidate(hash, slots.bucket_mask(), way);
         let slot = slots.slot(index)?;
         let life = slot.life();
-        if matches!(life.state(), SlotState::Live) && holds::<N, K>(slot, key) && !K::expired(life, now) {
+        if matches!(life.state(), SlotState::Live) && matches_key::<N, K>(slot, key) && !K::expired(life, now) {
             return Some(Found { index, slot, life });
         }
         way += 1;
@@ -198,6 +208,7 @@ pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
         let (way, seen) = match vacancy::<N, K, S>(slots, hash, key, now) {
             Vacancy::At(way, seen) => (way, seen),
             Vacancy::Present(index) => return Insert::Present(index),
+            Vacancy::Soon => continue,
             Vacancy::None => return Insert::Full,
         };
         let index = candidate(hash, slots.bucket_mask(), way);
@@ -220,7 +231,7 @@ pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
         if !slot.exchange(claimed, pending) {
             continue;
         }
-        match settle::<N, K, S>(slots, hash, key, way, now) {
+        match settle::<N, K, S>(slots, hash, key, way, index, now) {
             Settled::Alone => {
                 if slot.exchange(pending, pending.with_state(SlotState::Live)) {
                     return Insert::Inserted(index);
@@ -242,6 +253,9 @@ enum Vacancy {
     At(u32, Life),
     /// The key is live in the slot of this index.
     Present(u32),
+    /// There is none, but others are filling slots at this moment, perhaps with this key.
+    Soon,
+    /// All slots hold other keys.
     None,
 }
 
@@ -253,6 +267,7 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
     now: Ticks,
 ) -> Vacancy {
     let mut best = Vacancy::None;
+    let mut soon = false;
     let mut way = 0;
     while way < WAYS {
         let index = candidate(hash, slots.bucket_mask(), way);
@@ -263,7 +278,7 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
         match life.state() {
             SlotState::Live => {
                 let expired = K::expired(life, now);
-                if holds::<N, K>(slot, key) {
+                if held::<N, K>(slot, life, key) {
                     // A key is live once, so an expired slot of its own is the only one that could come
                     // back to life: taking it and refreshing it exclude each other.
                     return if expired {
@@ -281,9 +296,12 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
                     best = Vacancy::At(way, life);
                 }
             }
-            SlotState::Claimed | SlotState::Pending => {}
+            SlotState::Claimed | SlotState::Pending => soon = true,
         }
         way += 1;
+    }
+    if soon && matches!(best, Vacancy::None) {
+        best = Vacancy::Soon;
     }
     best
 }
@@ -301,6 +319,7 @@ fn settle<const N: usize, K: Kind<N>, S: Slots<N>>(
     hash: u64,
     key: [u64; 3],
     own: u32,
+    own_index: u32,
     now: Ticks,
 ) -> Settled {
     let mut way = 0;
@@ -310,9 +329,11 @@ fn settle<const N: usize, K: Kind<N>, S: Slots<N>>(
             return Settled::Lost(None);
         };
         let life = slot.life();
-        if way != own
+        // By index: in a table of one bucket each slot is two of the ways.
+        if index != own_index
             && matches!(life.state(), SlotState::Pending | SlotState::Live)
-            && holds::<N, K>(slot, key)
+            // Whoever claims the slot after it was looked at here goes pending later, and sees ours.
+            && held::<N, K>(slot, life, key)
         {
             if matches!(life.state(), SlotState::Live) {
                 if !K::expired(life, now) {
@@ -323,7 +344,7 @@ fn settle<const N: usize, K: Kind<N>, S: Slots<N>>(
             } else if !slot.exchange(life, life.with_state(SlotState::Free)) {
                 // It was confirmed, withdrawn or freed in this moment.
                 let life = slot.life();
-                if matches!(life.state(), SlotState::Live) && holds::<N, K>(slot, key) {
+                if matches!(life.state(), SlotState::Live) && held::<N, K>(slot, life, key) {
                     return Settled::Lost(Some(index));
                 }
             }
@@ -411,6 +432,6 @@ pub fn repair<const N: usize, S: Slots<N>>(
         .count()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 #[path = "table_tests.rs"]
 mod tests;
