@@ -1,0 +1,462 @@
+//! The valid configuration: what the rest of Steadfast works with.
+//!
+//! Only what this version does can be said here. Words of the file's contract that come later (other
+//! forwarding modes, other schedulers) are known to the reader, which refuses them with a remedy, and become
+//! variants here when they work: the compiler then names every place that has to know.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde::ser::SerializeStruct as _;
+use serde::{Serialize, Serializer};
+
+use super::label::Label;
+
+/// A whole configuration.
+///
+/// Serialises in the file's shape (`version`, `node`, `virtual_services`), with durations in seconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What belongs to this machine.
+    pub node: Node,
+    /// The virtual services, in file order; labels and (address, port) are unique.
+    pub services: Vec<Service>,
+}
+
+impl Config {
+    /// The virtual service of this label.
+    #[must_use]
+    pub fn service(&self, label: &str) -> Option<&Service> {
+        self.services.iter().find(|service| service.label == *label)
+    }
+}
+
+impl Serialize for Config {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Config", 3)?;
+        fields.serialize_field("version", &super::read::VERSION)?;
+        fields.serialize_field("node", &self.node)?;
+        fields.serialize_field("virtual_services", &self.services)?;
+        fields.end()
+    }
+}
+
+/// The machine that balances.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Node {
+    /// Where the XDP program attaches: exactly one interface in this version.
+    pub interfaces: Vec<String>,
+    /// How the XDP program attaches.
+    pub xdp_mode: XdpMode,
+    /// Source addresses towards the real servers, at most [`Node::MAX_SNAT_ADDRESSES`].
+    /// Empty: the interface's own primary address.
+    pub snat_addresses: Vec<IpAddr>,
+    /// Source ports towards the real servers. Must stay outside the host's own ephemeral range.
+    pub snat_ports: PortRange,
+    /// Sizes of the kernel's tables.
+    pub tables: Tables,
+}
+
+impl Node {
+    /// The most SNAT addresses of a node.
+    pub const MAX_SNAT_ADDRESSES: usize = 8;
+}
+
+/// How the XDP program attaches to the interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum XdpMode {
+    /// Native where the driver has it, else generic.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the network stack: works on every interface, and is slower.
+    Generic,
+}
+
+/// An inclusive range of ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    /// The lowest port, at least [`PortRange::LOWEST`].
+    pub first: u16,
+    /// The highest port.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Ports below belong to well-known services.
+    pub const LOWEST: u16 = 1024;
+    /// The fewest ports of a range.
+    pub const FEWEST: u32 = 64;
+
+    /// The number of ports.
+    #[must_use]
+    pub fn count(self) -> u32 {
+        u32::from(self.last).saturating_sub(u32::from(self.first)) + 1
+    }
+}
+
+impl Default for PortRange {
+    /// Ends below Linux's default ephemeral range (32768-60999).
+    fn default() -> Self {
+        Self {
+            first: Self::LOWEST,
+            last: 32767,
+        }
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl Serialize for PortRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Sizes of the kernel's tables, in slots; each a power of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Tables {
+    /// Established flows: 1,024 to 16,777,216.
+    pub flows: u32,
+    /// Sticky records: 1,024 to 16,777,216.
+    pub sticky: u32,
+    /// Flows whose handshake is not complete: 1,024 to 4,194,304.
+    pub half_open: u32,
+    /// Real servers, over all services: 16 to 4,096.
+    pub endpoints: u32,
+}
+
+impl Tables {
+    /// The most flows or sticky records.
+    pub const MAX_FLOWS: u32 = 1 << 24;
+    /// The most half-open flows.
+    pub const MAX_HALF_OPEN: u32 = 1 << 22;
+    /// The most real servers.
+    pub const MAX_ENDPOINTS: u32 = 1 << 12;
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self {
+            flows: 262_144,
+            sticky: 262_144,
+            half_open: 65_536,
+            endpoints: 256,
+        }
+    }
+}
+
+/// A virtual service: an address and a port that clients connect to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Service {
+    /// Its name, unique among services.
+    pub label: Label,
+    /// The address clients connect to; the daemon adds it to the interface.
+    pub address: IpAddr,
+    /// The ports clients connect to: exactly one in this version.
+    pub ports: Vec<u16>,
+    /// Balanced in the kernel (`tcp`), or answered by the daemon (`http`).
+    pub protocol: Protocol,
+    /// How a packet reaches the real server. Without meaning for `http`.
+    pub forwarding: Forwarding,
+    /// How an unknown client's server is picked. Without meaning for `http`.
+    pub scheduler: Scheduler,
+    /// Whether a client comes back to the same server. Without meaning for `http`.
+    pub persistence: Persistence,
+    /// How long an established TCP flow may be silent before it is forgotten: 1 s to 30 d.
+    #[serde(serialize_with = "seconds")]
+    pub idle_timeout: Duration,
+    /// What happens to the open flows of a server that goes down.
+    pub on_down: OnDown,
+    /// How the real servers' health is judged.
+    pub health_check: HealthCheck,
+    /// Answer every request with a redirect (301) to https: same host, path and query.
+    /// True for every `http` service of this version, false for every `tcp` service.
+    pub force_https: bool,
+    /// The machines behind; empty for `http`.
+    pub real_servers: Vec<Server>,
+}
+
+impl Service {
+    /// Idle timeout where the file names none: 3 h.
+    pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3 * 3600);
+
+    /// The real server of this label.
+    #[must_use]
+    pub fn server(&self, label: &str) -> Option<&Server> {
+        self.real_servers.iter().find(|server| server.label == *label)
+    }
+}
+
+/// What a virtual service speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// TCP, forwarded in the kernel.
+    #[default]
+    Tcp,
+    /// HTTP, answered by the daemon: in this version always a redirect to https.
+    Http,
+}
+
+/// How a packet reaches the real server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Forwarding {
+    /// Source and destination are rewritten: the servers need no change.
+    #[default]
+    Snat,
+}
+
+/// How an unknown client's server is picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scheduler {
+    /// By a weighted consistent hash of the client's address.
+    #[default]
+    SourceHash,
+}
+
+/// Whether a client comes back to the same server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "mode", rename_all = "kebab-case")]
+pub enum Persistence {
+    /// No sticky records: each connection follows the scheduler.
+    None,
+    /// One sticky record a client address.
+    SourceIp {
+        /// How long a record outlives its client's last flow: 1 s to 30 d.
+        #[serde(serialize_with = "seconds")]
+        timeout: Duration,
+    },
+}
+
+impl Persistence {
+    /// Sticky timeout where the file names none: 60 min.
+    pub const TIMEOUT: Duration = Duration::from_secs(3600);
+}
+
+impl Default for Persistence {
+    fn default() -> Self {
+        Self::SourceIp {
+            timeout: Self::TIMEOUT,
+        }
+    }
+}
+
+/// What happens to the open flows of a server that goes down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDown {
+    /// Reset towards the client at its next packet, so that it reconnects at once.
+    #[default]
+    Reset,
+    /// Left alone, in case the server is only unreachable for the health check.
+    Keep,
+}
+
+/// How a real server's health is judged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HealthCheck {
+    /// What is asked of the server.
+    pub kind: HealthKind,
+    /// Time from one check to the next: 100 ms to 1 h.
+    #[serde(serialize_with = "seconds")]
+    pub interval: Duration,
+    /// How long an answer may take: 10 ms to the interval.
+    #[serde(serialize_with = "seconds")]
+    pub timeout: Duration,
+    /// Failed checks in a row that make an up server down: 1 to 100.
+    pub fall: u32,
+    /// Passed checks in a row that make a down server up: 1 to 100.
+    pub rise: u32,
+    /// The port to check, where it is not the server's own.
+    pub port: Option<u16>,
+    /// The path to ask for (`http`, `https`).
+    pub path: String,
+    /// The Host header (`http`, `https`) and the TLS server name (`tls`, `https`).
+    pub host: Option<String>,
+    /// Status codes that pass (`http`, `https`), at least one range.
+    pub expect_status: Vec<StatusRange>,
+    /// Text that the body must contain (`http`, `https`).
+    pub expect_body: Option<String>,
+}
+
+impl HealthCheck {
+    /// Interval where the file names none: 2 s.
+    pub const INTERVAL: Duration = Duration::from_secs(2);
+    /// Timeout where the file names none: 1 s, or the interval if that is less.
+    pub const TIMEOUT: Duration = Duration::from_secs(1);
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            kind: HealthKind::Tcp,
+            interval: Self::INTERVAL,
+            timeout: Self::TIMEOUT,
+            fall: 3,
+            rise: 2,
+            port: None,
+            path: "/".to_owned(),
+            host: None,
+            expect_status: vec![StatusRange {
+                first: 200,
+                last: 399,
+            }],
+            expect_body: None,
+        }
+    }
+}
+
+/// What a health check asks of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HealthKind {
+    /// A TCP connection.
+    #[default]
+    Tcp,
+    /// A TLS handshake.
+    Tls,
+    /// An HTTP request.
+    Http,
+    /// An HTTP request over TLS.
+    Https,
+    /// Nothing: the server counts as up.
+    None,
+}
+
+impl HealthKind {
+    /// Whether the check sends an HTTP request.
+    #[must_use]
+    pub fn asks_http(self) -> bool {
+        matches!(self, Self::Http | Self::Https)
+    }
+}
+
+/// An inclusive range of HTTP status codes, within 100 to 599.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatusRange {
+    /// The lowest code.
+    pub first: u16,
+    /// The highest code; the lowest again for a single one.
+    pub last: u16,
+}
+
+impl StatusRange {
+    /// Whether the code is in the range.
+    #[must_use]
+    pub fn contains(self, status: u16) -> bool {
+        (self.first..=self.last).contains(&status)
+    }
+}
+
+impl fmt::Display for StatusRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+impl Serialize for StatusRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A real server: a machine that answers for a virtual service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Server {
+    /// Its name, unique within the service.
+    pub label: Label,
+    /// Its address, of the service's family.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// Its share of new clients, 0 to [`Server::MAX_WEIGHT`]; 0: none.
+    pub weight: u16,
+}
+
+impl Server {
+    /// Weight where the file names none.
+    pub const WEIGHT: u16 = 100;
+    /// The highest weight.
+    pub const MAX_WEIGHT: u16 = 1000;
+}
+
+/// Durations in JSON are seconds, whole where they are whole.
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    if duration.subsec_nanos() == 0 {
+        serializer.serialize_u64(duration.as_secs())
+    } else {
+        serializer.serialize_f64(duration.as_secs_f64())
+    }
+}
+
+/// The words of the file for each enumeration, and back: one table for reader and renderer.
+macro_rules! words {
+    ($($kind:ident { $($word:literal => $variant:ident),+ $(,)? })+) => {$(
+        impl $kind {
+            /// Every value with its word in the file.
+            pub(super) const WORDS: &[(&str, Self)] = &[$(($word, Self::$variant)),+];
+
+            /// The value's word in the file.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+
+        impl fmt::Display for $kind {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
+            }
+        }
+    )+};
+}
+
+words! {
+    XdpMode { "auto" => Auto, "native" => Native, "generic" => Generic }
+    Protocol { "tcp" => Tcp, "http" => Http }
+    Forwarding { "snat" => Snat }
+    Scheduler { "source-hash" => SourceHash }
+    OnDown { "reset" => Reset, "keep" => Keep }
+    HealthKind { "tcp" => Tcp, "tls" => Tls, "http" => Http, "https" => Https, "none" => None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_says_each_word_as_the_file_does() {
+        fn same<T: Serialize + Copy>(words: &[(&str, T)]) {
+            for (word, value) in words {
+                assert_eq!(serde_json::to_value(value).unwrap(), serde_json::json!(word));
+            }
+        }
+        same(XdpMode::WORDS);
+        same(Protocol::WORDS);
+        same(Forwarding::WORDS);
+        same(Scheduler::WORDS);
+        same(OnDown::WORDS);
+        same(HealthKind::WORDS);
+    }
+
+    #[test]
+    fn the_default_snat_ports_are_31744() {
+        assert_eq!(PortRange::default().count(), 31_744);
+    }
+}

@@ -1,0 +1,300 @@
+//! One entry of `virtual_services`, with its real servers.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::error::{Findings, Position};
+use super::fields::Fields;
+use super::label::Label;
+use super::model::{Forwarding, HealthCheck, OnDown, Persistence, Protocol, Scheduler, Server, Service};
+use super::read::located;
+use super::read_health::health_check;
+use super::tree::{Shape, Tree};
+use super::values::{At, address, boolean, duration, label, list, port, whole, word};
+
+const KEYS: &[&str] = &[
+    "label",
+    "address",
+    "ports",
+    "protocol",
+    "forwarding",
+    "scheduler",
+    "persistence",
+    "idle_timeout",
+    "on_down",
+    "health_check",
+    "force_https",
+    "real_servers",
+];
+const SERVER_KEYS: &[&str] = &["label", "address", "port", "weight"];
+/// Valid words of the contract, refused until they work.
+const LATER_FORWARDING: &[&str] = &["nat", "dr", "tunnel"];
+const LATER_SCHEDULERS: &[&str] = &[
+    "round-robin",
+    "weighted-round-robin",
+    "least-connections",
+    "weighted-least-connections",
+    "random",
+];
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(30 * 86_400);
+
+/// A service as far as it could be read: what the rules between services need, also of one with mistakes.
+pub(super) struct Draft {
+    pub(super) at: Position,
+    pub(super) label: Option<At<Label>>,
+    pub(super) address: Option<At<IpAddr>>,
+    pub(super) ports: Vec<At<u16>>,
+    pub(super) servers: Vec<ServerDraft>,
+    /// `None` only where a mistake was reported.
+    pub(super) service: Option<Service>,
+}
+
+/// A real server as far as it could be read.
+pub(super) struct ServerDraft {
+    pub(super) label: Option<At<Label>>,
+    pub(super) address: Option<At<IpAddr>>,
+    pub(super) port: Option<u16>,
+    server: Option<Server>,
+}
+
+/// Reads one service.
+pub(super) fn service(tree: &Tree, findings: &mut Findings) -> Draft {
+    let Some(fields) = Fields::open(tree, "a virtual service", KEYS, findings) else {
+        return Draft {
+            at: tree.at,
+            label: None,
+            address: None,
+            ports: Vec::new(),
+            servers: Vec::new(),
+            service: None,
+        };
+    };
+    let label = fields
+        .required("label", "add \"label: NAME\"", findings)
+        .and_then(|tree| located(tree, label(tree, findings)));
+    let address = fields
+        .required(
+            "address",
+            "add \"address: IP\", which clients connect to",
+            findings,
+        )
+        .and_then(|tree| located(tree, address(tree, "address", findings)));
+    let ports = ports(&fields, findings);
+    let servers = real_servers(&fields, ports.first().map(|port| port.value), findings);
+    let service = rest(&fields, label.as_ref(), address, &ports, &servers, findings);
+    Draft {
+        at: fields.at,
+        label,
+        address,
+        ports,
+        servers,
+        service,
+    }
+}
+
+fn rest(
+    fields: &Fields<'_>,
+    label: Option<&At<Label>>,
+    address: Option<At<IpAddr>>,
+    ports: &[At<u16>],
+    servers: &[ServerDraft],
+    findings: &mut Findings,
+) -> Option<Service> {
+    let protocol = fields.or_default("protocol", Protocol::default(), findings, |tree, findings| {
+        word(tree, "protocol", Protocol::WORDS, &["udp", "https"], findings)
+    });
+    let forwarding = fields.or_default("forwarding", Forwarding::default(), findings, |tree, findings| {
+        word(tree, "forwarding", Forwarding::WORDS, LATER_FORWARDING, findings)
+    });
+    let scheduler = fields.or_default("scheduler", Scheduler::default(), findings, |tree, findings| {
+        word(tree, "scheduler", Scheduler::WORDS, LATER_SCHEDULERS, findings)
+    });
+    let persistence = fields.or_default("persistence", Persistence::default(), findings, persistence);
+    let idle_timeout = fields.or_default(
+        "idle_timeout",
+        Service::IDLE_TIMEOUT,
+        findings,
+        |tree, findings| {
+            duration(
+                tree,
+                "idle_timeout",
+                Duration::from_secs(1),
+                SHORTEST..=LONGEST,
+                findings,
+            )
+        },
+    );
+    let on_down = fields.or_default("on_down", OnDown::default(), findings, |tree, findings| {
+        word(tree, "on_down", OnDown::WORDS, &[], findings)
+    });
+    let health_check = fields.or_default("health_check", HealthCheck::default(), findings, health_check);
+    let force_https = force_https(fields, protocol, findings);
+    refuse_servers_of_http(fields, protocol, findings);
+    let real_servers: Option<Vec<Server>> = servers.iter().map(|draft| draft.server.clone()).collect();
+    Some(Service {
+        label: label?.value.clone(),
+        address: address?.value,
+        ports: ports.iter().map(|port| port.value).collect(),
+        protocol,
+        forwarding,
+        scheduler,
+        persistence,
+        idle_timeout,
+        on_down,
+        health_check,
+        force_https,
+        real_servers: real_servers?,
+    })
+}
+
+fn ports(fields: &Fields<'_>, findings: &mut Findings) -> Vec<At<u16>> {
+    let remedy = "write one port, as in [443]";
+    let Some(tree) = fields.required("ports", "add \"ports: [443]\"", findings) else {
+        return Vec::new();
+    };
+    let Some(items) = list(tree, "ports", remedy, findings) else {
+        return Vec::new();
+    };
+    if items.is_empty() {
+        findings.error(tree.at, "ports is empty", remedy);
+    }
+    if let Some(second) = items.get(1) {
+        findings.error(
+            second.at,
+            "several ports in one service are not supported in this version yet",
+            "use one virtual service for each port",
+        );
+    }
+    items
+        .iter()
+        .filter_map(|item| located(item, port(item, findings)))
+        .collect()
+}
+
+fn persistence(tree: &Tree, findings: &mut Findings) -> Option<Persistence> {
+    let fields = Fields::open(tree, "persistence", &["mode", "timeout"], findings)?;
+    let sticky = fields.or_default("mode", true, findings, |tree, findings| {
+        word(
+            tree,
+            "persistence mode",
+            &[("source-ip", true), ("none", false)],
+            &[],
+            findings,
+        )
+    });
+    let timeout = fields.or_default("timeout", Persistence::TIMEOUT, findings, |tree, findings| {
+        duration(
+            tree,
+            "timeout",
+            Duration::from_secs(60),
+            SHORTEST..=LONGEST,
+            findings,
+        )
+    });
+    if sticky {
+        return Some(Persistence::SourceIp { timeout });
+    }
+    if let Some(at) = fields.key_at("timeout") {
+        findings.error(
+            at,
+            "timeout has no meaning for persistence mode none",
+            "remove it, or use mode source-ip",
+        );
+    }
+    Some(Persistence::None)
+}
+
+/// In this version an `http` service is a redirect and nothing else.
+fn force_https(fields: &Fields<'_>, protocol: Protocol, findings: &mut Findings) -> bool {
+    let tree = fields.get("force_https");
+    let given = tree.and_then(|tree| boolean(tree, "force_https", findings));
+    if tree.is_some() && given.is_none() {
+        return false;
+    }
+    let force = given == Some(true);
+    let at = tree.or(fields.get("protocol")).map_or(fields.at, |tree| tree.at);
+    match protocol {
+        Protocol::Tcp if force => {
+            findings.error(
+                at,
+                "force_https has no meaning for protocol tcp",
+                "remove it, or use protocol http",
+            );
+        }
+        Protocol::Http if !force => findings.error(
+            at,
+            "protocol http without force_https: true is not supported in this version yet",
+            "set force_https: true, or use protocol tcp",
+        ),
+        Protocol::Tcp | Protocol::Http => {}
+    }
+    force
+}
+
+fn refuse_servers_of_http(fields: &Fields<'_>, protocol: Protocol, findings: &mut Findings) {
+    let Some(Tree {
+        at,
+        shape: Shape::List(servers),
+    }) = fields.get("real_servers")
+    else {
+        return;
+    };
+    if protocol == Protocol::Http && !servers.is_empty() {
+        findings.error(
+            fields.key_at("real_servers").unwrap_or(*at),
+            "real servers behind protocol http are not supported in this version yet",
+            "remove real_servers, or use protocol tcp",
+        );
+    }
+}
+
+fn real_servers(fields: &Fields<'_>, service_port: Option<u16>, findings: &mut Findings) -> Vec<ServerDraft> {
+    let remedy = "write a list, [] for none";
+    let Some(tree) = fields.get("real_servers") else {
+        return Vec::new();
+    };
+    let items = list(tree, "real_servers", remedy, findings).unwrap_or_default();
+    items
+        .iter()
+        .map(|item| server(item, service_port, findings))
+        .collect()
+}
+
+fn server(tree: &Tree, service_port: Option<u16>, findings: &mut Findings) -> ServerDraft {
+    let Some(fields) = Fields::open(tree, "a real server", SERVER_KEYS, findings) else {
+        return ServerDraft {
+            label: None,
+            address: None,
+            port: None,
+            server: None,
+        };
+    };
+    let label = fields
+        .required("label", "add \"label: NAME\"", findings)
+        .and_then(|tree| located(tree, label(tree, findings)));
+    let address = fields
+        .required("address", "add \"address: IP\"", findings)
+        .and_then(|tree| located(tree, address(tree, "address", findings)));
+    let port = fields.or_default("port", service_port, findings, |tree, findings| {
+        Some(port(tree, findings))
+    });
+    let weight = fields.or_default("weight", Server::WEIGHT, findings, |tree, findings| {
+        whole(tree, "weight", 0..=Server::MAX_WEIGHT, findings)
+    });
+    let server = match (&label, &address, port) {
+        (Some(label), Some(address), Some(port)) => Some(Server {
+            label: label.value.clone(),
+            address: address.value,
+            port,
+            weight,
+        }),
+        _ => None,
+    };
+    ServerDraft {
+        label,
+        address,
+        port,
+        server,
+    }
+}
