@@ -207,3 +207,46 @@ impl Ledger {
         let _ = self.events.send(event);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+    use crate::health::spec::{ProbeKind, ProbeSpec, Rhythm};
+
+    #[test]
+    fn a_task_that_was_replaced_can_write_nothing_more() {
+        let second = Duration::from_secs(1);
+        let spec = TargetSpec {
+            id: 1,
+            address: ([127, 0, 0, 1], 1).into(),
+            probe: ProbeSpec::new(ProbeKind::Tcp, second, None).unwrap(),
+            rhythm: Rhythm::new(second, 1, 1).unwrap(),
+        };
+        let (sender, mut events) = unbounded_channel();
+        let ledger = Ledger::new(sender);
+        let now = Instant::now();
+        ledger.enter(&spec, 1, None, now);
+        ledger.enter(&spec, 2, None, now);
+        let record = |generation| {
+            let outcome = Outcome::Failed("late".to_owned());
+            let result = ProbeResult {
+                outcome,
+                took: second,
+                certificate_expires: None,
+            };
+            ledger.record(&spec, generation, result, Timestamp::UNIX_EPOCH, now)
+        };
+        assert!(!record(1));
+        assert_eq!(
+            (ledger.table().get(1).unwrap().last, events.try_recv().ok()),
+            (None, None)
+        );
+        assert!(record(2));
+        assert_eq!(events.try_recv().unwrap().health, Verdict::Down);
+        ledger.remove(1);
+        assert!(!record(2));
+        assert!(events.try_recv().is_err());
+    }
+}
