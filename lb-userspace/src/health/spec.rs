@@ -1,0 +1,276 @@
+//! What to probe and how: checked once, here, so that a probe has nothing left to doubt.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use hyper::header::HeaderValue;
+use hyper::http::uri::{Authority, PathAndQuery};
+use rustls::pki_types::ServerName;
+use thiserror::Error;
+
+use super::state::Thresholds;
+
+/// Shortest interval and timeout; less would be load, not a check.
+pub const SHORTEST: Duration = Duration::from_millis(10);
+
+/// One real server to watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetSpec {
+    /// The caller's own number for it.
+    pub id: u32,
+    /// Where it is probed.
+    pub address: SocketAddr,
+    /// What a probe does.
+    pub probe: ProbeSpec,
+    /// How often, and how many probes decide.
+    pub rhythm: Rhythm,
+}
+
+/// How often a target is probed, and how many probes decide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rhythm {
+    pub(super) interval: Duration,
+    pub(super) thresholds: Thresholds,
+}
+
+impl Rhythm {
+    /// `interval` is the longest time from one probe's start to the next (unless a probe itself takes
+    /// longer); `fall` failures in a row make a server down, `rise` successes in a row up again.
+    ///
+    /// # Errors
+    /// An interval under [`SHORTEST`], or a count of zero.
+    pub fn new(interval: Duration, fall: u32, rise: u32) -> Result<Self, SpecError> {
+        if interval < SHORTEST {
+            return Err(SpecError::TooShort("interval", interval));
+        }
+        let fall = NonZeroU32::new(fall).ok_or(SpecError::Zero("fall"))?;
+        let rise = NonZeroU32::new(rise).ok_or(SpecError::Zero("rise"))?;
+        Ok(Self {
+            interval,
+            thresholds: Thresholds { fall, rise },
+        })
+    }
+}
+
+/// What one probe does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeSpec {
+    pub(super) kind: ProbeKind,
+    pub(super) timeout: Duration,
+    pub(super) source: Option<IpAddr>,
+}
+
+impl ProbeSpec {
+    /// `timeout` covers the whole probe, from connecting to the last byte looked at. `source` is the
+    /// local address to connect from; the system chooses when it is `None`.
+    ///
+    /// # Errors
+    /// A timeout under [`SHORTEST`].
+    pub fn new(kind: ProbeKind, timeout: Duration, source: Option<IpAddr>) -> Result<Self, SpecError> {
+        if timeout < SHORTEST {
+            return Err(SpecError::TooShort("timeout", timeout));
+        }
+        Ok(Self {
+            kind,
+            timeout,
+            source,
+        })
+    }
+}
+
+/// The kinds of probe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// No traffic: the server counts as up.
+    None,
+    /// A TCP connection can be made.
+    Tcp,
+    /// A TLS handshake completes; the certificate is not judged.
+    Tls(Option<TlsName>),
+    /// An HTTP/1.1 GET is answered as expected.
+    Http(HttpCheck),
+    /// The same over TLS; the certificate is not judged.
+    Https(HttpCheck),
+}
+
+/// A name to ask for in a TLS handshake (SNI).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsName(pub(super) ServerName<'static>);
+
+impl TlsName {
+    /// A DNS name, or an IP address (which is asked for by not sending SNI, RFC 6066 3).
+    ///
+    /// # Errors
+    /// Neither of them.
+    pub fn new(name: &str) -> Result<Self, SpecError> {
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| SpecError::Name(name.to_owned()))?;
+        Ok(Self(name))
+    }
+}
+
+/// What an HTTP probe asks for and expects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpCheck {
+    pub(super) path: PathAndQuery,
+    pub(super) host: Option<(HeaderValue, TlsName)>,
+    pub(super) expect_status: StatusRanges,
+    pub(super) expect_body: Option<String>,
+}
+
+impl HttpCheck {
+    /// Asks for `path`, sending `host` (`name` or `name:port`) as `Host` and its name as SNI, or the
+    /// target's own address when there is none. The status has to lie in one of `expect_status`
+    /// (200-399 when that is empty), and `expect_body`, if given, within the first 64 KiB of the body.
+    ///
+    /// # Errors
+    /// A path that does not begin with a slash, a host that is none, or a range of no status.
+    pub fn new(
+        path: &str,
+        host: Option<&str>,
+        expect_status: Vec<RangeInclusive<u16>>,
+        expect_body: Option<String>,
+    ) -> Result<Self, SpecError> {
+        let bad_path = || SpecError::Path(path.to_owned());
+        if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(bad_path());
+        }
+        Ok(Self {
+            path: path.parse().map_err(|_| bad_path())?,
+            host: host.map(parse_host).transpose()?,
+            expect_status: StatusRanges::new(expect_status)?,
+            expect_body: expect_body.filter(|text| !text.is_empty()),
+        })
+    }
+}
+
+fn parse_host(host: &str) -> Result<(HeaderValue, TlsName), SpecError> {
+    let bad = || SpecError::Name(host.to_owned());
+    let authority: Authority = host.parse().map_err(|_| bad())?;
+    if host.contains('@') {
+        return Err(bad());
+    }
+    let value = HeaderValue::from_str(host).map_err(|_| bad())?;
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    Ok((value, TlsName::new(name)?))
+}
+
+/// The statuses that count as an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct StatusRanges(Vec<RangeInclusive<u16>>);
+
+impl StatusRanges {
+    fn new(mut ranges: Vec<RangeInclusive<u16>>) -> Result<Self, SpecError> {
+        if ranges.is_empty() {
+            ranges.push(200..=399);
+        }
+        match ranges
+            .iter()
+            .find(|r| r.is_empty() || *r.start() < 100 || *r.end() > 599)
+        {
+            Some(bad) => Err(SpecError::Status(bad.clone())),
+            None => Ok(Self(ranges)),
+        }
+    }
+
+    pub(super) fn contains(&self, status: u16) -> bool {
+        self.0.iter().any(|range| range.contains(&status))
+    }
+}
+
+impl fmt::Display for StatusRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, range) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            match (range.start(), range.end()) {
+                (start, end) if start == end => write!(f, "{separator}{start}")?,
+                (start, end) => write!(f, "{separator}{start}-{end}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Why a specification is none.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum SpecError {
+    /// A duration under [`SHORTEST`].
+    #[error("{0} {1:?} is too short: use at least 10ms")]
+    TooShort(&'static str, Duration),
+    /// A count of zero.
+    #[error("{0} is 0: use 1 or more")]
+    Zero(&'static str),
+    /// Not a path of an HTTP request.
+    #[error("path {0:?} is not valid: it begins with / and has neither spaces nor bytes beyond ASCII")]
+    Path(String),
+    /// Not a host name or address.
+    #[error("{0:?} is not a host name or an address")]
+    Name(String),
+    /// A range with no HTTP status in it, or beyond them.
+    #[error("status range {}-{} is not valid: statuses are 100 to 599, the lower one first", .0.start(), .0.end())]
+    Status(RangeInclusive<u16>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_probe_could_not_do_is_refused_before() {
+        let second = Duration::from_secs(1);
+        let http = |path, host, status| HttpCheck::new(path, host, status, None).map(|_| ());
+        assert_eq!(
+            Rhythm::new(Duration::ZERO, 3, 2).unwrap_err(),
+            SpecError::TooShort("interval", Duration::ZERO)
+        );
+        assert_eq!(Rhythm::new(second, 0, 2).unwrap_err(), SpecError::Zero("fall"));
+        assert_eq!(Rhythm::new(second, 3, 0).unwrap_err(), SpecError::Zero("rise"));
+        assert!(ProbeSpec::new(ProbeKind::Tcp, Duration::ZERO, None).is_err());
+        assert!(TlsName::new("not a name").is_err());
+        assert_eq!(
+            http("health", None, vec![]),
+            Err(SpecError::Path("health".to_owned()))
+        );
+        for path in ["", "/a b", "/\r\nX: y", "/\u{e9}"] {
+            assert!(http(path, None, vec![]).is_err(), "{path:?}");
+        }
+        for host in ["", "a b", "user@h", "h/..", "h\r\n", "[::1"] {
+            assert!(http("/", Some(host), vec![]).is_err(), "{host:?}");
+        }
+        #[expect(clippy::reversed_empty_ranges, reason = "the mistake that is to be refused")]
+        let ranges = [300..=200, 0..=99, 200..=600];
+        for range in ranges {
+            assert_eq!(
+                http("/", None, vec![range.clone()]),
+                Err(SpecError::Status(range))
+            );
+        }
+    }
+
+    #[test]
+    fn ordinary_specifications_are_taken() {
+        for host in [
+            "mychart.example",
+            "mychart.example:8443",
+            "10.0.0.1",
+            "[2001:db8::1]:443",
+            "epic_prd",
+        ] {
+            assert!(
+                HttpCheck::new("/a?b=c", Some(host), vec![200..=204], None).is_ok(),
+                "{host}"
+            );
+        }
+        let default = HttpCheck::new("/", None, vec![], Some(String::new())).unwrap();
+        assert_eq!(
+            (default.expect_status.to_string().as_str(), &default.expect_body),
+            ("200-399", &None)
+        );
+        assert_eq!(
+            StatusRanges::new(vec![200..=200, 300..=399]).unwrap().to_string(),
+            "200, 300-399"
+        );
+    }
+}
