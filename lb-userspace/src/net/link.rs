@@ -16,7 +16,8 @@ pub struct Link {
     pub mac: Mac,
     /// Its MTU in bytes, without the Ethernet header.
     pub mtu: u32,
-    /// It is set up (`IFF_UP`) and has carrier (`IFF_LOWER_UP`).
+    /// It is set up (`IFF_UP`), has carrier (`IFF_LOWER_UP`) and is operational (`IFF_RUNNING`, RFC 2863):
+    /// before the last, the kernel silently drops what is sent.
     pub up: bool,
     /// The kernel's kind of a virtual interface (`veth`, `vlan`, `bond`, ..); `None` for a physical one.
     pub kind: Option<String>,
@@ -85,7 +86,10 @@ impl Link {
             name: name_of(message),
             mac: mac?,
             mtu,
-            up: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp),
+            up: message
+                .header
+                .flags
+                .contains(LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
             kind,
         })
     }

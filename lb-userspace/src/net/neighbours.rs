@@ -33,7 +33,7 @@ const GROUPS: [MulticastGroup; 6] = [
 ];
 
 /// Room for a burst of events; what does not fit is made good by reading everything again.
-const RECEIVE_BUFFER: usize = 1 << 20;
+const RECEIVE_BUFFER: i32 = 1 << 20; // bytes
 
 /// The pause before the event socket is opened again after it broke.
 const REOPEN: Duration = Duration::from_secs(1);
@@ -324,7 +324,10 @@ impl Tracker {
 
 impl Net {
     /// The neighbour table of an interface.
-    pub(super) async fn neighbours(&self, index: u32) -> Result<BTreeMap<IpAddr, Entry>, NetError> {
+    ///
+    /// # Errors
+    /// A netlink error, in words.
+    pub async fn neighbours(&self, index: u32) -> Result<BTreeMap<IpAddr, Entry>, NetError> {
         let messages: Vec<NeighbourMessage> = self
             .handle
             .neighbours()

@@ -187,6 +187,28 @@ mod tests {
     }
 
     #[test]
+    fn a_route_that_leads_nowhere_is_an_error_that_names_the_address() {
+        let lab = Lab::new();
+        lab.balancer.run(async move || {
+            let net = Net::open().unwrap();
+            for (prefix, length) in [("198.51.100.0", 24), ("2001:db8:7::", 64)] {
+                for kind in [RouteType::BlackHole, RouteType::Unreachable, RouteType::Prohibit] {
+                    let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(ip(prefix), length);
+                    let route = route.unwrap().kind(kind).build();
+                    net.handle.route().add(route.clone()).execute().await.unwrap();
+                    let error = net.next_hop(0, ip(prefix)).await.unwrap_err();
+                    assert!(
+                        matches!(error, NetError::NoRoute { .. } | NetError::UnusableRoute { .. }),
+                        "{kind:?}: {error}"
+                    );
+                    assert!(error.to_string().contains(prefix), "{error}");
+                    net.handle.route().del(route).execute().await.unwrap();
+                }
+            }
+        });
+    }
+
+    #[test]
     fn the_hosts_own_address_is_not_a_next_hop() {
         let lab = Lab::new();
         lab.balancer.run(async move || {

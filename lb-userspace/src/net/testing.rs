@@ -15,7 +15,7 @@ use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
 use socket2::Socket;
 
 use super::packet_socket::open_bound;
-use super::{Mac, Net};
+use super::{Mac, Net, NetError};
 
 /// Parses an address of a test.
 pub(crate) fn ip(text: &str) -> IpAddr {
@@ -94,13 +94,8 @@ impl Lab {
             let net = Net::open().unwrap();
             set_up(&net, "srv0", Self::SERVER_MAC, [Self::SERVER, Self::SERVER_V6]).await;
         });
-        lab.balancer.run(async || {
-            let net = Net::open().unwrap();
-            within("carrier on lb0", async || {
-                net.link("lb0").await.unwrap().up.then_some(())
-            })
-            .await;
-        });
+        lab.balancer.run(async || settle("lb0", Self::BALANCER_V6).await);
+        lab.server.run(async || settle("srv0", Self::SERVER_V6).await);
         lab
     }
 
@@ -158,6 +153,26 @@ async fn set_up(net: &Net, name: &str, mac: Mac, addresses: [&str; 2]) {
             .push(AddressAttribute::Flags(AddressFlags::Nodad));
         request.execute().await.unwrap();
     }
+}
+
+/// The kernel finishes some of this later: carrier, queues and the routes of IPv6.
+async fn settle(name: &str, own: &str) {
+    let net = Net::open().unwrap();
+    let link = within("the link", async || {
+        net.link(name).await.ok().filter(|link| link.up)
+    })
+    .await;
+    let is_own = async || {
+        matches!(
+            net.next_hop(link.index, ip(own)).await,
+            Err(NetError::OwnAddress { .. })
+        )
+    };
+    within("the address", async || is_own().await.then_some(())).await;
+    within("the link-local route", async || {
+        net.next_hop(link.index, ip("fe80::1")).await.ok()
+    })
+    .await;
 }
 
 /// A socket that hears what passes an interface.

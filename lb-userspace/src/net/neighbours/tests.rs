@@ -28,6 +28,8 @@ const LAZY: Timing = Timing {
     resync: Duration::from_secs(600),
 };
 
+type Wanted = Box<dyn Fn(&NetEvent) -> bool>;
+
 /// The receiver's side of a tracker in a test, and the tracker, which lives as long.
 struct Followed {
     net: Net,
@@ -73,6 +75,16 @@ impl Followed {
         }
     }
 
+    /// An event of each kind within five seconds, in whatever order.
+    async fn until_all(&mut self, what: &str, mut wanted: Vec<Wanted>) {
+        while !wanted.is_empty() {
+            let event = self
+                .until(what, |event| wanted.iter().any(|is_wanted| is_wanted(event)))
+                .await;
+            wanted.retain(|is_wanted| !is_wanted(&event));
+        }
+    }
+
     async fn until_mac(&mut self, address: &str, mac: Option<Mac>) {
         let wanted = NetEvent::Neighbour(NeighbourEvent {
             address: ip(address),
@@ -93,6 +105,18 @@ impl Followed {
         let _ = tokio::time::timeout(Duration::from_millis(500), collect).await;
         seen
     }
+}
+
+fn is_at(address: &str, mac: Option<Mac>) -> Wanted {
+    let wanted = NetEvent::Neighbour(NeighbourEvent {
+        address: ip(address),
+        mac,
+    });
+    Box::new(move |event| *event == wanted)
+}
+
+fn is_link(up: bool) -> Wanted {
+    Box::new(move |event| matches!(event, NetEvent::Link(LinkEvent::Changed(link)) if link.up == up))
 }
 
 fn addresses(texts: &[&str]) -> BTreeSet<IpAddr> {
@@ -130,25 +154,10 @@ fn a_mac_address_changed_in_silence_is_found_by_the_refresh() {
     let lab = Lab::new();
     lab.balancer.run(async || {
         let mut followed = Followed::start(QUICK, &[Lab::SERVER, Lab::SERVER_V6]).await;
-        followed.until_mac(Lab::SERVER, Some(Lab::SERVER_MAC)).await;
-        followed.until_mac(Lab::SERVER_V6, Some(Lab::SERVER_MAC)).await;
-        lab.set_server_mac(CHANGED_MAC);
-        let mut missing = addresses(&[Lab::SERVER, Lab::SERVER_V6]);
-        while !missing.is_empty() {
-            let event = followed
-                .until("the changed MAC address", |event| {
-                    matches!(
-                        event,
-                        NetEvent::Neighbour(NeighbourEvent {
-                            mac: Some(CHANGED_MAC),
-                            ..
-                        })
-                    )
-                })
-                .await;
-            if let NetEvent::Neighbour(NeighbourEvent { address, .. }) = event {
-                missing.remove(&address);
-            }
+        for mac in [Lab::SERVER_MAC, CHANGED_MAC] {
+            lab.set_server_mac(mac);
+            let both = vec![is_at(Lab::SERVER, Some(mac)), is_at(Lab::SERVER_V6, Some(mac))];
+            followed.until_all("both families at the MAC address", both).await;
         }
     });
 }
@@ -199,18 +208,26 @@ fn a_cable_pulled_and_put_back_is_told_and_the_neighbour_lost_and_found() {
         followed.until_mac(Lab::SERVER, Some(Lab::SERVER_MAC)).await;
         let set_server_link = |message: LinkMessage| {
             lab.server.run(async || {
-                Net::open().unwrap().handle.link().set(message).execute().await.unwrap();
+                Net::open()
+                    .unwrap()
+                    .handle
+                    .link()
+                    .set(message)
+                    .execute()
+                    .await
+                    .unwrap();
             });
         };
         set_server_link(LinkUnspec::new_with_name("srv0").down().build());
-        let is_link = |up: bool| {
-            move |event: &NetEvent| matches!(event, NetEvent::Link(LinkEvent::Changed(link)) if link.up == up)
-        };
-        followed.until("the link down", is_link(false)).await;
-        followed.until_mac(Lab::SERVER, None).await;
+        let down = vec![is_link(false), is_at(Lab::SERVER, None)];
+        followed
+            .until_all("the link down and the neighbour lost", down)
+            .await;
         set_server_link(LinkUnspec::new_with_name("srv0").up().build());
-        followed.until("the link up", is_link(true)).await;
-        followed.until_mac(Lab::SERVER, Some(Lab::SERVER_MAC)).await;
+        let up = vec![is_link(true), is_at(Lab::SERVER, Some(Lab::SERVER_MAC))];
+        followed
+            .until_all("the link up and the neighbour found", up)
+            .await;
     });
 }
 
