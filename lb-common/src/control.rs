@@ -3,7 +3,7 @@
 use crate::address::Address;
 use crate::clock::Ticks;
 use crate::hash::HashKey;
-use crate::tcp::{TCP_STATES, TcpState};
+use crate::tcp::TcpState;
 use crate::word::Word;
 
 /// The version of everything in the shared maps. A daemon adopts maps of its own version only.
@@ -29,8 +29,14 @@ pub struct Control {
     pub maglev_seed: Word,
     /// How long a SNAT port rests, in ticks.
     pub quarantine: Word,
-    /// How long a flow may be silent in each [`TcpState`], in ticks; an established one has its service's.
-    pub idle: [Word; TCP_STATES],
+    /// How long a flow may be silent, in ticks: after its SYN,
+    pub idle_syn: Word,
+    /// after its SYN-ACK,
+    pub idle_handshake: Word,
+    /// after the FIN of one end,
+    pub idle_half_closed: Word,
+    /// and how long it is remembered after both ends' FIN, or an RST. An established one has its service's.
+    pub idle_closed: Word,
     /// The source addresses towards the servers.
     pub sources: [[Word; 2]; MAX_SOURCES],
     /// The daemon's last sign of life, in jiffies.
@@ -38,7 +44,7 @@ pub struct Control {
     /// The daemon's process id at that time.
     pub daemon: Word,
     /// Zero, for what comes.
-    pub reserved: [Word; 26],
+    pub reserved: [Word; 32],
 }
 
 #[cfg(not(loom))]
@@ -97,10 +103,14 @@ impl Control {
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the word holds 32 bits of ticks")]
     pub fn idle(&self, state: TcpState, established: Ticks) -> Ticks {
-        match state {
-            TcpState::Established => established,
-            other => Ticks(self.idle[other as usize].load() as u32),
-        }
+        let word = match state {
+            TcpState::Established => return established,
+            TcpState::SynSent => &self.idle_syn,
+            TcpState::SynReceived | TcpState::Promoting => &self.idle_handshake,
+            TcpState::ClientFin | TcpState::ServerFin => &self.idle_half_closed,
+            TcpState::TimeWait | TcpState::ClientReset | TcpState::ServerReset => &self.idle_closed,
+        };
+        Ticks(word.load() as u32)
     }
 
     /// The source address with this number.

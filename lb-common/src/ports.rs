@@ -120,7 +120,8 @@ pub fn claim<C: Cells>(
         stamp: now,
     }
     .word();
-    let mut second_best = None;
+    // No `Option`: its empty half is undefined, and the verifier sees it copied about.
+    let (mut second_best, mut second_seen) = (u32::MAX, 0);
     let mut probe = 0;
     while probe < PROBES {
         let mut offset = start + probe;
@@ -140,21 +141,16 @@ pub fn claim<C: Cells>(
                 }
                 return Some(offset);
             }
-            Owner::HalfOpen(_) if second_best.is_none() => second_best = Some((offset, seen)),
+            Owner::HalfOpen(_) if second_best == u32::MAX => (second_best, second_seen) = (offset, seen),
             _ => {}
         }
         probe += 1;
     }
-    let (offset, seen) = second_best?;
-    if cells
-        .cell(range.index(offset))?
-        .compare_exchange(seen, taken)
-        .is_ok()
-    {
-        Some(offset)
-    } else {
-        None
+    if second_best == u32::MAX {
+        return None;
     }
+    let cell = cells.cell(range.index(second_best))?;
+    if cell.compare_exchange(second_seen, taken).is_ok() { Some(second_best) } else { None }
 }
 
 /// Hands a port from its half-open flow to the established one. False if another half-open flow took it.

@@ -24,6 +24,14 @@ macro_rules! reasons {
             /// Every reason, in the order of the counters.
             pub const ALL: &'static [Self] = &[$(Self::$name,)+];
 
+            /// The reason with this number.
+            #[inline(always)]
+            #[must_use]
+            pub const fn from_number(number: u32) -> Option<Self> {
+                $(if number == Self::$name as u32 { return Some(Self::$name); })+
+                None
+            }
+
             /// The label in the command line and in metrics.
             #[must_use]
             pub const fn label(self) -> &'static str {

@@ -180,7 +180,8 @@ pub fn find<const N: usize, K: Kind<N>, S: Slots<N>>(
         let index = candidate(hash, slots.bucket_mask(), way);
         let slot = slots.slot(index)?;
         let life = slot.life();
-        if matches!(life.state(), SlotState::Live) && matches_key::<N, K>(slot, key) && !K::expired(life, now) {
+        if matches!(life.state(), SlotState::Live) && matches_key::<N, K>(slot, key) && !K::expired(life, now)
+        {
             return Some(Found { index, slot, life });
         }
         way += 1;
@@ -266,13 +267,14 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
     key: [u64; 3],
     now: Ticks,
 ) -> Vacancy {
-    let mut best = Vacancy::None;
+    // No `Option` here or in `claim_any`: its empty half is undefined, and the verifier sees it copied about.
+    let (mut best, mut best_life) = (WAYS, Life::from_word(0));
     let mut soon = false;
     let mut way = 0;
     while way < WAYS {
         let index = candidate(hash, slots.bucket_mask(), way);
         let Some(slot) = slots.slot(index) else {
-            return best;
+            return Vacancy::None;
         };
         let life = slot.life();
         match life.state() {
@@ -287,23 +289,26 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
                         Vacancy::Present(index)
                     };
                 }
-                if expired && matches!(best, Vacancy::None) {
-                    best = Vacancy::At(way, life);
+                if expired && best == WAYS {
+                    (best, best_life) = (way, life);
                 }
             }
             SlotState::Free => {
-                if matches!(best, Vacancy::None) {
-                    best = Vacancy::At(way, life);
+                if best == WAYS {
+                    (best, best_life) = (way, life);
                 }
             }
             SlotState::Claimed | SlotState::Pending => soon = true,
         }
         way += 1;
     }
-    if soon && matches!(best, Vacancy::None) {
-        best = Vacancy::Soon;
+    if best < WAYS {
+        Vacancy::At(best, best_life)
+    } else if soon {
+        Vacancy::Soon
+    } else {
+        Vacancy::None
     }
-    best
 }
 
 enum Settled {
@@ -367,7 +372,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;
-        let mut best: Option<(u32, Life)> = None;
+        let (mut best, mut best_life) = (0, Life::from_word(0));
         let mut best_age = 0;
         let mut way = 0;
         while way < WAYS {
@@ -382,14 +387,16 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
             };
             if age > best_age {
                 best_age = age;
-                best = Some((index, life));
+                (best, best_life) = (index, life);
             }
             way += 1;
         }
-        let (index, seen) = best?;
-        let claimed = seen.claimed();
-        if slots.slot(index)?.exchange(seen, claimed) {
-            return Some((index, claimed));
+        if best_age == 0 {
+            return None;
+        }
+        let claimed = best_life.claimed();
+        if slots.slot(best)?.exchange(best_life, claimed) {
+            return Some((best, claimed));
         }
     }
     None

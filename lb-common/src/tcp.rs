@@ -87,9 +87,6 @@ pub enum TcpState {
     ServerReset = 9,
 }
 
-/// How many values [`TcpState`] can take, with 0 unused.
-pub const TCP_STATES: usize = 10;
-
 impl TcpState {
     /// Every state.
     pub const ALL: [Self; 9] = [

@@ -1,6 +1,7 @@
 //! Steadfast in user space: the daemon's parts and the command line's parts.
 
 pub mod config;
+pub mod dataplane;
 pub mod health;
 pub mod net;
 pub mod redirect;

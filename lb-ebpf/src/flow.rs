@@ -1,0 +1,180 @@
+//! What both directions do with a flow: keep it alive, follow its state, and retire it.
+
+use lb_common::{
+    clock::Ticks,
+    flow::{FLOW_WORDS, FlowKey, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
+    life::{Life, SlotState},
+    ports::{self, Cells as _, PortRange},
+    sticky::{self, StickyKey, reference},
+    table::{Found, Slot, Slots as _},
+    tcp::{Direction, TcpState, in_window, worth_recording},
+};
+
+use crate::{
+    maps::{self, Flows, Ports, StickyTable},
+    packet::Segment,
+    pipeline::World,
+};
+
+/// A deadline is moved when it would move by at least this much: one store a second at most, not one a packet.
+const REFRESH: u32 = 8;
+
+/// Follows a packet of an established flow: sequence numbers, TCP state, deadline.
+#[inline(always)]
+pub(crate) fn follow(
+    world: &World,
+    found: &Found<'_, FLOW_WORDS>,
+    service: u16,
+    segment: &Segment,
+    direction: Direction,
+) -> bool {
+    let (slot, life) = (found.slot, found.life);
+    let recorded = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
+    let last = match direction {
+        Direction::FromClient => recorded.client,
+        Direction::FromServer => recorded.server,
+    };
+    if worth_recording(last, segment.sequence) {
+        let updated = match direction {
+            Direction::FromClient => Sequences {
+                client: segment.sequence,
+                ..recorded
+            },
+            Direction::FromServer => Sequences {
+                server: segment.sequence,
+                ..recorded
+            },
+        };
+        slot.words[SEQUENCE_WORD].store(updated.word());
+    }
+    let near = in_window(last, segment.sequence);
+    let state = TcpState::from_note(life.note());
+    let next = state.next(direction, segment.flags, near);
+    if next as u32 == state as u32 {
+        keep(world, slot, life, service, state);
+    } else {
+        change_state(found.index, life.word(), next as u32);
+    }
+    near
+}
+
+/// Moves the deadline of a flow whose state stays.
+#[inline(always)]
+fn keep(world: &World, slot: &Slot<FLOW_WORDS>, life: Life, service: u16, state: TcpState) {
+    let ahead = life.deadline().0.wrapping_sub(world.now.0);
+    // Closed flows live as long as is left to them: late packets do not keep them.
+    if state.is_closed() {
+        return;
+    }
+    let Some(service) = maps::service(service) else {
+        return;
+    };
+    let idle = world.control.idle(state, service.idle).0;
+    if ahead.wrapping_add(REFRESH) <= idle || ahead > idle {
+        let deadline = world.now.plus(Ticks(idle));
+        let _changed_by_another_core = !slot.exchange(life, life.with_deadline(deadline));
+    }
+}
+
+/// Writes a flow's new state; the one who does counts it as closed, or open again, in its sticky record.
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn change_state(index: u32, life: u64, to: u32) -> u32 {
+    let Some(world) = World::now() else { return 0 };
+    let Some(slot) = Flows.slot(index) else { return 0 };
+    let (life, to) = (Life::from_word(life), TcpState::from_note(to));
+    let words = slot.read();
+    let key = FlowKey::from_words(&words);
+    let Some(service) = maps::service(key.service) else {
+        return 0;
+    };
+    let deadline = world.now.plus(world.control.idle(to, service.idle));
+    if !slot.exchange(life, life.with_note(to as u32).with_deadline(deadline)) {
+        return 0;
+    }
+    let was_closed = TcpState::from_note(life.note()).is_closed();
+    if !was_closed && to.is_closed() {
+        release_record(&world, &words);
+    }
+    if was_closed && !to.is_closed() {
+        hold_record_again(&world, &words, service.persistence);
+    }
+    1
+}
+
+/// Starts the timeout of the sticky record that a flow held.
+#[inline(always)]
+pub(crate) fn release_record(world: &World, words: &[u64; FLOW_WORDS]) {
+    let Some(record) = FlowSticky::from_word(words[STICKY_WORD]).record else {
+        return;
+    };
+    let key = FlowKey::from_words(words);
+    let persistence = maps::service(key.service).map_or(Ticks(1), |service| service.persistence);
+    let deadline = world.now.plus(persistence);
+    sticky::let_go(
+        &StickyTable,
+        record,
+        StickyKey {
+            client: key.client,
+            service: key.service,
+        },
+        deadline,
+    );
+}
+
+/// Counts a flow again that an RST had closed and its sender took back.
+#[inline(always)]
+fn hold_record_again(world: &World, words: &[u64; FLOW_WORDS], persistence: Ticks) {
+    let Some(record) = FlowSticky::from_word(words[STICKY_WORD]).record else {
+        return;
+    };
+    let Some(slot) = StickyTable.slot(record.slot) else {
+        return;
+    };
+    let life = slot.life();
+    if matches!(life.state(), SlotState::Live) && reference(record.slot, life) == record {
+        let found = Found {
+            index: record.slot,
+            slot,
+            life,
+        };
+        let _forgotten = !sticky::hold(&found, world.now.plus(persistence));
+    }
+}
+
+/// Gives back what the flow in a claimed slot held: its sticky record, unless it was closed before, and its SNAT port.
+/// `life` is the flow's own, from before the claim.
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn retire(index: u32, life: u64) -> u32 {
+    let Some(world) = World::now() else { return 0 };
+    let Some(slot) = Flows.slot(index) else { return 0 };
+    let words = slot.read();
+    if !TcpState::from_note(Life::from_word(life).note()).is_closed() {
+        release_record(&world, &words);
+    }
+    if let Some(cell) = cell_of(&world, &FlowServer::from_word(words[SERVER_WORD])) {
+        ports::give_back(cell, index, world.now);
+    }
+    1
+}
+
+/// The cells of the ports from a source address to an endpoint.
+#[inline(always)]
+pub(crate) fn port_range(world: &World, endpoint: u16, source: u8) -> PortRange {
+    PortRange {
+        pair: u32::from(endpoint) * u32::from(world.snat.sources) + u32::from(source),
+        count: world.snat.ports,
+    }
+}
+
+/// The cell of a flow's SNAT port.
+#[inline(always)]
+pub(crate) fn cell_of(world: &World, to: &FlowServer) -> Option<&'static lb_common::word::Word> {
+    let offset = world.port_offset(to.snat_port)?;
+    (&Ports).cell(port_range(world, to.endpoint, to.source).index(offset))
+}

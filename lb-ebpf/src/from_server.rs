@@ -1,0 +1,145 @@
+//! A segment from a real server to one of the SNAT ports.
+
+use lb_common::{
+    flow::{
+        FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD, Sequences,
+    },
+    life::SlotState,
+    ports::{Cells as _, Owner, PortCell},
+    reason::Reason,
+    server::{ServerState, Servers as _},
+    service::Service,
+    table::{Found, Kind as _, Slots as _},
+    tcp::{Direction, TcpState},
+};
+
+use crate::{
+    count, flow,
+    maps::{self, Flows, HalfOpen, Ports, ServerTable},
+    open,
+    packet::{Packet, Rewrite, Segment, Tuple},
+    pipeline::World,
+};
+
+/// A flow found by its SNAT port.
+pub(crate) struct Return {
+    pub found: Found<'static, FLOW_WORDS>,
+    pub half_open: bool,
+    pub key: FlowKey,
+    pub to: FlowServer,
+    pub service: Service,
+}
+
+/// The flow that has this SNAT port (as on the wire).
+#[inline(always)]
+pub(crate) fn by_port(world: &World, endpoint: u16, source: u8, port: u16) -> Option<Return> {
+    let offset = world.port_offset(port)?;
+    let cell = (&Ports).cell(flow::port_range(world, endpoint, source).index(offset))?;
+    let (index, half_open, slot) = match PortCell::from_word(cell.load()).owner {
+        Owner::Flow(index) => (index, false, (&Flows).slot(index)?),
+        Owner::HalfOpen(index) => (index, true, (&HalfOpen).slot(index)?),
+        Owner::Free => return None,
+    };
+    let life = slot.life();
+    let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
+    let ours = to.endpoint == endpoint && to.source == source && to.snat_port == port;
+    if !ours || !matches!(life.state(), SlotState::Live) || FlowKind::expired(life, world.now) {
+        return None;
+    }
+    let key = FlowKey::from_words(&[
+        slot.words[0].load(),
+        slot.words[1].load(),
+        slot.words[2].load(),
+        0,
+        0,
+        0,
+        0,
+    ]);
+    let service = maps::service(key.service)?;
+    Some(Return {
+        found: Found { index, slot, life },
+        half_open,
+        key,
+        to,
+        service,
+    })
+}
+
+/// Decides on a segment from a server.
+#[inline(always)]
+pub(crate) fn segment(
+    world: &World,
+    packet: &Packet,
+    segment: &Segment,
+    endpoint: u16,
+    source: u8,
+) -> Result<Reason, Reason> {
+    let back =
+        by_port(world, endpoint, source, segment.tuple.destination_port).ok_or(Reason::NoReturnFlow)?;
+    let gone = match ServerTable.present(back.to.server) {
+        Some(server) => server.endpoint != endpoint || server.state.has(ServerState::RESETS),
+        None => true,
+    };
+    let next_hop = back.found.slot.words[HOP_WORD].load();
+    if gone || !back.found.still() {
+        return Err(Reason::NoReturnFlow);
+    }
+    if segment.ttl <= 1 {
+        return Err(Reason::TtlExceeded);
+    }
+    if back.half_open {
+        answer(world, segment, &back);
+    } else {
+        flow::follow(
+            world,
+            &back.found,
+            back.key.service,
+            segment,
+            Direction::FromServer,
+        );
+    }
+    count::packet_out(back.key.service, back.to.server, packet.length());
+    packet.rewrite_segment(
+        segment,
+        &Rewrite {
+            next_hop,
+            tuple: Tuple {
+                source: back.service.address,
+                destination: back.key.client,
+                source_port: back.key.service_port,
+                destination_port: back.key.client_port,
+            },
+        },
+    );
+    Ok(Reason::Returned)
+}
+
+/// The server's answer to a half-open flow's SYN: its number is what the client must acknowledge.
+#[inline(always)]
+fn answer(world: &World, segment: &Segment, back: &Return) {
+    let slot = back.found.slot;
+    let life = back.found.life;
+    let numbers = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
+    let handshake = matches!(
+        TcpState::from_note(life.note()),
+        TcpState::SynSent | TcpState::SynReceived
+    );
+    if handshake && segment.flags.is_syn_ack() && segment.acknowledgment == numbers.client.wrapping_add(1) {
+        slot.words[SEQUENCE_WORD].store(
+            Sequences {
+                server: segment.sequence,
+                ..numbers
+            }
+            .word(),
+        );
+        let deadline = world
+            .now
+            .plus(world.control.idle(TcpState::SynReceived, back.service.idle));
+        let answered = life
+            .with_note(TcpState::SynReceived as u32)
+            .with_deadline(deadline);
+        let _overwritten_by_another = !slot.exchange(life, answered);
+    } else {
+        open::keep_overflow(world, &back.found, back.key.service);
+    }
+}

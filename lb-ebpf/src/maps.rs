@@ -1,0 +1,181 @@
+//! The program's maps, under the names and sizes of `lb_common::maps`.
+
+use aya_ebpf::{
+    btf_maps::{Array, ArrayOfMaps, PerCpuArray},
+    macros::btf_map,
+};
+use lb_common::{
+    control::{Control, LAYOUT_VERSION},
+    flow::{FLOW_WORDS, FlowSlot},
+    maps::{self, INNER_MAP, MMAPABLE, Traffic},
+    ports::Cells,
+    reason::REASONS,
+    server::{ServerSlot, Servers},
+    service::{Index, IndexSlot, Service, ServiceSlot},
+    sticky::{STICKY_WORDS, StickySlot},
+    table::{Slot, Slots},
+    word::Word,
+};
+
+const MMAP: usize = MMAPABLE as usize;
+
+#[btf_map(name = "CONTROL")]
+static CONTROL: Array<Control, { maps::CONTROL.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "SERVICE_INDEX")]
+static SERVICE_INDEX: Array<IndexSlot, { maps::SERVICE_INDEX.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "SERVICES")]
+static SERVICES: Array<ServiceSlot, { maps::SERVICES.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "SERVERS")]
+static SERVERS: Array<ServerSlot, { maps::SERVERS.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "FLOWS")]
+static FLOWS: Array<FlowSlot, { maps::FLOWS.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "HALF_OPEN")]
+static HALF_OPEN: Array<FlowSlot, { maps::HALF_OPEN.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "STICKY")]
+static STICKY: Array<StickySlot, { maps::STICKY.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "PORT_CELLS")]
+static PORT_CELLS: Array<Word, { maps::PORT_CELLS.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "PORT_CURSORS")]
+static PORT_CURSORS: Array<Word, { maps::PORT_CURSORS.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "SCHEDULE")]
+static SCHEDULE: ArrayOfMaps<Array<u64, 2, { INNER_MAP as usize }>, { maps::SCHEDULE.max_entries as usize }> =
+    ArrayOfMaps::new();
+#[btf_map(name = "REASONS")]
+static REASON_COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
+#[btf_map(name = "SERVICE_COUNTERS")]
+static SERVICE_COUNTERS: PerCpuArray<Traffic, { maps::SERVICE_COUNTERS.max_entries as usize }> =
+    PerCpuArray::new();
+#[btf_map(name = "SERVER_COUNTERS")]
+static SERVER_COUNTERS: PerCpuArray<Traffic, { maps::SERVER_COUNTERS.max_entries as usize }> =
+    PerCpuArray::new();
+
+/// Buckets of each table, less one; set when the program is loaded, with the sizes of the maps.
+#[unsafe(no_mangle)]
+static FLOW_BUCKET_MASK: u32 = maps::FLOWS.max_entries / lb_common::table::BUCKET - 1;
+#[unsafe(no_mangle)]
+static HALF_OPEN_BUCKET_MASK: u32 = maps::HALF_OPEN.max_entries / lb_common::table::BUCKET - 1;
+#[unsafe(no_mangle)]
+static STICKY_BUCKET_MASK: u32 = maps::STICKY.max_entries / lb_common::table::BUCKET - 1;
+
+#[inline(always)]
+fn constant(value: &'static u32) -> u32 {
+    // SAFETY: a static is valid and aligned; volatile, because the loader replaces the value.
+    unsafe { core::ptr::read_volatile(value) }
+}
+
+/// The settings, once the daemon has made them.
+#[inline(always)]
+pub(crate) fn control() -> Option<&'static Control> {
+    let control = CONTROL.get(0)?;
+    if control.layout.load() == LAYOUT_VERSION {
+        Some(control)
+    } else {
+        None
+    }
+}
+
+/// The service with this id, if the id is in use.
+#[inline(always)]
+pub(crate) fn service(id: u16) -> Option<Service> {
+    Service::load(SERVICES.get(u32::from(id))?)
+}
+
+/// The value at `index` of a service's scheduler table.
+#[inline(always)]
+pub(crate) fn schedule(service: u16, index: u32) -> Option<u64> {
+    SCHEDULE.get_value(u32::from(service), &index).copied()
+}
+
+/// This CPU's counter of a reason.
+#[inline(always)]
+pub(crate) fn reason_counter(reason: u32) -> Option<*mut u64> {
+    REASON_COUNTERS.get_ptr_mut(reason)
+}
+
+/// This CPU's counters of a service.
+#[inline(always)]
+pub(crate) fn service_traffic(id: u16) -> Option<*mut Traffic> {
+    SERVICE_COUNTERS.get_ptr_mut(u32::from(id))
+}
+
+/// This CPU's counters of a server.
+#[inline(always)]
+pub(crate) fn server_traffic(id: u16) -> Option<*mut Traffic> {
+    SERVER_COUNTERS.get_ptr_mut(u32::from(id))
+}
+
+/// The established flows.
+pub(crate) struct Flows;
+
+impl Slots<FLOW_WORDS> for Flows {
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<&Slot<FLOW_WORDS>> {
+        FLOWS.get(index)
+    }
+    #[inline(always)]
+    fn bucket_mask(&self) -> u32 {
+        constant(&FLOW_BUCKET_MASK)
+    }
+}
+
+/// The half-open flows.
+pub(crate) struct HalfOpen;
+
+impl Slots<FLOW_WORDS> for HalfOpen {
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<&Slot<FLOW_WORDS>> {
+        HALF_OPEN.get(index)
+    }
+    #[inline(always)]
+    fn bucket_mask(&self) -> u32 {
+        constant(&HALF_OPEN_BUCKET_MASK)
+    }
+}
+
+/// The sticky records.
+pub(crate) struct StickyTable;
+
+impl Slots<STICKY_WORDS> for StickyTable {
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<&Slot<STICKY_WORDS>> {
+        STICKY.get(index)
+    }
+    #[inline(always)]
+    fn bucket_mask(&self) -> u32 {
+        constant(&STICKY_BUCKET_MASK)
+    }
+}
+
+/// The SNAT ports.
+pub(crate) struct Ports;
+
+impl Cells for Ports {
+    #[inline(always)]
+    fn cell(&self, index: u32) -> Option<&Word> {
+        PORT_CELLS.get(index)
+    }
+    #[inline(always)]
+    fn cursor(&self, pair: u32) -> Option<&Word> {
+        PORT_CURSORS.get(pair)
+    }
+}
+
+/// The real servers.
+pub(crate) struct ServerTable;
+
+impl Servers for ServerTable {
+    #[inline(always)]
+    fn server(&self, id: u16) -> Option<&ServerSlot> {
+        SERVERS.get(u32::from(id))
+    }
+}
+
+/// The services and endpoints by address and port.
+pub(crate) struct ServiceIndex;
+
+impl Index for ServiceIndex {
+    #[inline(always)]
+    fn entry(&self, index: u32) -> Option<&IndexSlot> {
+        SERVICE_INDEX.get(index)
+    }
+}

@@ -1,0 +1,168 @@
+//! The shared maps, from user space.
+//!
+//! Whatever is mapped memory is a [`Region`], in the kernel's maps or on the heap alike, and works through the traits
+//! and algorithms of `lb_common`, the same that the program uses. What needs a system call is behind [`Kernel`], with a
+//! real body (`pinned.rs`), a fake one ([`fake`]) and a faulty one.
+
+use lb_common::{
+    clock::Ticks,
+    control::Control,
+    flow::FlowSlot,
+    hash::HashKey,
+    maps::{ServerInfo, ServiceInfo, Traffic},
+    ports::Cells,
+    server::{ServerSlot, Servers},
+    service::{Index, IndexSlot, ServiceSlot},
+    sticky::StickySlot,
+    table::{BUCKET, Slot, Slots},
+    word::Word,
+};
+
+pub mod fake;
+pub mod region;
+
+pub use region::Region;
+
+/// What of the maps needs a system call.
+pub trait Kernel: Send + Sync {
+    /// The kernel's `jiffies_64` now.
+    ///
+    /// # Errors
+    /// The clock program could not be run.
+    fn jiffies(&self) -> anyhow::Result<u64>;
+
+    /// Replaces a service's scheduler table whole; no packet sees half of it.
+    ///
+    /// # Errors
+    /// The kernel refused the new inner map.
+    fn set_schedule(&self, service: u16, values: &[u64]) -> anyhow::Result<()>;
+
+    /// A service's scheduler table, if it has one.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    fn schedule(&self, service: u16) -> anyhow::Result<Option<Vec<u64>>>;
+
+    /// Packets by reason, summed over CPUs, in the order of `Reason::ALL`.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    fn reasons(&self) -> anyhow::Result<Vec<u64>>;
+
+    /// A service's traffic, summed over CPUs.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    fn service_traffic(&self, service: u16) -> anyhow::Result<Traffic>;
+
+    /// A server's traffic, summed over CPUs.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    fn server_traffic(&self, server: u16) -> anyhow::Result<Traffic>;
+
+    /// Sets a service's or server's counters to zero, when its id is given to another.
+    ///
+    /// # Errors
+    /// The map could not be written.
+    fn clear_traffic(&self, of: CountersOf) -> anyhow::Result<()>;
+}
+
+/// Whose counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CountersOf {
+    /// The service with this id.
+    Service(u16),
+    /// The server with this id.
+    Server(u16),
+}
+
+/// All maps.
+pub struct Maps {
+    /// Settings.
+    pub control: Region<Control>,
+    /// Services and endpoints by address and port, two generations.
+    pub service_index: Region<IndexSlot>,
+    /// Services by id.
+    pub services: Region<ServiceSlot>,
+    /// Servers by id.
+    pub servers: Region<ServerSlot>,
+    /// Established flows.
+    pub flows: Region<FlowSlot>,
+    /// Half-open flows.
+    pub half_open: Region<FlowSlot>,
+    /// Sticky records.
+    pub sticky: Region<StickySlot>,
+    /// SNAT ports.
+    pub port_cells: Region<Word>,
+    /// The next SNAT port.
+    pub port_cursors: Region<Word>,
+    /// Labels and settings of services.
+    pub service_info: Region<ServiceInfo>,
+    /// Labels and states of servers.
+    pub server_info: Region<ServerInfo>,
+    /// The rest.
+    pub kernel: Box<dyn Kernel>,
+}
+
+impl Maps {
+    /// The settings.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.control[0]
+    }
+
+    /// The secret of the tables.
+    #[must_use]
+    pub fn key(&self) -> HashKey {
+        self.control().key()
+    }
+
+    /// The data path's time now.
+    ///
+    /// # Errors
+    /// The clock program could not be run.
+    pub fn now(&self) -> anyhow::Result<Ticks> {
+        Ok(Ticks::from_jiffies(self.kernel.jiffies()?))
+    }
+}
+
+impl<const N: usize> Slots<N> for Region<Slot<N>> {
+    fn slot(&self, index: u32) -> Option<&Slot<N>> {
+        self.get(index as usize)
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "tables have fewer than 2^32 slots")]
+    fn bucket_mask(&self) -> u32 {
+        (self.len() as u32 / BUCKET).wrapping_sub(1)
+    }
+}
+
+/// The SNAT ports of [`Maps`].
+pub struct PortMaps<'a>(pub &'a Maps);
+
+impl Cells for PortMaps<'_> {
+    fn cell(&self, index: u32) -> Option<&Word> {
+        self.0.port_cells.get(index as usize)
+    }
+
+    fn cursor(&self, pair: u32) -> Option<&Word> {
+        self.0.port_cursors.get(pair as usize)
+    }
+}
+
+impl Servers for Region<ServerSlot> {
+    fn server(&self, id: u16) -> Option<&ServerSlot> {
+        self.get(usize::from(id))
+    }
+}
+
+/// The service index of [`Maps`].
+pub struct IndexMap<'a>(pub &'a Region<IndexSlot>);
+
+impl Index for IndexMap<'_> {
+    fn entry(&self, index: u32) -> Option<&IndexSlot> {
+        self.0.get(index as usize)
+    }
+}
+
