@@ -1,7 +1,11 @@
 //! Steadfast in user space: the daemon's parts and the command line's parts.
 
+pub mod api;
 pub mod config;
+pub mod core;
+pub mod daemon;
 pub mod dataplane;
 pub mod health;
 pub mod net;
+pub mod paths;
 pub mod redirect;

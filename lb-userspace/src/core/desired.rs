@@ -1,0 +1,460 @@
+//! What the maps should hold: configuration, overlay, health and neighbours in, every map's content out.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use lb_common::TCP;
+use lb_common::address::Address;
+use lb_common::clock::Ticks;
+use lb_common::maglev::{self, Candidate};
+use lb_common::maps::{ServerInfo, ServiceInfo};
+use lb_common::server::{Server, ServerState, Servers as _};
+use lb_common::service::{EntryKind, IndexEntry, Service};
+
+use super::ids::{Ids, place};
+use super::name::{AdminState, ServerName};
+use super::overlay::Overlay;
+use super::text::padded;
+use crate::config::{self, Config, OnDown, Persistence, Protocol};
+use crate::dataplane::Maps;
+use crate::health::state::Verdict;
+use crate::net::Mac;
+
+/// A server's health, as the info map shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerHealth {
+    /// `None`: not known yet, and taken for up, so that a cold start serves at once.
+    pub verdict: Option<Verdict>,
+    /// Since when, seconds since 1970; zero: unknown.
+    pub since: u64,
+    /// Why.
+    pub reason: String,
+    /// When the server's certificate expires, seconds since 1970; zero: unknown.
+    pub certificate_expires: u64,
+}
+
+/// A server that is not configured any more, but still has open flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// Its entry, as it was.
+    pub server: Server,
+    /// What was said about it.
+    pub info: ServerInfo,
+    /// Whether its flows are reset instead of left to finish.
+    pub reset: bool,
+}
+
+/// Everything that decides.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// The effective configuration.
+    pub config: &'a Config,
+    /// Administrative states.
+    pub overlay: &'a Overlay,
+    /// Health by server id; a server that is not there is unknown.
+    pub health: &'a BTreeMap<u16, ServerHealth>,
+    /// The next hop's MAC address by server id, where it is known.
+    pub macs: &'a BTreeMap<u16, Mac>,
+    /// Servers that only finish their flows, by id.
+    pub leaving: &'a BTreeMap<u16, Leaving>,
+    /// Numbers of everything in `config`.
+    pub ids: &'a Ids,
+    /// Jiffies in a second.
+    pub hz: u64,
+    /// The scheduler's secret.
+    pub seed: u64,
+}
+
+/// The content of the maps. What is not in it is not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Services by id.
+    pub services: BTreeMap<u16, (Service, ServiceInfo)>,
+    /// Servers by id.
+    pub servers: BTreeMap<u16, (Server, ServerInfo)>,
+    /// The index.
+    pub index: Vec<IndexEntry>,
+    /// The scheduler's tables by id of their tcp service, as the inner map's values.
+    pub schedules: BTreeMap<u16, Vec<u64>>,
+}
+
+/// Something has no number: `ids` are another configuration's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} was given no number (a defect of Steadfast: please report it)")]
+pub struct NoId(pub String);
+
+/// What the maps should hold.
+///
+/// # Errors
+/// [`NoId`] when `ids` were not assigned for `config`.
+pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, NoId> {
+    let mut out = Desired::default();
+    let mut index = BTreeMap::new();
+    for service in &inputs.config.services {
+        one_service(inputs, service, &mut out, &mut index)?;
+    }
+    for (id, leaving) in inputs.leaving {
+        out.servers
+            .entry(*id)
+            .or_insert_with(|| leave(leaving, inputs.macs.get(id)));
+    }
+    for (server, _) in out.servers.values() {
+        let entry = endpoint(server);
+        index.entry(place(server)).or_insert(entry);
+    }
+    out.index = index.into_values().collect();
+    Ok(out)
+}
+
+/// What may be sent to a server.
+#[must_use]
+pub const fn server_state(
+    admin: AdminState,
+    health: Option<Verdict>,
+    weight: u16,
+    on_down: OnDown,
+    reachable: bool,
+) -> ServerState {
+    let down = matches!(health, Some(Verdict::Down));
+    let mut bits = ServerState::PRESENT;
+    if reachable {
+        bits |= ServerState::REACHABLE;
+    }
+    if matches!(admin, AdminState::Online) && !down && weight > 0 {
+        bits |= ServerState::TAKES_NEW;
+    }
+    if !matches!(admin, AdminState::Halt) && !down {
+        bits |= ServerState::TAKES_KNOWN;
+    }
+    if matches!(admin, AdminState::Halt) || (down && matches!(on_down, OnDown::Reset)) {
+        bits |= ServerState::RESETS;
+    }
+    ServerState(bits)
+}
+
+/// Servers that the live maps have and `config` has not, and that `has_flows`: they finish them. `reset` are those
+/// whose flows are not to be waited for. Of a service that is gone, nothing is left to finish.
+#[must_use]
+pub fn leaving(
+    maps: &Maps,
+    config: &Config,
+    ids: &Ids,
+    has_flows: impl Fn(u16) -> bool,
+    reset: impl Fn(u16) -> bool,
+) -> BTreeMap<u16, Leaving> {
+    let tcp = |service: &&config::Service| service.protocol == Protocol::Tcp;
+    let services: Vec<u16> = config
+        .services
+        .iter()
+        .filter(tcp)
+        .filter_map(|service| Some(ids.service(service.label.as_str())?.id))
+        .collect();
+    let configured: Vec<u16> = config
+        .services
+        .iter()
+        .filter(tcp)
+        .flat_map(|service| {
+            let name = |server: &config::Server| {
+                ids.server(&ServerName::new(service.label.as_str(), server.label.as_str()))
+            };
+            service.real_servers.iter().filter_map(name)
+        })
+        .collect();
+    let mut out = BTreeMap::new();
+    for id in 0..u16::try_from(maps.servers.len()).unwrap_or(u16::MAX) {
+        let Some(server) = maps.servers.present(id) else {
+            continue;
+        };
+        if configured.contains(&id) || !services.contains(&server.service) || !has_flows(id) {
+            continue;
+        }
+        if let Some(info) = maps.server_info.read(usize::from(id)) {
+            let reset = reset(id) || server.state.has(ServerState::RESETS);
+            out.insert(id, Leaving { server, info, reset });
+        }
+    }
+    out
+}
+
+fn one_service(
+    inputs: &Inputs<'_>,
+    service: &config::Service,
+    out: &mut Desired,
+    index: &mut BTreeMap<SocketAddr, IndexEntry>,
+) -> Result<(), NoId> {
+    let label = service.label.as_str();
+    let number = inputs.ids.service(label).ok_or_else(|| NoId(label.to_owned()))?;
+    let port = service.ports.first().copied().unwrap_or_default();
+    out.services
+        .insert(number.id, service_entry(service, port, number.since, inputs.hz));
+    let (kind, is_tcp) = match service.protocol {
+        Protocol::Tcp => (EntryKind::Service, true),
+        Protocol::Http => (EntryKind::Local, false),
+    };
+    let entry = |port: u16, kind, id| IndexEntry {
+        address: Address::from(service.address),
+        port: port.to_be(),
+        protocol: TCP,
+        kind,
+        id,
+    };
+    index.insert(
+        SocketAddr::new(service.address, port),
+        entry(port, kind, number.id),
+    );
+    if !is_tcp {
+        return Ok(());
+    }
+    // Of the services that share an address, the last one's number is as good as any.
+    index.insert(
+        SocketAddr::new(service.address, 0),
+        entry(0, EntryKind::Address, number.id),
+    );
+    let mut candidates = Vec::new();
+    for server in &service.real_servers {
+        let name = ServerName::new(label, server.label.as_str());
+        let id = inputs.ids.server(&name).ok_or_else(|| NoId(name.to_string()))?;
+        let (entry, info) = server_entry(inputs, service, server, number.id, id, &name)?;
+        if entry.state.has(ServerState::TAKES_NEW) {
+            candidates.push(Candidate {
+                id,
+                address: entry.address,
+                port: entry.port,
+                weight: u32::from(server.weight),
+            });
+        }
+        out.servers.insert(id, (entry, info));
+    }
+    // By the number of configured servers, so that one that goes down does not change the size.
+    let size = maglev::size_for(service.real_servers.len());
+    let table = maglev::build(inputs.seed, &candidates, size);
+    out.schedules.insert(number.id, table.to_values());
+    Ok(())
+}
+
+fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (Service, ServiceInfo) {
+    let address = Address::from(service.address);
+    let persistence_ms = match service.persistence {
+        Persistence::SourceIp { timeout } if service.protocol == Protocol::Tcp => millis(timeout),
+        _ => 0,
+    };
+    let idle_ms = millis(service.idle_timeout);
+    let entry = Service {
+        address,
+        persistence: match persistence_ms {
+            0 => Ticks(0),
+            timeout => Ticks::span_of_millis(timeout, hz),
+        },
+        idle: Ticks::span_of_millis(idle_ms, hz),
+    };
+    let info = ServiceInfo {
+        label: padded(service.label.as_str()),
+        address: address.0,
+        persistence_ms,
+        idle_ms,
+        since,
+        port,
+        protocol: match service.protocol {
+            Protocol::Tcp => 1,
+            Protocol::Http => 2,
+        },
+        forwarding: 1,
+        reserved: 0,
+    };
+    (entry, info)
+}
+
+fn server_entry(
+    inputs: &Inputs<'_>,
+    service: &config::Service,
+    server: &config::Server,
+    service_id: u16,
+    id: u16,
+    name: &ServerName,
+) -> Result<(Server, ServerInfo), NoId> {
+    let at = SocketAddr::new(server.address, server.port);
+    let endpoint = inputs.ids.endpoint(at).ok_or_else(|| NoId(at.to_string()))?;
+    let unknown = ServerHealth::default();
+    let health = inputs.health.get(&id).unwrap_or(&unknown);
+    let mac = inputs.macs.get(&id).copied();
+    let admin = inputs.overlay.state(name);
+    let state = server_state(
+        admin,
+        health.verdict,
+        server.weight,
+        service.on_down,
+        mac.is_some(),
+    );
+    let address = Address::from(server.address);
+    let entry = Server {
+        address,
+        port: server.port.to_be(),
+        endpoint,
+        service: service_id,
+        mac: mac.unwrap_or_default(),
+        state,
+    };
+    let info = ServerInfo {
+        label: padded(server.label.as_str()),
+        address: address.0,
+        health_since: health.since,
+        certificate_expires: health.certificate_expires,
+        service: service_id,
+        port: server.port,
+        weight: server.weight,
+        state: admin.number(),
+        health: health_number(health.verdict),
+        health_reason: padded(&health.reason),
+    };
+    Ok((entry, info))
+}
+
+/// The entry of a server that only finishes its flows.
+fn leave(leaving: &Leaving, mac: Option<&Mac>) -> (Server, ServerInfo) {
+    let mut bits = ServerState::PRESENT;
+    if mac.is_some() {
+        bits |= ServerState::REACHABLE;
+    }
+    if leaving.reset {
+        bits |= ServerState::RESETS;
+    }
+    let server = Server {
+        mac: mac.copied().unwrap_or_default(),
+        state: ServerState(bits),
+        ..leaving.server
+    };
+    let info = ServerInfo {
+        weight: 0,
+        state: if leaving.reset {
+            AdminState::Halt.number()
+        } else {
+            AdminState::Drain.number()
+        },
+        health_reason: padded("removed: finishing its open connections"),
+        ..leaving.info
+    };
+    (server, info)
+}
+
+const fn endpoint(server: &Server) -> IndexEntry {
+    IndexEntry {
+        address: server.address,
+        port: server.port,
+        protocol: TCP,
+        kind: EntryKind::Endpoint,
+        id: server.endpoint,
+    }
+}
+
+/// A verdict's number in [`ServerInfo`].
+#[must_use]
+pub const fn health_number(verdict: Option<Verdict>) -> u8 {
+    match verdict {
+        None => 0,
+        Some(Verdict::Up) => 1,
+        Some(Verdict::Down) => 2,
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The address of a service's or server's info.
+#[must_use]
+pub fn ip(words: [u64; 2]) -> IpAddr {
+    IpAddr::from(Address(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::{Case, config};
+
+    #[test]
+    fn what_may_be_sent_to_a_server_follows_from_state_health_weight_and_neighbour() {
+        use AdminState::{Drain, Halt, Online};
+        const N: u16 = ServerState::TAKES_NEW;
+        const K: u16 = ServerState::TAKES_KNOWN;
+        const R: u16 = ServerState::RESETS;
+        let (up, down) = (Some(Verdict::Up), Some(Verdict::Down));
+        let table = [
+            (Online, None, 100, OnDown::Reset, N | K),
+            (Online, up, 100, OnDown::Reset, N | K),
+            (Online, up, 100, OnDown::Keep, N | K),
+            (Online, up, 0, OnDown::Reset, K),
+            (Online, None, 0, OnDown::Reset, K),
+            (Online, down, 100, OnDown::Reset, R),
+            (Online, down, 100, OnDown::Keep, 0),
+            (Online, down, 0, OnDown::Keep, 0),
+            (Drain, None, 100, OnDown::Reset, K),
+            (Drain, up, 100, OnDown::Reset, K),
+            (Drain, up, 0, OnDown::Reset, K),
+            (Drain, down, 100, OnDown::Reset, R),
+            (Drain, down, 100, OnDown::Keep, 0),
+            (Halt, None, 100, OnDown::Reset, R),
+            (Halt, up, 100, OnDown::Keep, R),
+            (Halt, up, 0, OnDown::Keep, R),
+            (Halt, down, 100, OnDown::Keep, R),
+            (Halt, down, 100, OnDown::Reset, R),
+        ];
+        for (admin, health, weight, on_down, expected) in table {
+            for (reachable, more) in [(false, 0), (true, ServerState::REACHABLE)] {
+                assert_eq!(
+                    server_state(admin, health, weight, on_down, reachable).0,
+                    ServerState::PRESENT | expected | more,
+                    "{admin} {health:?} {weight} {on_down} {reachable}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_follows_those_that_take_new_clients_and_keeps_its_size() {
+        let mut case = Case::new(config(&[("V", 150, &[("a", 1), ("b", 2), ("c", 3)])]));
+        let places = |case: &Case| {
+            let desired = case.desired();
+            maglev::Table::from_values(&desired.schedules[&0]).unwrap()
+        };
+        let before = places(&case);
+        let b = case.id("V", "b");
+        assert!(before.places().contains(&b));
+        case.overlay
+            .set_state(ServerName::new("V", "b"), AdminState::Drain);
+        let after = places(&case);
+        assert!(!after.places().contains(&b));
+        assert_eq!(before.size(), after.size());
+        // Few of the others' places change hands.
+        let moved = before
+            .places()
+            .iter()
+            .zip(after.places())
+            .filter(|(old, new)| **old != b && old != new);
+        assert!(moved.count() < before.places().len() / 10);
+        case.overlay
+            .set_state(ServerName::new("V", "a"), AdminState::Halt);
+        case.overlay
+            .set_state(ServerName::new("V", "c"), AdminState::Halt);
+        assert!(places(&case).places().iter().all(|id| *id == maglev::NOBODY));
+    }
+
+    #[test]
+    fn a_service_has_its_address_a_local_one_only_its_port_and_servers_their_endpoints() {
+        let yaml = "version: 1\nnode: { interfaces: [eth0] }\nvirtual_services:\n\
+            \x20 - { label: A, address: 192.0.2.150, ports: [443], real_servers: [{ label: s, address: 192.0.2.1 }] }\n\
+            \x20 - { label: B, address: 192.0.2.151, ports: [443], real_servers: [{ label: s, address: 192.0.2.1 }] }\n\
+            \x20 - { label: R, address: 192.0.2.150, ports: [80], protocol: http, force_https: true }\n";
+        let case = Case::new(config::parse("test", yaml).unwrap());
+        let desired = case.desired();
+        let kinds = |kind| desired.index.iter().filter(|entry| entry.kind == kind).count();
+        assert_eq!(kinds(EntryKind::Service), 2);
+        assert_eq!(kinds(EntryKind::Local), 1);
+        assert_eq!(kinds(EntryKind::Address), 2);
+        // Two services' servers at one address and port answer from one endpoint.
+        assert_eq!(kinds(EntryKind::Endpoint), 1);
+        assert_eq!(desired.servers.len(), 2);
+        assert_eq!(desired.services.len(), 3);
+        assert_eq!(desired.schedules.len(), 2);
+    }
+}

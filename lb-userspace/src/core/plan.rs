@@ -1,0 +1,577 @@
+//! What a change would do to clients, before it is made: asked of the live maps with the same functions that the
+//! program uses, so the answer is what will happen.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use lb_common::address::Address;
+use lb_common::choose::{Choice, choose};
+use lb_common::clock::Ticks;
+use lb_common::maglev::{NOBODY, Table, place};
+use lb_common::maps::LABEL_BYTES;
+use lb_common::server::{ServerSlot, ServerState, Servers};
+use lb_common::service::{EntryKind, Service};
+use serde::{Deserialize, Serialize};
+
+use super::desired::Desired;
+use super::rows::{live_flows, live_stickies};
+use super::text::unpadded;
+use crate::dataplane::{Maps, Region};
+
+/// How many clients are listed by address.
+pub const LISTED: usize = 100;
+
+/// What a change does.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What changes in the configuration, a line each.
+    pub changes: Vec<String>,
+    /// The first clients that move, by address.
+    pub moved: Vec<Moved>,
+    /// How many clients move, by from and to.
+    pub moves: Vec<Moves>,
+    /// Connections that are reset or end.
+    pub resets: Vec<Resets>,
+    /// How the scheduler's picks for clients without a record change.
+    pub unknown_changed: Vec<UnknownChanged>,
+    /// Servers that only finish what they have.
+    pub draining: Vec<Draining>,
+    /// What should be known before.
+    pub warnings: Vec<String>,
+}
+
+/// A client with a sticky record whose next connection goes elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Moved {
+    /// The virtual service's label.
+    pub service: String,
+    /// The client.
+    pub client: IpAddr,
+    /// The server that its next connection would go to now; nothing: it would be refused.
+    pub from: Option<String>,
+    /// The server that it goes to after the change; nothing: it is refused.
+    pub to: Option<String>,
+}
+
+/// How many clients move from one server to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moves {
+    /// The virtual service's label.
+    pub service: String,
+    /// From.
+    pub from: Option<String>,
+    /// To.
+    pub to: Option<String>,
+    /// Clients with a sticky record.
+    pub clients: u64,
+}
+
+/// Connections that are reset or end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resets {
+    /// The virtual service's label.
+    pub service: String,
+    /// The real server's label.
+    pub server: String,
+    /// Open connections.
+    pub connections: u64,
+    /// Why.
+    pub reason: String,
+}
+
+/// How the scheduler's picks of a service change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnknownChanged {
+    /// The virtual service's label.
+    pub service: String,
+    /// The share of clients without a record that are sent elsewhere, in percent.
+    pub percent: f64,
+    /// Percent by from and to.
+    pub shares: Vec<Share>,
+}
+
+/// A part of the picks that change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Share {
+    /// From.
+    pub from: Option<String>,
+    /// To.
+    pub to: Option<String>,
+    /// Of all clients without a record.
+    pub percent: f64,
+}
+
+/// A server that only finishes what it has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draining {
+    /// The virtual service's label.
+    pub service: String,
+    /// The real server's label.
+    pub server: String,
+    /// Its open connections.
+    pub connections: u64,
+    /// Clients with a sticky record of it.
+    pub clients: u64,
+    /// When the last record ends if nobody connects again (RFC 3339); nothing: connections are open, and the time
+    /// counts from when the last of them closes.
+    pub empty_at: Option<String>,
+}
+
+/// The maps as they would be.
+struct Future<'a> {
+    desired: &'a Desired,
+    servers: Region<ServerSlot>,
+    tables: BTreeMap<u16, Table>,
+}
+
+impl Servers for Future<'_> {
+    fn server(&self, id: u16) -> Option<&ServerSlot> {
+        self.servers.server(id)
+    }
+}
+
+impl<'a> Future<'a> {
+    fn new(desired: &'a Desired, room: usize) -> Self {
+        let servers: Region<ServerSlot> = Region::heap(room);
+        for (id, (server, _)) in &desired.servers {
+            if let Some(slot) = servers.get(usize::from(*id)) {
+                for (word, value) in slot.iter().zip(server.words()) {
+                    word.store(value);
+                }
+            }
+        }
+        let tables = desired
+            .schedules
+            .iter()
+            .filter_map(|(id, values)| Some((*id, Table::from_values(values)?)))
+            .collect();
+        Self {
+            desired,
+            servers,
+            tables,
+        }
+    }
+
+    /// Whether a service still listens on a port (as on the wire).
+    fn listens(&self, service: u16, address: Address, port: u16) -> bool {
+        self.desired.index.iter().any(|entry| {
+            entry.kind == EntryKind::Service
+                && entry.id == service
+                && entry.address == address
+                && entry.port == port
+        })
+    }
+}
+
+/// The scheduler's pick, as the program makes it.
+#[must_use]
+pub fn pick(table: &Table, seed: u64, client: Address, attempt: u32) -> Option<u16> {
+    let place = place(seed, client, table.size(), attempt);
+    let id = *table.places().get(place as usize)?;
+    (id != NOBODY).then_some(id)
+}
+
+/// Where a client's next connection goes.
+fn next(
+    servers: &impl Servers,
+    table: Option<&Table>,
+    seed: u64,
+    service: u16,
+    client: Address,
+    record: Option<u16>,
+) -> Option<u16> {
+    let pick = |attempt| table.and_then(|table| pick(table, seed, client, attempt));
+    match choose(servers, service, record, pick) {
+        Choice::Sticky(id, _) | Choice::Scheduled(id, _) => Some(id),
+        Choice::Nobody => None,
+    }
+}
+
+/// What bringing the maps to `desired` does. `now` is the data path's time, `clock` the time of day.
+///
+/// # Errors
+/// The kernel's, reading the scheduler's tables.
+pub fn plan(maps: &Maps, desired: &Desired, now: Ticks, clock: Timestamp) -> anyhow::Result<Plan> {
+    let mut tables = BTreeMap::new();
+    for (id, slot) in (0u16..).zip(maps.services.iter()) {
+        if Service::load(slot).is_some()
+            && let Some(values) = maps.kernel.schedule(id)?
+            && let Some(table) = Table::from_values(&values)
+        {
+            tables.insert(id, table);
+        }
+    }
+    let planner = Planner {
+        maps,
+        future: Future::new(desired, maps.servers.len()),
+        tables,
+        seed: maps.control().maglev_seed.load(),
+        now,
+    };
+    let mut plan = Plan::default();
+    planner.movers(&mut plan);
+    planner.resets(&mut plan);
+    planner.unknown(&mut plan);
+    planner.draining(&mut plan, clock);
+    planner.warnings(&mut plan);
+    Ok(plan)
+}
+
+struct Planner<'a> {
+    maps: &'a Maps,
+    future: Future<'a>,
+    tables: BTreeMap<u16, Table>,
+    seed: u64,
+    now: Ticks,
+}
+
+impl Planner<'_> {
+    fn service_now(&self, id: u16) -> Option<Service> {
+        self.maps.services.get(usize::from(id)).and_then(Service::load)
+    }
+
+    /// A service's label: as it is, or as it will be.
+    fn service_label(&self, id: u16) -> String {
+        let live = self
+            .maps
+            .service_info
+            .read(usize::from(id))
+            .map(|info| info.label);
+        let wanted = self.future.desired.services.get(&id).map(|(_, info)| info.label);
+        label(live, wanted, id)
+    }
+
+    fn server_label(&self, id: u16) -> String {
+        let live = self.maps.server_info.read(usize::from(id)).map(|info| info.label);
+        let wanted = self.future.desired.servers.get(&id).map(|(_, info)| info.label);
+        label(live, wanted, id)
+    }
+
+    fn movers(&self, plan: &mut Plan) {
+        let mut counts: BTreeMap<(u16, Option<u16>, Option<u16>), u64> = BTreeMap::new();
+        let mut first: BTreeSet<(IpAddr, u16, Option<u16>, Option<u16>)> = BTreeSet::new();
+        for (_, _, row) in live_stickies(self.maps, self.now) {
+            let service = row.to.service;
+            let Some(before) = self.service_now(service) else {
+                continue;
+            };
+            let after = self
+                .future
+                .desired
+                .services
+                .get(&service)
+                .map(|(service, _)| *service);
+            let record = |service: Service| (service.persistence.0 != 0).then_some(row.to.server);
+            let from = next(
+                &self.maps.servers,
+                self.tables.get(&service),
+                self.seed,
+                service,
+                row.client,
+                record(before),
+            );
+            let to = after.and_then(|after| {
+                let table = self.future.tables.get(&service);
+                next(&self.future, table, self.seed, service, row.client, record(after))
+            });
+            if from == to {
+                continue;
+            }
+            *counts.entry((service, from, to)).or_default() += 1;
+            first.insert((IpAddr::from(row.client), service, from, to));
+            if first.len() > LISTED {
+                first.pop_last();
+            }
+        }
+        let name = |id: Option<u16>| id.map(|id| self.server_label(id));
+        plan.moved = first
+            .into_iter()
+            .map(|(client, service, from, to)| Moved {
+                service: self.service_label(service),
+                client,
+                from: name(from),
+                to: name(to),
+            })
+            .collect();
+        plan.moves = counts
+            .into_iter()
+            .map(|((service, from, to), clients)| Moves {
+                service: self.service_label(service),
+                from: name(from),
+                to: name(to),
+                clients,
+            })
+            .collect();
+    }
+
+    fn resets(&self, plan: &mut Plan) {
+        let mut counts: BTreeMap<(u16, u16, &'static str), u64> = BTreeMap::new();
+        for (_, _, flow) in live_flows(&self.maps.flows, self.now) {
+            let (service, id) = (flow.key.service, flow.to.server);
+            let serves = |servers: &dyn Servers| {
+                servers.server(id).is_some()
+                    && servers.present(id).is_some_and(|server| {
+                        server.endpoint == flow.to.endpoint && !server.state.has(ServerState::RESETS)
+                    })
+            };
+            let Some(before) = self.service_now(service) else {
+                continue;
+            };
+            if flow.state.is_closed() || !serves(&self.maps.servers) {
+                continue;
+            }
+            let reason = if !self
+                .future
+                .listens(service, before.address, flow.key.service_port)
+            {
+                "the virtual service is removed, or has another address or port"
+            } else if !self.future.desired.servers.contains_key(&id) {
+                "the server is removed"
+            } else if !serves(&self.future) {
+                "the server is halted, down, removed at once, or has another address or port"
+            } else {
+                continue;
+            };
+            *counts.entry((service, id, reason)).or_default() += 1;
+        }
+        plan.resets = counts
+            .into_iter()
+            .map(|((service, server, reason), connections)| Resets {
+                service: self.service_label(service),
+                server: self.server_label(server),
+                connections,
+                reason: reason.to_owned(),
+            })
+            .collect();
+    }
+
+    fn unknown(&self, plan: &mut Plan) {
+        for (id, after) in &self.future.tables {
+            let Some(before) = self.tables.get(id) else {
+                continue;
+            };
+            let mut changed: BTreeMap<(u16, u16), u32> = BTreeMap::new();
+            let mut all = 0u32;
+            for (from, to) in pairs(before, after, self.seed) {
+                all += 1;
+                if from != to {
+                    *changed.entry((from, to)).or_default() += 1;
+                }
+            }
+            let percent = |places: u32| f64::from(places) * 100.0 / f64::from(all.max(1));
+            let name = |id: u16| (id != NOBODY).then(|| self.server_label(id));
+            let total: u32 = changed.values().sum();
+            if total > 0 {
+                plan.unknown_changed.push(UnknownChanged {
+                    service: self.service_label(*id),
+                    percent: percent(total),
+                    shares: changed
+                        .into_iter()
+                        .map(|((from, to), places)| Share {
+                            from: name(from),
+                            to: name(to),
+                            percent: percent(places),
+                        })
+                        .collect(),
+                });
+            }
+        }
+    }
+
+    fn draining(&self, plan: &mut Plan, clock: Timestamp) {
+        let desired = self.future.desired;
+        let finishing: BTreeSet<u16> = desired
+            .servers
+            .iter()
+            .filter(|(_, (_, info))| info.state == super::name::AdminState::Drain.number())
+            .map(|(id, _)| *id)
+            .collect();
+        if finishing.is_empty() {
+            return;
+        }
+        let mut rows: BTreeMap<u16, (u64, u64, u32)> = finishing.iter().map(|id| (*id, (0, 0, 0))).collect();
+        for (_, _, flow) in live_flows(&self.maps.flows, self.now) {
+            if let Some(row) = rows.get_mut(&flow.to.server).filter(|_| !flow.state.is_closed()) {
+                row.0 += 1;
+            }
+        }
+        for (_, _, sticky) in live_stickies(self.maps, self.now) {
+            if let Some(row) = rows.get_mut(&sticky.to.server) {
+                row.1 += 1;
+                row.2 = row.2.max(sticky.deadline.since(self.now).0);
+            }
+        }
+        let hz = self.maps.control().hz.load().max(1);
+        for (id, (connections, clients, left)) in rows {
+            let service = desired.servers.get(&id).map_or(0, |(server, _)| server.service);
+            let left = i64::try_from(Ticks(left).as_millis(hz)).unwrap_or(i64::MAX);
+            let empty_at = clock
+                .checked_add(jiff::SignedDuration::from_millis(left))
+                .ok()
+                .and_then(|at| at.round(jiff::Unit::Second).ok());
+            plan.draining.push(Draining {
+                service: self.service_label(service),
+                server: self.server_label(id),
+                connections,
+                clients,
+                empty_at: empty_at.filter(|_| connections == 0).map(|at| at.to_string()),
+            });
+        }
+    }
+
+    fn warnings(&self, plan: &mut Plan) {
+        for id in self.future.desired.schedules.keys() {
+            let servers = self
+                .future
+                .desired
+                .servers
+                .values()
+                .filter(|(server, _)| server.service == *id);
+            let (mut new, mut known) = (0, 0);
+            for (server, _) in servers {
+                new += u32::from(server.state.has(ServerState::TAKES_NEW));
+                known += u32::from(server.state.has(ServerState::TAKES_KNOWN));
+            }
+            let label = self.service_label(*id);
+            if known == 0 {
+                plan.warnings.push(format!(
+                    "{label} has no usable real server: every connection to it is refused"
+                ));
+            } else if new == 0 {
+                plan.warnings.push(format!(
+                    "{label} has no real server that takes new clients: clients without a sticky record are refused"
+                ));
+            }
+        }
+    }
+}
+
+/// The picks before and after: by place where the tables are of one size, else for clients drawn from the seed.
+fn pairs(before: &Table, after: &Table, seed: u64) -> Vec<(u16, u16)> {
+    const DRAWN: u64 = 20_000;
+    if before.size() == after.size() {
+        return before
+            .places()
+            .iter()
+            .copied()
+            .zip(after.places().iter().copied())
+            .collect();
+    }
+    let pick = |table: &Table, client| pick(table, seed, client, 0).unwrap_or(NOBODY);
+    (0..DRAWN)
+        .map(|number| Address([0, lb_common::hash::mix(seed ^ number)]))
+        .map(|client| (pick(before, client), pick(after, client)))
+        .collect()
+}
+
+fn label(live: Option<[u8; LABEL_BYTES]>, wanted: Option<[u8; LABEL_BYTES]>, id: u16) -> String {
+    live.filter(|label| label[0] != 0)
+        .or(wanted)
+        .map_or_else(|| format!("#{id}"), |label| unpadded(&label))
+}
+
+fn to_whom(server: Option<&str>) -> String {
+    server.map_or_else(|| "nobody (refused)".to_owned(), str::to_owned)
+}
+
+/// `1 client`, `2 clients`.
+#[must_use]
+pub fn count(number: u64, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
+impl Plan {
+    /// Clients with a sticky record that move.
+    #[must_use]
+    pub fn clients_moved(&self) -> u64 {
+        self.moves.iter().map(|moves| moves.clients).sum()
+    }
+
+    /// Connections that are reset or end.
+    #[must_use]
+    pub fn connections_reset(&self) -> u64 {
+        self.resets.iter().map(|resets| resets.connections).sum()
+    }
+
+    /// The plan in half a line, for the log.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        format!(
+            "{} moved, {} reset",
+            count(self.clients_moved(), "client"),
+            count(self.connections_reset(), "connection")
+        )
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for change in &self.changes {
+            writeln!(f, "{change}")?;
+        }
+        if self.moves.is_empty() {
+            writeln!(f, "No client with a sticky record moves.")?;
+        }
+        for moves in &self.moves {
+            writeln!(
+                f,
+                "{}: {} from {} to {}.",
+                moves.service,
+                match moves.clients {
+                    1 => "1 client moves".to_owned(),
+                    many => format!("{many} clients move"),
+                },
+                to_whom(moves.from.as_deref()),
+                to_whom(moves.to.as_deref()),
+            )?;
+        }
+        if self.resets.is_empty() {
+            writeln!(f, "No open connection is reset.")?;
+        }
+        for resets in &self.resets {
+            let verb = if resets.connections == 1 { "ends" } else { "end" };
+            writeln!(
+                f,
+                "{}/{}: {} {verb}, because {}.",
+                resets.service,
+                resets.server,
+                count(resets.connections, "open connection"),
+                resets.reason
+            )?;
+        }
+        for changed in &self.unknown_changed {
+            writeln!(
+                f,
+                "{}: of the clients without a record, {:.1} % will be sent to another server than today.",
+                changed.service, changed.percent
+            )?;
+        }
+        for draining in &self.draining {
+            write!(
+                f,
+                "{}/{} drains: {}, {} with a record; ",
+                draining.service,
+                draining.server,
+                count(draining.connections, "open connection"),
+                count(draining.clients, "client"),
+            )?;
+            match &draining.empty_at {
+                Some(at) if draining.clients > 0 => {
+                    writeln!(f, "empty at {at} if none of them connects again.")?;
+                }
+                Some(_) => writeln!(f, "it is empty.")?,
+                None => writeln!(
+                    f,
+                    "empty one persistence timeout after the last connection closes."
+                )?,
+            }
+        }
+        for warning in &self.warnings {
+            writeln!(f, "Note: {warning}.")?;
+        }
+        Ok(())
+    }
+}
