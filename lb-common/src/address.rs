@@ -69,14 +69,7 @@ mod tests {
 
     #[test]
     fn an_address_survives_the_round_trip() {
-        for text in [
-            "192.168.85.150",
-            "0.0.0.0",
-            "255.255.255.255",
-            "2001:db8::1",
-            "::",
-            "::1",
-        ] {
+        for text in ["192.168.85.150", "0.0.0.0", "255.255.255.255", "2001:db8::1", "::", "::1"] {
             let address: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Address::from(address)), address);
             assert_eq!(Address::from(address).is_v4(), address.is_ipv4());

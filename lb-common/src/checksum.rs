@@ -58,10 +58,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn full(bytes: &[u8]) -> u16 {
-        let sum: u64 = bytes
-            .chunks(2)
-            .map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair[1]])))
-            .sum();
+        let sum: u64 = bytes.chunks(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum();
         !fold(sum)
     }
 

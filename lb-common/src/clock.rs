@@ -16,10 +16,7 @@ impl Ticks {
     /// The tick that holds the given value of the kernel's `jiffies_64`.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "32 bits of ticks outlast any uptime"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "32 bits of ticks outlast any uptime")]
     pub const fn from_jiffies(jiffies: u64) -> Self {
         Self((jiffies >> JIFFIES_SHIFT) as u32)
     }

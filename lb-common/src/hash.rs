@@ -13,9 +13,8 @@ pub struct HashKey(pub [u64; 4]);
 #[inline(always)]
 #[must_use]
 pub const fn hash3(key: &HashKey, words: [u64; 3]) -> u64 {
-    let sum = nh(words[0], key.0[0])
-        .wrapping_add(nh(words[1], key.0[1]))
-        .wrapping_add(nh(words[2], key.0[2]));
+    let sum =
+        nh(words[0], key.0[0]).wrapping_add(nh(words[1], key.0[1])).wrapping_add(nh(words[2], key.0[2]));
     mix(sum ^ key.0[3])
 }
 
@@ -40,12 +39,8 @@ pub const fn mix(x: u64) -> u64 {
 mod tests {
     use super::*;
 
-    const KEY: HashKey = HashKey([
-        0x0123_4567_89ab_cdef,
-        0xfedc_ba98_7654_3210,
-        0x0f1e_2d3c_4b5a_6978,
-        0x8796_a5b4_c3d2_e1f0,
-    ]);
+    const KEY: HashKey =
+        HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210, 0x0f1e_2d3c_4b5a_6978, 0x8796_a5b4_c3d2_e1f0]);
 
     #[test]
     fn consecutive_clients_spread_over_buckets() {

@@ -54,10 +54,7 @@ impl PortCell {
     /// The fields of a stored word.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "fields are taken out of a packed word"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub const fn from_word(word: u64) -> Self {
         let slot = (word >> 32) as u32 & SLOT_MASK;
         let owner = match word >> 62 {
@@ -65,10 +62,7 @@ impl PortCell {
             1 => Owner::HalfOpen(slot),
             _ => Owner::Flow(slot),
         };
-        Self {
-            owner,
-            stamp: Ticks(word as u32),
-        }
+        Self { owner, stamp: Ticks(word as u32) }
     }
 }
 
@@ -110,16 +104,9 @@ pub fn claim<C: Cells>(
     quarantine: Ticks,
 ) -> Option<u32> {
     let cursor = cells.cursor(range.pair)?;
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the cursor counts modulo the range"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "the cursor counts modulo the range")]
     let start = (cursor.fetch_add(1) % u64::from(range.count)) as u32;
-    let taken = PortCell {
-        owner: Owner::HalfOpen(owner),
-        stamp: now,
-    }
-    .word();
+    let taken = PortCell { owner: Owner::HalfOpen(owner), stamp: now }.word();
     // No `Option`: its empty half is undefined, and the verifier sees it copied about.
     let (mut second_best, mut second_seen) = (u32::MAX, 0);
     let mut probe = 0;
@@ -161,15 +148,7 @@ pub fn promote(cell: &Word, half_open: u32, flow: u32, now: Ticks) -> bool {
     if PortCell::from_word(seen).owner != Owner::HalfOpen(half_open) {
         return false;
     }
-    cell.compare_exchange(
-        seen,
-        PortCell {
-            owner: Owner::Flow(flow),
-            stamp: now,
-        }
-        .word(),
-    )
-    .is_ok()
+    cell.compare_exchange(seen, PortCell { owner: Owner::Flow(flow), stamp: now }.word()).is_ok()
 }
 
 /// Gives a port back; only its owner's flow can.
@@ -179,14 +158,8 @@ pub fn give_back(cell: &Word, flow: u32, now: Ticks) {
     if PortCell::from_word(seen).owner == Owner::Flow(flow) {
         // A stamp of zero would read as never used.
         let stamp = Ticks(if now.0 == 0 { 1 } else { now.0 });
-        let _taken_by_nobody_else = cell.compare_exchange(
-            seen,
-            PortCell {
-                owner: Owner::Free,
-                stamp,
-            }
-            .word(),
-        );
+        let _taken_by_nobody_else =
+            cell.compare_exchange(seen, PortCell { owner: Owner::Free, stamp }.word());
     }
 }
 

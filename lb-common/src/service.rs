@@ -104,32 +104,20 @@ impl Service {
     /// Reads an entry; `None` if the id is not in use.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "fields are taken out of packed words"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of packed words")]
     pub fn load(slot: &ServiceSlot) -> Option<Self> {
         let address = Address([slot[0].load(), slot[1].load()]);
         if address.0[1] == 0 && address.0[0] == 0 {
             return None;
         }
         let times = slot[2].load();
-        Some(Self {
-            address,
-            persistence: Ticks(times as u32),
-            idle: Ticks((times >> 32) as u32),
-        })
+        Some(Self { address, persistence: Ticks(times as u32), idle: Ticks((times >> 32) as u32) })
     }
 
     /// The words that are stored.
     #[must_use]
     pub const fn words(&self) -> [u64; SERVICE_WORDS] {
-        [
-            self.address.0[0],
-            self.address.0[1],
-            self.persistence.0 as u64 | (self.idle.0 as u64) << 32,
-            0,
-        ]
+        [self.address.0[0], self.address.0[1], self.persistence.0 as u64 | (self.idle.0 as u64) << 32, 0]
     }
 }
 
@@ -160,18 +148,12 @@ pub trait Index {
 #[inline(always)]
 #[must_use]
 pub const fn index_hash(key: &HashKey, address: Address, port: u16, protocol: u8) -> u64 {
-    hash3(
-        key,
-        [address.0[0], address.0[1], port as u64 | (protocol as u64) << 16],
-    )
+    hash3(key, [address.0[0], address.0[1], port as u64 | (protocol as u64) << 16])
 }
 
 /// Finds what listens on (or answers from) an address, port (as on the wire) and protocol.
 #[inline(always)]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "fields are taken out of packed words"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "fields are taken out of packed words")]
 pub fn find_entry<I: Index>(
     index: &I,
     generation: u64,
@@ -191,10 +173,7 @@ pub fn find_entry<I: Index>(
             return None;
         }
         if meta & 0xff_ffff == wanted && slot[0].load() == address.0[0] && slot[1].load() == address.0[1] {
-            return Some(IndexHit {
-                kind: (meta >> 24) as u8,
-                id: (meta >> 32) as u16,
-            });
+            return Some(IndexHit { kind: (meta >> 24) as u8, id: (meta >> 32) as u16 });
         }
         probe += 1;
     }

@@ -69,6 +69,16 @@ impl<const N: usize> Slot<N> {
         out
     }
 
+    /// Copies the words of another slot, that nobody else changes.
+    #[inline(always)]
+    pub fn copy(&self, from: &Self) {
+        let mut i = 0;
+        while i < N {
+            self.words[i].store(from.words[i].load());
+            i += 1;
+        }
+    }
+
     #[inline(always)]
     fn write(&self, words: &[u64; N]) {
         let mut i = 0;
@@ -93,6 +103,11 @@ pub trait Kind<const N: usize> {
     const KEY_MASK: [u64; 3];
     /// Whether a live slot may be taken by another key.
     fn expired(life: Life, now: Ticks) -> bool;
+    /// Whether [`claim_any`] must leave a live slot alone, for the moment.
+    #[inline(always)]
+    fn pinned(_: Life) -> bool {
+        false
+    }
 }
 
 /// A live slot that was found.
@@ -131,10 +146,7 @@ pub enum Insert {
 /// The index of a key's `way`-th slot, in the order in which they are looked at.
 #[inline(always)]
 #[must_use]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the hash is cut into its two halves"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "the hash is cut into its two halves")]
 pub const fn candidate(hash: u64, bucket_mask: u32, way: u32) -> u32 {
     let first = hash as u32 & bucket_mask;
     let second = (hash >> 32) as u32 & bucket_mask;
@@ -202,7 +214,35 @@ pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
     now: Ticks,
     mut evicted: impl FnMut(u32, &[u64; N], Life),
 ) -> Insert {
-    let key = [words[0], words[1], words[2]];
+    insert_with::<N, K, S>(
+        slots,
+        hash,
+        [words[0], words[1], words[2]],
+        |slot| slot.write(words),
+        note,
+        deadline,
+        now,
+        |index, slot, life| evicted(index, &slot.read(), life),
+    )
+}
+
+/// As [`insert_if_absent`], for the program's small stack: `fill` writes the slot's words, key included, and `evicted`
+/// reads those that it needs.
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the table, the key, what to store, and what to do with the old"
+)]
+pub fn insert_with<const N: usize, K: Kind<N>, S: Slots<N>>(
+    slots: &S,
+    hash: u64,
+    key: [u64; 3],
+    fill: impl Fn(&Slot<N>),
+    note: u32,
+    deadline: Ticks,
+    now: Ticks,
+    mut evicted: impl FnMut(u32, &Slot<N>, Life),
+) -> Insert {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;
@@ -221,13 +261,10 @@ pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
             continue;
         }
         if matches!(seen.state(), SlotState::Live) {
-            evicted(index, &slot.read(), seen);
+            evicted(index, slot, seen);
         }
-        slot.write(words);
-        let pending = claimed
-            .with_state(SlotState::Pending)
-            .with_note(note)
-            .with_deadline(deadline);
+        fill(slot);
+        let pending = claimed.with_state(SlotState::Pending).with_note(note).with_deadline(deadline);
         // Nobody else changes a claimed slot; the exchange is for its full barrier.
         if !slot.exchange(claimed, pending) {
             continue;
@@ -283,11 +320,7 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
                 if held::<N, K>(slot, life, key) {
                     // A key is live once, so an expired slot of its own is the only one that could come
                     // back to life: taking it and refreshing it exclude each other.
-                    return if expired {
-                        Vacancy::At(way, life)
-                    } else {
-                        Vacancy::Present(index)
-                    };
+                    return if expired { Vacancy::At(way, life) } else { Vacancy::Present(index) };
                 }
                 if expired && best == WAYS {
                     (best, best_life) = (way, life);
@@ -380,6 +413,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
             let life = slots.slot(index)?.life();
             let age = match life.state() {
                 SlotState::Free => u32::MAX,
+                SlotState::Live if K::pinned(life) => 0,
                 SlotState::Live if K::expired(life, now) => u32::MAX - 1,
                 // Deadlines lie less than 2^30 ticks ahead.
                 SlotState::Live => (u32::MAX >> 1) - life.deadline().since(now).0,
@@ -406,10 +440,13 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
 #[inline(always)]
 pub fn publish<const N: usize>(slot: &Slot<N>, claimed: Life, words: &[u64; N], note: u32, deadline: Ticks) {
     slot.write(words);
-    let live = claimed
-        .with_state(SlotState::Live)
-        .with_note(note)
-        .with_deadline(deadline);
+    publish_filled(slot, claimed, note, deadline);
+}
+
+/// Puts a slot in force that was taken by [`claim_any`] and filled word by word.
+#[inline(always)]
+pub fn publish_filled<const N: usize>(slot: &Slot<N>, claimed: Life, note: u32, deadline: Ticks) {
+    let live = claimed.with_state(SlotState::Live).with_note(note).with_deadline(deadline);
     slot.life.store(live.word());
 }
 

@@ -23,9 +23,7 @@ mod body {
             self.0.store(value, Ordering::Release);
         }
         pub(super) fn compare_exchange(&self, current: u64, new: u64) -> Result<u64, u64> {
-            let result = self
-                .0
-                .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
+            let result = self.0.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
             fence(Ordering::SeqCst);
             result
         }
@@ -53,9 +51,7 @@ mod body {
             self.0.store(value, Ordering::Release);
         }
         pub(super) fn compare_exchange(&self, current: u64, new: u64) -> Result<u64, u64> {
-            let result = self
-                .0
-                .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
+            let result = self.0.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
             fence(Ordering::SeqCst);
             result
         }
