@@ -40,7 +40,7 @@ pub use self::{
     flood::{FloodReport, SynFlood},
     frame::{RawSocket, arp_announcement},
     layout::{BRIDGE, CLIENT, CLIENTS, HYPERSPACE, Host, INTERFACE, LB, MYCHART, Ns, client_address},
-    namespace::path as namespace_path,
+    namespace::{path as namespace_path, unblock_signals},
     nginx::{PLAIN_PORT, Port443},
     places::{Places, bin_dir, bpf_object},
     registry::sweep,

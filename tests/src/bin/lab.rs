@@ -4,14 +4,21 @@ use std::{
     env,
     ffi::OsString,
     os::unix::process::ExitStatusExt as _,
-    path::Path,
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use nix::sys::signal::{SigSet, Signal};
-use tests::lab::{HYPERSPACE, Lab, LabOptions, MYCHART, Ns, bin_dir, sweep};
+use nix::{
+    sys::{
+        signal::{SigSet, Signal, kill},
+        signalfd::{SfdFlags, SignalFd},
+    },
+    unistd::Pid,
+};
+use tests::lab::{HYPERSPACE, Lab, LabOptions, MYCHART, Ns, bin_dir, namespace_path, sweep, unblock_signals};
 
 /// The lab: a client host, the balancer and five servers in network namespaces on this machine.
 #[derive(Parser)]
@@ -67,7 +74,7 @@ fn run(script: Option<OsString>) -> Result<ExitCode> {
         print!("\n{}", shown(&lab, &[object, "show"])?);
     }
     if let Some(script) = script {
-        return run_script(&lab, script);
+        return run_script(&lab, script, &signals);
     }
     print!("\n{}", commands(&lab)?);
     println!("\nCtrl-C ends the lab and removes all of it.");
@@ -133,21 +140,30 @@ fn commands(lab: &Lab) -> Result<String> {
 }
 
 /// The script finds the programs on its PATH and the client host's namespace in `STEADFAST_LAB_CLIENT`.
-fn run_script(lab: &Lab, script: OsString) -> Result<ExitCode> {
+fn run_script(lab: &Lab, script: OsString, signals: &SigSet) -> Result<ExitCode> {
     let mut path = bin_dir()?.into_os_string();
     path.push(":");
     path.push(env::var_os("PATH").unwrap_or_default());
-    let client = Path::new("/run/netns").join(lab.namespace(Ns::Client));
     let mut shell = Command::new("sh");
+    shell.arg("-c").arg(script).env("PATH", path);
     shell
-        .arg("-c")
-        .arg(script)
-        .env("PATH", path)
-        .env("STEADFAST_LAB_CLIENT", client);
-    shell.envs(lab.environment()).stdin(Stdio::inherit());
-    let status = shell.status().context("cannot start sh")?;
-    let code = status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
-    Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)))
+        .env("STEADFAST_LAB_CLIENT", namespace_path(&lab.namespace(Ns::Client)))
+        .envs(lab.environment());
+    unblock_signals(&mut shell);
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    let signals = SignalFd::with_flags(signals, flags).context("cannot watch for signals")?;
+    let mut shell = shell.spawn().context("cannot start sh")?;
+    loop {
+        if let Some(status) = shell.try_wait()? {
+            let code = status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+            return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
+        }
+        if signals.read_signal().context("cannot read a signal")?.is_some() {
+            // A Ctrl-C reached it already, a signal to us alone did not.
+            kill(Pid::from_raw(i32::try_from(shell.id())?), Signal::SIGTERM)?;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -33,16 +33,15 @@ pub(super) fn start(namespace: &str, places: &Places, extra: &[&str]) -> Result<
         .open(places.daemon_log())?;
     daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let mut child = daemon.spawn().context("cannot start steadfastd")?;
-    let ready = wait_until_ready(namespace, places, &mut child);
-    ready.with_context(|| {
+    if let Err(error) = wait_until_ready(namespace, places, &mut child) {
         // It is the failed start that is reported.
         let _ = child.kill();
         let _ = child.wait();
-        format!(
-            "steadfastd did not become ready; the end of its log:\n{}",
+        bail!(
+            "steadfastd did not become ready: {error:#}; the end of its log:\n{}",
             log_end(places)
-        )
-    })?;
+        );
+    }
     Ok(child)
 }
 

@@ -43,12 +43,25 @@ pub(super) fn command<A: AsRef<OsStr>>(
     unsafe {
         command.pre_exec(move || {
             let namespace = open(path.as_c_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-            enter(namespace)?;
-            sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-            Ok(())
+            enter(namespace)
         });
     }
+    unblock_signals(&mut command);
     command
+}
+
+/// The command will see signals that this process blocks to wait for them: a child inherits the mask.
+pub fn unblock_signals(command: &mut Command) {
+    // SAFETY: one system call on a set that is on the stack.
+    unsafe {
+        command.pre_exec(|| {
+            Ok(sigprocmask(
+                SigmaskHow::SIG_SETMASK,
+                Some(&SigSet::empty()),
+                None,
+            )?)
+        });
+    }
 }
 
 /// Runs the closure on a fresh thread inside the namespace. A socket made there stays there, wherever it is used.

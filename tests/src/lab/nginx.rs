@@ -46,14 +46,16 @@ pub(super) fn start(namespace: &str, host: &Host, dir: &Path, big: &Path, port: 
     nginx.arg(dir).stdin(Stdio::null()).stdout(Stdio::null());
     nginx.stderr(fs::File::create(dir.join("stderr.log"))?);
     let mut child = nginx.spawn().context("cannot start nginx")?;
-    let started = wait_until_it_answers(namespace, &mut child);
-    started.with_context(|| {
-        // An error of the wait is reported below; the log says why.
+    if let Err(error) = wait_until_it_answers(namespace, &mut child) {
+        // It is the failed start that is reported.
         let _ = child.kill();
         let _ = child.wait();
         let log = fs::read_to_string(&error_log).unwrap_or_default();
-        format!("nginx of {} did not start\n{log}", host.label)
-    })?;
+        bail!(
+            "nginx of {} did not start: {error:#}; its log:\n{log}",
+            host.label
+        );
+    }
     Ok(child)
 }
 

@@ -169,12 +169,15 @@ struct Owner {
 }
 
 impl Owner {
+    /// None also of a process that has ended and is not yet waited for.
     fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name, in parentheses, may hold spaces; the start is field 22, the 20th after it (proc(5)).
+        // The name, in parentheses, may hold spaces; after it come fields 3, the state, to 22, the start (proc(5)).
         let (_, fields) = stat.rsplit_once(')')?;
-        let start = fields.split_whitespace().nth(19)?.parse().ok()?;
-        Some(Self { pid, start })
+        let mut fields = fields.split_whitespace();
+        let state = fields.next()?;
+        let start = fields.nth(18)?.parse().ok()?;
+        (!matches!(state, "Z" | "X")).then_some(Self { pid, start })
     }
 
     fn is_alive(&self) -> bool {
@@ -210,5 +213,22 @@ mod tests {
             })
             .unwrap();
         assert!(!later.is_alive());
+    }
+
+    #[test]
+    fn a_dead_process_owns_nothing_even_before_it_is_waited_for() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let owner = Owner::of(child.id()).unwrap();
+        child.kill().unwrap();
+        let start = std::time::Instant::now();
+        while owner.is_alive() {
+            assert!(
+                start.elapsed() < Duration::from_secs(5),
+                "a killed process is alive"
+            );
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(Path::new(&format!("/proc/{}", child.id())).exists());
+        child.wait().unwrap();
     }
 }
