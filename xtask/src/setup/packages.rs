@@ -38,12 +38,6 @@ pub(crate) fn wanted(linker_is_missing: bool) -> Vec<Package> {
         if !Path::new(&format!("/usr/lib/llvm-{llvm}/include/llvm")).exists() {
             want(&format!("llvm-{llvm}-dev"), "bpf-linker is built against it");
         }
-        if !Path::new("/usr/include/zlib.h").exists() {
-            want("zlib1g-dev", "LLVM needs it at link time");
-        }
-        if !Path::new("/usr/include/zstd.h").exists() {
-            want("libzstd-dev", "LLVM needs it at link time");
-        }
     }
     let programs = [
         ("ip", "iproute2", "makes the lab's network namespaces"),
@@ -81,10 +75,20 @@ pub(crate) fn install(privilege: Privilege, wanted: &[Package]) -> Result<()> {
     }
     let update = !names.iter().all(|name| is_offered(name));
     if privilege == Privilege::None {
+        let sudo = if find_program("sudo").is_some() {
+            "sudo "
+        } else {
+            ""
+        };
+        let as_root = if sudo.is_empty() { "as root, type" } else { "type" };
+        let first = if update {
+            format!("{sudo}apt-get update && ")
+        } else {
+            String::new()
+        };
         bail!(
-            "packages are missing and this user is neither root nor allowed to sudo without a password; type\n  \
-             {}sudo apt-get install --no-install-recommends --no-remove {}\nand run this again",
-            if update { "sudo apt-get update && " } else { "" },
+            "packages are missing and this user is neither root nor allowed to sudo without a password; {as_root}\n  \
+             {first}{sudo}apt-get install --no-install-recommends --no-remove {}\nand run this again",
             names.join(" ")
         );
     }
