@@ -326,8 +326,8 @@ fn nothing_is_left_of_a_lab_after_a_panic() {
 fn the_bridges_end_of_the_balancers_link_runs_a_native_program() {
     let lab = lab(Port443::Plain);
     let port = lab.host(Ns::Lb).unwrap().port();
-    let show = ["-n", &lab.namespace(Ns::Fabric), "-d", "link", "show", &port].map(str::to_owned);
-    let shown = std::process::Command::new("ip").args(show).output().unwrap();
+    let mut show = lab.command(Ns::Fabric, "ip", ["-d", "link", "show", &port]);
+    let shown = show.output().unwrap();
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(
         shown.contains("prog/xdp") && !shown.contains("xdpgeneric"),

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, ChildStderr, Command, Stdio},
+    process::{Child, ChildStderr, Stdio},
     thread,
     time::Duration,
 };
@@ -15,7 +15,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::namespace::{command, path_with_sbin};
+use super::namespace::{command, host_command};
 
 /// tcpdump hands a packet on at once; this is for packets still on their way through the kernel.
 const LINGER: Duration = Duration::from_millis(200);
@@ -114,11 +114,8 @@ impl Captured {
     /// # Errors
     /// tcpdump could not read its own file.
     pub fn bad_checksums(&self) -> Result<Vec<String>> {
-        let mut tcpdump = Command::new("tcpdump");
-        tcpdump
-            .env("PATH", path_with_sbin())
-            .args(["-n", "-vv", "-Z", "root", "-r"])
-            .arg(&self.file);
+        let mut tcpdump = host_command("tcpdump", ["-n", "-vv", "-Z", "root", "-r"]);
+        tcpdump.arg(&self.file);
         let output = tcpdump.output().context("cannot start tcpdump")?;
         if !output.status.success() {
             bail!(

@@ -35,8 +35,8 @@ pub(super) fn command<A: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     args: impl IntoIterator<Item = A>,
 ) -> Command {
-    let mut command = Command::new(program);
-    command.args(args).env("PATH", path_with_sbin()).process_group(0);
+    let mut command = host_command(program, args);
+    command.process_group(0);
     // A namespace's name never holds a NUL; an empty path would fail at the start of the command.
     let path = CString::new(path(name).into_os_string().into_encoded_bytes()).unwrap_or_default();
     // SAFETY: between fork and exec it makes system calls and allocates nothing.
@@ -47,6 +47,16 @@ pub(super) fn command<A: AsRef<OsStr>>(
         });
     }
     unblock_signals(&mut command);
+    command
+}
+
+/// A command in our own namespace that finds the system's tools whatever our PATH is.
+pub(super) fn host_command<A: AsRef<OsStr>>(
+    program: impl AsRef<OsStr>,
+    args: impl IntoIterator<Item = A>,
+) -> Command {
+    let mut command = Command::new(program);
+    command.args(args).env("PATH", path_with_sbin());
     command
 }
 

@@ -1,12 +1,6 @@
 //! Namespaces, veth pairs, addresses and offloads: everything between the hosts.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    io::Write as _,
-    net::Ipv4Addr,
-    process::{Command, Stdio},
-};
+use std::{fmt::Write as _, fs, io::Write as _, net::Ipv4Addr, process::Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -17,7 +11,7 @@ use aya::{
 use super::{
     frame::{RawSocket, arp_announcement},
     layout::{BRIDGE, CLIENT, CLIENTS, Host, INTERFACE, Ns, mac_text},
-    namespace::{path_with_sbin, run_in},
+    namespace::{command, host_command, run_in},
     places::bpf_object,
 };
 
@@ -129,9 +123,7 @@ pub(super) fn pass_at_port(fabric: &str, host: &Host) -> Result<Ebpf> {
 
 /// The frames that a namespace's `eth0` has received.
 pub(super) fn received_frames(name: &str) -> Result<u64> {
-    let mut show = Command::new("ip");
-    show.args(["-n", name, "-s", "-j", "link", "show", INTERFACE])
-        .env("PATH", path_with_sbin());
+    let mut show = command(name, "ip", ["-s", "-j", "link", "show", INTERFACE]);
     let shown = show.output().context("cannot start ip")?;
     let links: serde_json::Value = serde_json::from_slice(&shown.stdout).context("ip printed no JSON")?;
     links[0]["stats64"]["rx"]["packets"]
@@ -153,23 +145,24 @@ pub(super) fn loopback_address(name: &str, address: Ipv4Addr, present: bool) -> 
 
 /// Runs lines of `ip` commands, in a namespace or in ours, stopping at the first that fails.
 pub(super) fn ip(namespace: Option<&str>, lines: &str) -> Result<()> {
-    let mut command = Command::new("ip");
-    if let Some(name) = namespace {
-        command.args(["-n", name]);
-    }
-    command.args(["-batch", "-"]).env("PATH", path_with_sbin());
-    let mut child = command
+    let batch = ["-batch", "-"];
+    let mut ip = match namespace {
+        // Not by `ip -n`, which remounts /sys: a container may not.
+        Some(name) => command(name, "ip", batch),
+        None => host_command("ip", batch),
+    };
+    let mut child = ip
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot start ip: run `cargo xtask setup`")?;
-    // Dropped after the write: the batch ends with its input.
-    child
+    // Dropped after the write: the batch ends with its input. If ip ended before it had read all, its exit says why.
+    let written = child
         .stdin
         .take()
         .context("ip has no standard input")?
-        .write_all(lines.as_bytes())?;
+        .write_all(lines.as_bytes());
     let output = child.wait_with_output().context("cannot wait for ip")?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
@@ -179,16 +172,13 @@ pub(super) fn ip(namespace: Option<&str>, lines: &str) -> Result<()> {
             complaint.trim_end()
         );
     }
-    Ok(())
+    written.context("ip did not read its commands")
 }
 
 fn ethtool(interface: &str) -> Result<()> {
-    let mut command = Command::new("ethtool");
-    command
-        .args(["-K", interface])
+    let mut ethtool = host_command("ethtool", ["-K", interface]);
+    let output = ethtool
         .args(OFFLOADS)
-        .env("PATH", path_with_sbin());
-    let output = command
         .output()
         .context("cannot start ethtool: run `cargo xtask setup`")?;
     if !output.status.success() {

@@ -4,8 +4,7 @@ use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::{self, Command, Stdio},
-    thread,
+    process, thread,
     time::Duration,
 };
 
@@ -139,11 +138,8 @@ fn delete(namespace: &Path) -> Result<()> {
     let Some(name) = namespace.file_name() else {
         return Ok(());
     };
-    let mut ip = Command::new("ip");
-    ip.args(["netns", "delete"])
-        .arg(name)
-        .env("PATH", namespace::path_with_sbin())
-        .stderr(Stdio::piped());
+    let mut ip = namespace::host_command("ip", ["netns", "delete"]);
+    ip.arg(name);
     let output = ip.output().context("cannot start ip")?;
     if !output.status.success() && namespace.exists() {
         let complaint = String::from_utf8_lossy(&output.stderr);
@@ -217,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_dead_process_owns_nothing_even_before_it_is_waited_for() {
-        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = process::Command::new("sleep").arg("1000").spawn().unwrap();
         let owner = Owner::of(child.id()).unwrap();
         child.kill().unwrap();
         let start = std::time::Instant::now();
