@@ -323,6 +323,18 @@ fn nothing_is_left_of_a_lab_after_a_panic() {
 }
 
 #[test]
+fn what_a_killed_process_left_is_removed_by_the_next_lab() {
+    let mut killed = lab(Port443::Plain);
+    killed.start_nginx(0).unwrap();
+    let traces = Traces::of(&killed, &[]);
+    // No process has ever had this number: the largest is 4,194,304.
+    fs::write(killed.places().dir.join("owner"), "4194305 1\n").unwrap();
+    let next = lab(Port443::Plain);
+    traces.assert_gone();
+    drop(next);
+}
+
+#[test]
 fn the_bridges_end_of_the_balancers_link_runs_a_native_program() {
     let lab = lab(Port443::Plain);
     let port = lab.host(Ns::Lb).unwrap().port();

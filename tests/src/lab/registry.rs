@@ -1,7 +1,8 @@
 //! Which labs exist, whose they are, and how one is removed: the same way by its owner's drop and after its owner's death.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process, thread,
@@ -10,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use nix::{
+    fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -43,11 +45,16 @@ pub(super) fn register(name: &str, places: &Places) -> Result<()> {
 /// # Errors
 /// Something could not be removed.
 pub fn sweep() -> Result<Vec<String>> {
-    let entries = match fs::read_dir(REGISTRY) {
-        Ok(entries) => entries,
+    let registry = match File::open(REGISTRY) {
+        Ok(registry) => registry,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {REGISTRY}")),
+        Err(error) => return Err(error).with_context(|| format!("cannot open {REGISTRY}")),
     };
+    // Labs that start together would else trip over each other's removals.
+    let _sweeping = Flock::lock(registry, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("cannot lock {REGISTRY}"))?;
+    let entries = fs::read_dir(REGISTRY).with_context(|| format!("cannot read {REGISTRY}"))?;
     let mut swept = Vec::new();
     for entry in entries {
         let entry = entry?;
@@ -57,7 +64,7 @@ pub fn sweep() -> Result<Vec<String>> {
         let owner = fs::read_to_string(entry.path().join(OWNER))
             .ok()
             .and_then(|text| Owner::from_text(&text));
-        // Without an owner it is being made, or another sweep is at work on it.
+        // Without an owner it is being made, or its own process is removing it.
         let Some(owner) = owner else { continue };
         if !owner.is_alive() {
             remove(&name, &entry.path())?;
