@@ -194,6 +194,7 @@ pub fn give_back(cell: &Word, flow: u32, now: Ticks) {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 #[path = "ports_tests.rs"]
 mod tests;

@@ -180,7 +180,8 @@ pub fn find<const N: usize, K: Kind<N>, S: Slots<N>>(
         let index = candidate(hash, slots.bucket_mask(), way);
         let slot = slots.slot(index)?;
         let life = slot.life();
-        if matches!(life.state(), SlotState::Live) && matches_key::<N, K>(slot, key) && !K::expired(life, now) {
+        if matches!(life.state(), SlotState::Live) && matches_key::<N, K>(slot, key) && !K::expired(life, now)
+        {
             return Some(Found { index, slot, life });
         }
         way += 1;
@@ -259,6 +260,38 @@ enum Vacancy {
     None,
 }
 
+/// The vacancies of one bucket.
+#[derive(Clone, Copy)]
+struct Vacancies {
+    count: u32,
+    way: u32,
+    life: Life,
+}
+
+impl Vacancies {
+    const NONE: Self = Self {
+        count: 0,
+        way: 0,
+        life: Life::from_word(0),
+    };
+
+    #[inline(always)]
+    const fn and(self, way: u32, life: Life) -> Self {
+        let first = if self.count == 0 {
+            (way, life)
+        } else {
+            (self.way, self.life)
+        };
+        Self {
+            count: self.count + 1,
+            way: first.0,
+            life: first.1,
+        }
+    }
+}
+
+/// Chooses a slot for `key`: its own expired one, or the first free or expired one of the bucket with more of them,
+/// which leaves room in both for longer than filling one after the other does.
 #[inline(always)]
 fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
     slots: &S,
@@ -266,16 +299,18 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
     key: [u64; 3],
     now: Ticks,
 ) -> Vacancy {
-    let mut best = Vacancy::None;
+    let mut first = Vacancies::NONE;
+    let mut second = Vacancies::NONE;
     let mut soon = false;
     let mut way = 0;
     while way < WAYS {
         let index = candidate(hash, slots.bucket_mask(), way);
         let Some(slot) = slots.slot(index) else {
-            return best;
+            return Vacancy::None;
         };
         let life = slot.life();
-        match life.state() {
+        let vacant = match life.state() {
+            SlotState::Free => true,
             SlotState::Live => {
                 let expired = K::expired(life, now);
                 if held::<N, K>(slot, life, key) {
@@ -287,23 +322,28 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
                         Vacancy::Present(index)
                     };
                 }
-                if expired && matches!(best, Vacancy::None) {
-                    best = Vacancy::At(way, life);
-                }
+                expired
             }
-            SlotState::Free => {
-                if matches!(best, Vacancy::None) {
-                    best = Vacancy::At(way, life);
-                }
+            SlotState::Claimed | SlotState::Pending => {
+                soon = true;
+                false
             }
-            SlotState::Claimed | SlotState::Pending => soon = true,
+        };
+        if vacant && way < BUCKET {
+            first = first.and(way, life);
+        } else if vacant {
+            second = second.and(way, life);
         }
         way += 1;
     }
-    if soon && matches!(best, Vacancy::None) {
-        best = Vacancy::Soon;
+    let best = if second.count > first.count { second } else { first };
+    if best.count > 0 {
+        Vacancy::At(best.way, best.life)
+    } else if soon {
+        Vacancy::Soon
+    } else {
+        Vacancy::None
     }
-    best
 }
 
 enum Settled {
@@ -354,8 +394,9 @@ fn settle<const N: usize, K: Kind<N>, S: Slots<N>>(
     Settled::Alone
 }
 
-/// Takes a slot for `key` whatever it holds, preferring the key's own, then a free or expired one,
-/// then the one with the earliest deadline: for tables whose slots may always be overwritten.
+/// Takes one of a hash's slots whatever it holds, preferring a free one, then an expired one, then the one with the
+/// earliest deadline: for tables whose slots may always be overwritten. It does not look for the key: whoever may
+/// have it there already asks [`find`] first, and two who ask at the same moment get a slot each.
 ///
 /// The slot is left claimed: fill it, then [`publish`] it. `None` if all of them are being filled by others.
 #[inline(always)]
@@ -432,6 +473,7 @@ pub fn repair<const N: usize, S: Slots<N>>(
         .count()
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 #[path = "table_tests.rs"]
 mod tests;
