@@ -100,7 +100,7 @@ impl PortRange {
 
 /// Claims a port for the half-open flow in slot `owner`; gives the port's offset in the range.
 ///
-/// `None` if [`PROBES`] cells in a row belong to established flows or rest.
+/// `None` if [`PROBES`] cells in a row (or all of a smaller range) belong to established flows or rest.
 #[inline(always)]
 pub fn claim<C: Cells>(
     cells: &C,
@@ -109,6 +109,9 @@ pub fn claim<C: Cells>(
     now: Ticks,
     quarantine: Ticks,
 ) -> Option<u32> {
+    if range.count == 0 {
+        return None;
+    }
     let cursor = cells.cursor(range.pair)?;
     #[expect(
         clippy::cast_possible_truncation,
@@ -122,7 +125,8 @@ pub fn claim<C: Cells>(
     .word();
     let mut second_best = None;
     let mut probe = 0;
-    while probe < PROBES {
+    // A range with fewer ports than that is gone round once: beyond it lie the next pair's.
+    while probe < PROBES && probe < range.count {
         let mut offset = start + probe;
         if offset >= range.count {
             offset -= range.count;
