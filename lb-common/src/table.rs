@@ -477,3 +477,8 @@ pub fn repair<const N: usize, S: Slots<N>>(
 #[cfg(not(loom))]
 #[path = "table_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[cfg(not(loom))]
+#[path = "table_thread_tests.rs"]
+mod thread_tests;
