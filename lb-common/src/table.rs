@@ -14,7 +14,7 @@
 //!
 //! Then it confirms its own slot, pending to live, by compare-exchange. A key is therefore never live
 //! twice: of two pending slots, one must be freed, or seen live by the other, before either confirms.
-//! `tests::loom` explores the interleavings.
+//! `table_loom.rs` explores the interleavings.
 //!
 //! Only the program and a daemon with all its writes in single exchanges touch a slot, so there is
 //! nothing to leave locked when a process is killed; a daemon killed between claim and publish leaves one
@@ -482,3 +482,8 @@ mod tests;
 #[cfg(not(loom))]
 #[path = "table_thread_tests.rs"]
 mod thread_tests;
+
+#[cfg(test)]
+#[cfg(loom)]
+#[path = "table_loom.rs"]
+mod loom_tests;
