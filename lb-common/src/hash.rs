@@ -59,4 +59,72 @@ mod tests {
         let other = HashKey([1, 2, 3, 4]);
         assert_ne!(hash3(&KEY, [1, 2, 3]), hash3(&other, [1, 2, 3]));
     }
+
+    /// For 1,024 buckets of 64 keys on average: a uniform hash stays within 6 sigma (8 each).
+    fn spread_evenly(bucket: impl Fn(u64) -> u64) {
+        let mut counts = [0u32; 1024];
+        for number in 0..65_536 {
+            counts[usize::try_from(bucket(number) % 1024).unwrap()] += 1;
+        }
+        let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+        assert!(*least >= 16 && *most <= 112, "{least} to {most}");
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "many keys")]
+    fn both_halves_spread_whatever_part_of_the_key_counts_up() {
+        for word in 0..3 {
+            for shift in [0, 3, 16, 31, 32, 40, 47] {
+                let hash = |number: u64| {
+                    let mut words = [0, 0xffff_0000, 443];
+                    words[word] += number << shift;
+                    hash3(&KEY, words)
+                };
+                spread_evenly(hash);
+                spread_evenly(|number| hash(number) >> 32);
+            }
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "many keys")]
+    fn the_two_buckets_of_a_key_have_nothing_to_do_with_each_other() {
+        let hash = |number: u64| hash3(&KEY, [0, 0xffff_0000 | number << 32, 443]);
+        spread_evenly(|number| (hash(number) & 31) << 5 | hash(number) >> 32 & 31);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "many keys")]
+    fn keys_that_are_all_zeros_or_ones_still_spread() {
+        for key in [HashKey([0; 4]), HashKey([u64::MAX; 4])] {
+            spread_evenly(|number| hash3(&key, [0, 0xffff_0000 | number << 32, 443]));
+        }
+    }
+
+    #[test]
+    fn each_word_and_each_part_of_the_key_counts() {
+        let base = hash3(&KEY, [1, 2, 3]);
+        for bit in 0..64 {
+            for word in 0..3 {
+                let mut words = [1, 2, 3];
+                words[word] ^= 1 << bit;
+                assert_ne!(hash3(&KEY, words), base, "word {word}, bit {bit}");
+            }
+            for word in 0..4 {
+                let mut key = KEY;
+                key.0[word] ^= 1 << bit;
+                assert_ne!(hash3(&key, [1, 2, 3]), base, "key {word}, bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_flips_about_half_of_the_finalisers_bits() {
+        for bit in 0..64 {
+            let flipped: u32 =
+                (0..200u64).map(|number| (mix(mix(number)) ^ mix(mix(number) ^ 1 << bit)).count_ones()).sum();
+            // 200 times 32 on average; 15 sigma (56) either way.
+            assert!((5_550..7_250).contains(&flipped), "bit {bit}: {flipped}");
+        }
+    }
 }

@@ -195,6 +195,7 @@ mod build {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 #[path = "maglev_tests.rs"]
 mod tests;

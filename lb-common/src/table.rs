@@ -14,7 +14,7 @@
 //!
 //! Then it confirms its own slot, pending to live, by compare-exchange. A key is therefore never live
 //! twice: of two pending slots, one must be freed, or seen live by the other, before either confirms.
-//! `tests::loom` explores the interleavings.
+//! `table_loom.rs` explores the interleavings.
 //!
 //! Only the program and a daemon with all its writes in single exchanges touch a slot, so there is
 //! nothing to leave locked when a process is killed; a daemon killed between claim and publish leaves one
@@ -297,6 +297,26 @@ enum Vacancy {
     None,
 }
 
+/// The vacancies of one bucket.
+#[derive(Clone, Copy)]
+struct Vacancies {
+    count: u32,
+    way: u32,
+    life: Life,
+}
+
+impl Vacancies {
+    const NONE: Self = Self { count: 0, way: 0, life: Life::from_word(0) };
+
+    #[inline(always)]
+    const fn and(self, way: u32, life: Life) -> Self {
+        let first = if self.count == 0 { (way, life) } else { (self.way, self.life) };
+        Self { count: self.count + 1, way: first.0, life: first.1 }
+    }
+}
+
+/// Chooses a slot for `key`: its own expired one, or the first free or expired one of the bucket with more of them,
+/// which leaves room in both for longer than filling one after the other does.
 #[inline(always)]
 fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
     slots: &S,
@@ -304,8 +324,8 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
     key: [u64; 3],
     now: Ticks,
 ) -> Vacancy {
-    // No `Option` here or in `claim_any`: its empty half is undefined, and the verifier sees it copied about.
-    let (mut best, mut best_life) = (WAYS, Life::from_word(0));
+    let mut first = Vacancies::NONE;
+    let mut second = Vacancies::NONE;
     let mut soon = false;
     let mut way = 0;
     while way < WAYS {
@@ -314,7 +334,8 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
             return Vacancy::None;
         };
         let life = slot.life();
-        match life.state() {
+        let vacant = match life.state() {
+            SlotState::Free => true,
             SlotState::Live => {
                 let expired = K::expired(life, now);
                 if held::<N, K>(slot, life, key) {
@@ -322,21 +343,23 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
                     // back to life: taking it and refreshing it exclude each other.
                     return if expired { Vacancy::At(way, life) } else { Vacancy::Present(index) };
                 }
-                if expired && best == WAYS {
-                    (best, best_life) = (way, life);
-                }
+                expired
             }
-            SlotState::Free => {
-                if best == WAYS {
-                    (best, best_life) = (way, life);
-                }
+            SlotState::Claimed | SlotState::Pending => {
+                soon = true;
+                false
             }
-            SlotState::Claimed | SlotState::Pending => soon = true,
+        };
+        if vacant && way < BUCKET {
+            first = first.and(way, life);
+        } else if vacant {
+            second = second.and(way, life);
         }
         way += 1;
     }
-    if best < WAYS {
-        Vacancy::At(best, best_life)
+    let best = if second.count > first.count { second } else { first };
+    if best.count > 0 {
+        Vacancy::At(best.way, best.life)
     } else if soon {
         Vacancy::Soon
     } else {
@@ -392,8 +415,9 @@ fn settle<const N: usize, K: Kind<N>, S: Slots<N>>(
     Settled::Alone
 }
 
-/// Takes one of a key's slots whatever it holds, preferring a free or expired one, then the one with the earliest
-/// deadline: for tables whose slots may always be overwritten.
+/// Takes one of a hash's slots whatever it holds, preferring a free one, then an expired one, then the one with the
+/// earliest deadline: for tables whose slots may always be overwritten. It does not look for the key: whoever may
+/// have it there already asks [`find`] first, and two who ask at the same moment get a slot each.
 ///
 /// The slot is left claimed: fill it, then [`publish`] it. `None` if all of them are being filled by others.
 #[inline(always)]
@@ -405,6 +429,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;
+        // No `Option`: its empty half is undefined, and the verifier sees it copied about.
         let (mut best, mut best_life) = (0, Life::from_word(0));
         let mut best_age = 0;
         let mut way = 0;
@@ -476,6 +501,17 @@ pub fn repair<const N: usize, S: Slots<N>>(
         .count()
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 #[path = "table_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[cfg(not(loom))]
+#[path = "table_thread_tests.rs"]
+mod thread_tests;
+
+#[cfg(test)]
+#[cfg(loom)]
+#[path = "table_loom.rs"]
+mod loom_tests;

@@ -71,6 +71,9 @@ fn flags(linker: &Path) -> String {
         "-Clink-arg=--btf".to_owned(),
         "-Cdebuginfo=2".to_owned(),
         "-Cpanic=abort".to_owned(),
+        // Loops stay loops: unrolled, the program takes the verifier ten times the work, or more than it does.
+        "-Cllvm-args=-unroll-threshold=0".to_owned(),
+        "-Clink-arg=--llvm-args=-unroll-threshold=0".to_owned(),
         format!("--cfg=bpf_target_arch=\"{arch}\""),
     ];
     flags.join("\x1f")
