@@ -28,6 +28,8 @@ mod open;
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod pipeline;
+#[cfg(target_arch = "bpf")]
+mod select;
 
 #[cfg(target_arch = "bpf")]
 mod entry {

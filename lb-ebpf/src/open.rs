@@ -3,22 +3,17 @@
 //! Nothing else is written: what a SYN leaves behind, the next SYN may overwrite.
 
 use lb_common::{
-    address::Address,
-    choose::{Choice, choose},
     clock::Ticks,
     control::MAX_SOURCES,
     flow::{
         FLOW_WORDS, FlowKey, FlowServer, FlowSticky, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD,
         STICKY_WORD, Sequences,
     },
-    hash::hash3,
     life::SlotState,
-    maglev::{NOBODY, lane, place},
     ports::{QUARANTINE_SECONDS, claim},
     reason::Reason,
-    server::{Server, ServerState, Servers as _},
-    sticky::{STICKY_WORDS, Stickies, StickyKey, StickyServer},
-    table::{Found, Slots as _, claim_any, find, publish_filled, release},
+    server::{ServerState, Servers as _},
+    table::{Found, Slots as _, claim_any, publish_filled, release},
     tcp::TcpState,
 };
 
@@ -27,8 +22,9 @@ use crate::{
     flow::port_range,
     from_client::Client,
     handshake::{Answer, owns_port},
-    maps::{self, HalfOpen, Ports, ServerTable, StickyTable},
+    maps::{self, HalfOpen, Ports, ServerTable},
     pipeline::World,
+    select::select,
 };
 
 /// Decides on a SYN with this key, sequence number and sender's MAC address. Gives an [`Answer`].
@@ -46,24 +42,15 @@ pub(crate) extern "C" fn open(first: u64, second: u64, ports: u64, sequence: u32
         }
     }
     let id = client.key.service;
-    let Some(service) = maps::service(id) else {
-        return Answer::word(0, Reason::NotConfigured);
-    };
-    let record = if service.persistence.0 == 0 { None } else { recorded(&world, &client) };
-    let pick = |attempt| scheduled(&world, id, client.key.client, attempt);
-    let (number, server, reason) = match choose(&ServerTable, id, record, pick) {
-        Choice::Sticky(number, server) => (number, server, Reason::NewBySticky),
-        Choice::Scheduled(number, server) => (number, server, Reason::NewByScheduler),
-        Choice::Nobody => {
-            count::service_reset(id);
-            return Answer::word(0, Reason::ResetNoServer);
-        }
-    };
-    if !server.state.has(ServerState::REACHABLE) {
-        return Answer::word(0, Reason::NoNeighbour);
+    let selected = Answer::from_word(select(first, second, id));
+    if matches!(selected.reason, Reason::ResetNoServer) {
+        count::service_reset(id);
     }
-    match half_open_flow(&world, &client, number, &server, sequence, sender) {
-        Ok(to) => Answer::word(to.word(), reason),
+    if !matches!(selected.reason, Reason::NewBySticky | Reason::NewByScheduler) {
+        return Answer::word(0, selected.reason);
+    }
+    match half_open_flow(&world, &client, selected.to.server, selected.to.endpoint, sequence, sender) {
+        Ok(to) => Answer::word(to.word(), selected.reason),
         Err(reason) => Answer::word(0, reason),
     }
 }
@@ -107,45 +94,24 @@ fn service_idle(service: u16) -> Ticks {
     maps::service(service).map_or(Ticks(1), |service| service.idle)
 }
 
-/// The server of the client's sticky record.
-#[inline(always)]
-fn recorded(world: &World, client: &Client) -> Option<u16> {
-    let key = StickyKey { client: client.key.client, service: client.key.service }.words();
-    let found = find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash3(&world.key(), key), key, world.now)?;
-    let to = StickyServer::from_word(found.slot.words[2].load());
-    if found.still() { Some(to.server) } else { None }
-}
-
-/// The scheduler's pick.
-#[inline(always)]
-fn scheduled(world: &World, service: u16, client: Address, attempt: u32) -> Option<u16> {
-    let size = maps::schedule(service, 0)? as u32;
-    if size == 0 {
-        return None;
-    }
-    let (value, shift) = lane(place(world.control.maglev_seed.load(), client, size, attempt));
-    let id = (maps::schedule(service, value)? >> shift) as u16;
-    if id == NOBODY { None } else { Some(id) }
-}
-
 /// Takes a half-open slot and a SNAT port.
 #[inline(always)]
 fn half_open_flow(
     world: &World,
     client: &Client,
-    number: u16,
-    server: &Server,
+    server: u16,
+    endpoint: u16,
     sequence: u32,
     sender: u64,
 ) -> Result<FlowServer, Reason> {
     let (index, claimed) = claim_any::<FLOW_WORDS, FlowKind, _>(&HalfOpen, client.hash, world.now)
         .ok_or(Reason::HalfOpenBusy)?;
     let slot = (&HalfOpen).slot(index).ok_or(Reason::HalfOpenBusy)?;
-    let Some((source, snat_port)) = snat_port(world, client, server, index) else {
+    let Some((source, snat_port)) = any_port(world, endpoint, index, client.hash) else {
         release(slot, claimed);
         return Err(Reason::PortsExhausted);
     };
-    let to = FlowServer { server: number, endpoint: server.endpoint, snat_port, source };
+    let to = FlowServer { server, endpoint, snat_port, source };
     let [first, second, ports] = client.key.words();
     slot.words[0].store(first);
     slot.words[1].store(second);
@@ -159,26 +125,40 @@ fn half_open_flow(
     Ok(to)
 }
 
-/// A free SNAT port, from the client's own source address first: (source address, port as on the wire).
+/// A SNAT port towards an endpoint (as on the wire) and its source address, from the one that the hash says first.
 #[inline(always)]
-fn snat_port(world: &World, client: &Client, server: &Server, slot: u32) -> Option<(u8, u16)> {
+fn any_port(world: &World, endpoint: u16, slot: u32, hash: u64) -> Option<(u8, u16)> {
     let snat = world.snat();
     let sources = u32::from(snat.sources);
     if sources == 0 || snat.ports == 0 {
         return None;
     }
-    let quarantine = Ticks(world.control.quarantine.load() as u32);
-    let first = ((client.hash >> 16) as u32) % sources;
+    let first = ((hash >> 16) as u32) % sources;
     let mut attempt = 0;
     while attempt < sources && attempt < MAX_SOURCES as u32 {
-        let source = ((first + attempt) % sources) as u8;
-        let range = port_range(snat, server.endpoint, source);
-        if let Some(offset) = claim(&Ports, range, slot, world.now, quarantine) {
-            return Some((source, (snat.first_port.wrapping_add(offset as u16)).to_be()));
+        let source = (first + attempt) % sources;
+        let offset = claim_port(endpoint, source, slot);
+        if offset != NO_PORT {
+            return Some((source as u8, snat.first_port.wrapping_add(offset as u16).to_be()));
         }
         attempt += 1;
     }
     None
+}
+
+/// No offset that [`claim_port`] gives.
+const NO_PORT: u32 = u32::MAX;
+
+/// Claims a port from a source address towards an endpoint for the half-open flow in a slot: its offset, or [`NO_PORT`].
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32) -> u32 {
+    let Some(world) = World::now() else { return NO_PORT };
+    let range = port_range(world.snat(), endpoint, source as u8);
+    let quarantine = Ticks(world.control.quarantine.load() as u32);
+    claim(&Ports, range, slot, world.now, quarantine).unwrap_or(NO_PORT)
 }
 
 /// A flow that found no room in the flow table lives on in the half-open table: its packets keep it.
