@@ -45,6 +45,16 @@ macro_rules! reasons {
                 match self { $(Self::$name => Action::$action,)+ }
             }
 
+            /// Whether somebody must look at it: a table or a range is too small.
+            #[inline(always)]
+            #[must_use]
+            pub const fn is_alarm(self) -> bool {
+                matches!(
+                    self,
+                    Self::EstablishedUnrecorded | Self::FlowTableFull | Self::PortsExhausted | Self::HalfOpenBusy
+                )
+            }
+
             /// What it means, in a sentence.
             #[must_use]
             pub const fn description(self) -> &'static str {
@@ -136,15 +146,7 @@ mod tests {
         labels.sort_unstable();
         labels.dedup();
         assert_eq!(labels.len(), REASONS);
-        assert!(
-            labels
-                .iter()
-                .all(|label| label.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
-        );
-        assert!(
-            Reason::ALL
-                .iter()
-                .all(|reason| reason.description().ends_with('.'))
-        );
+        assert!(labels.iter().all(|label| label.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
+        assert!(Reason::ALL.iter().all(|reason| reason.description().ends_with('.')));
     }
 }

@@ -7,6 +7,8 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod alarm;
+#[cfg(target_arch = "bpf")]
 mod count;
 #[cfg(target_arch = "bpf")]
 mod establish;
@@ -17,6 +19,8 @@ mod from_client;
 #[cfg(target_arch = "bpf")]
 mod from_server;
 #[cfg(target_arch = "bpf")]
+mod handshake;
+#[cfg(target_arch = "bpf")]
 mod icmp;
 #[cfg(target_arch = "bpf")]
 mod maps;
@@ -26,11 +30,14 @@ mod open;
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod pipeline;
+#[cfg(target_arch = "bpf")]
+mod select;
 
 #[cfg(target_arch = "bpf")]
 mod entry {
     use aya_ebpf::{
-        bindings::xdp_action, helpers::generated::bpf_jiffies64, macros::xdp, programs::XdpContext,
+        EbpfContext as _, bindings::xdp_action, helpers::generated::bpf_jiffies64, macros::xdp,
+        programs::XdpContext,
     };
     use lb_common::reason::Action;
 
@@ -38,8 +45,9 @@ mod entry {
     #[xdp]
     #[inline(always)]
     pub(crate) fn steadfast(context: XdpContext) -> u32 {
-        let reason = crate::pipeline::run(&context);
-        crate::count::reason(reason);
+        let reason = crate::pipeline::run(context.as_ptr().cast());
+        let count = crate::count::reason(reason);
+        crate::alarm::tell(&context, reason, count);
         match reason.action() {
             Action::Pass => xdp_action::XDP_PASS,
             Action::Transmit => xdp_action::XDP_TX,
