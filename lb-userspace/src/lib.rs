@@ -4,4 +4,5 @@ pub mod config;
 pub mod dataplane;
 pub mod health;
 pub mod net;
+pub mod object;
 pub mod redirect;
