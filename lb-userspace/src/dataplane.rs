@@ -31,6 +31,8 @@ pub mod program;
 pub mod region;
 pub mod repair;
 pub mod sweep;
+#[cfg(test)]
+mod traffic;
 
 pub use clock::Clock;
 pub use geometry::Geometry;
@@ -179,4 +181,3 @@ impl Index for IndexMap<'_> {
         self.0.get(index as usize)
     }
 }
-

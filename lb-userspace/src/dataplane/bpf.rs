@@ -37,7 +37,8 @@ unsafe trait Attributes {}
 fn call<A: Attributes>(command: Command, attributes: &mut A) -> io::Result<i64> {
     // SAFETY: the attributes are valid for reading and writing over their size, and what they point at is
     // the business of `Attributes`.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command as u32, &raw mut *attributes, size_of::<A>()) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command as u32, &raw mut *attributes, size_of::<A>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
@@ -84,25 +85,14 @@ fn c_path(path: &Path) -> io::Result<CString> {
 pub(super) fn open(path: &Path, open: OpenFor) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     let flags = open as u32;
-    call_for_fd(
-        Command::ObjGet,
-        &mut Object {
-            path: path.as_ptr().addr() as u64,
-            fd: 0,
-            flags,
-        },
-    )
+    call_for_fd(Command::ObjGet, &mut Object { path: path.as_ptr().addr() as u64, fd: 0, flags })
 }
 
 /// Pins an object; the path must be free.
 pub(super) fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     let fd = number(object.as_fd());
-    let mut attributes = Object {
-        path: path.as_ptr().addr() as u64,
-        fd,
-        flags: 0,
-    };
+    let mut attributes = Object { path: path.as_ptr().addr() as u64, fd, flags: 0 };
     call(Command::ObjPin, &mut attributes).map(drop)
 }
 
@@ -153,13 +143,8 @@ unsafe impl Attributes for Element {}
 
 /// Deletes an element; of an array of maps that is its inner map.
 pub(super) fn delete(map: impl AsFd, key: u32) -> io::Result<()> {
-    let mut attributes = Element {
-        map: number(map.as_fd()),
-        padding: 0,
-        key: address(&key),
-        value: 0,
-        flags: 0,
-    };
+    let mut attributes =
+        Element { map: number(map.as_fd()), padding: 0, key: address(&key), value: 0, flags: 0 };
     call(Command::MapDelete, &mut attributes).map(drop)
 }
 
@@ -195,10 +180,7 @@ pub(super) fn write_all(map: impl AsFd, values: &[u64]) -> io::Result<()> {
     if attributes.count == count {
         Ok(())
     } else {
-        Err(io::Error::other(format!(
-            "only {} of {count} values were written",
-            attributes.count
-        )))
+        Err(io::Error::other(format!("only {} of {count} values were written", attributes.count)))
     }
 }
 
@@ -225,10 +207,7 @@ pub(super) fn read_all(map: impl AsFd, count: u32) -> io::Result<Vec<u64>> {
     if attributes.count == count {
         Ok(values)
     } else {
-        Err(io::Error::other(format!(
-            "only {} of {count} values were read",
-            attributes.count
-        )))
+        Err(io::Error::other(format!("only {} of {count} values were read", attributes.count)))
     }
 }
 
@@ -307,11 +286,7 @@ pub(super) fn link_info(link: impl AsFd) -> io::Result<LinkInfo> {
     if info[0] != XDP {
         return Err(io::Error::other("it is not an XDP link"));
     }
-    Ok(LinkInfo {
-        id: info[1],
-        program: info[2],
-        interface: info[4],
-    })
+    Ok(LinkInfo { id: info[1], program: info[2], interface: info[4] })
 }
 
 /// `XDP_FLAGS_*`: where the program is to run.
@@ -335,12 +310,8 @@ unsafe impl Attributes for LinkCreate {}
 pub(super) fn attach(program: impl AsFd, interface: u32, flags: AttachFlags) -> io::Result<OwnedFd> {
     /// `BPF_XDP`.
     const XDP: u32 = 37;
-    let mut attributes = LinkCreate {
-        program: number(program.as_fd()),
-        interface,
-        attach_type: XDP,
-        flags: flags as u32,
-    };
+    let mut attributes =
+        LinkCreate { program: number(program.as_fd()), interface, attach_type: XDP, flags: flags as u32 };
     call_for_fd(Command::LinkCreate, &mut attributes)
 }
 
@@ -356,12 +327,8 @@ unsafe impl Attributes for LinkUpdate {}
 
 /// Puts another program into a link, between two packets.
 pub(super) fn replace(link: impl AsFd, program: impl AsFd) -> io::Result<()> {
-    let mut attributes = LinkUpdate {
-        link: number(link.as_fd()),
-        program: number(program.as_fd()),
-        flags: 0,
-        old_program: 0,
-    };
+    let mut attributes =
+        LinkUpdate { link: number(link.as_fd()), program: number(program.as_fd()), flags: 0, old_program: 0 };
     call(Command::LinkUpdate, &mut attributes).map(drop)
 }
 

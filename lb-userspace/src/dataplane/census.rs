@@ -111,16 +111,10 @@ pub fn census(maps: &Maps, now: Ticks) -> Census {
 }
 
 fn capacity<T>(slots: &[T]) -> Usage {
-    Usage {
-        capacity: u32::try_from(slots.len()).unwrap_or(u32::MAX),
-        used: 0,
-    }
+    Usage { capacity: u32::try_from(slots.len()).unwrap_or(u32::MAX), used: 0 }
 }
 
-fn flows(
-    slots: &[lb_common::flow::FlowSlot],
-    now: Ticks,
-) -> impl Iterator<Item = (TcpState, u16, u16)> + '_ {
+fn flows(slots: &[lb_common::flow::FlowSlot], now: Ticks) -> impl Iterator<Item = (TcpState, u16, u16)> + '_ {
     rows::<_, Flows>(slots, now).map(|(life, words)| {
         let key = FlowKey::from_words(&words);
         let to = FlowServer::from_word(words[SERVER_WORD]);

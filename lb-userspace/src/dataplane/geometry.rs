@@ -45,11 +45,7 @@ impl Geometry {
     /// The SNAT ports and sources.
     #[must_use]
     pub const fn snat(&self) -> Snat {
-        Snat {
-            first_port: self.first_port,
-            ports: self.ports,
-            sources: self.sources,
-        }
+        Snat { first_port: self.first_port, ports: self.ports, sources: self.sources }
     }
 
     /// Says what can't be.
@@ -100,7 +96,13 @@ impl fmt::Display for Geometry {
         write!(
             f,
             "{} flows, {} half-open flows, {} sticky records, {} endpoints, {} source addresses with {} ports from {}",
-            self.flows, self.half_open, self.sticky, self.endpoints, self.sources, self.ports, self.first_port
+            self.flows,
+            self.half_open,
+            self.sticky,
+            self.endpoints,
+            self.sources,
+            self.ports,
+            self.first_port
         )
     }
 }

@@ -55,13 +55,10 @@ pub struct Repaired {
 #[must_use]
 pub fn suspects(maps: &Maps) -> Suspects {
     let counts = open_flows_by_record(maps);
-    let records = (0..)
-        .zip(maps.sticky.iter())
-        .zip(counts)
-        .filter_map(|((index, slot), count)| {
-            let life = slot.life();
-            (is_live(life) && count.differs(life)).then_some((index, life))
-        });
+    let records = (0..).zip(maps.sticky.iter()).zip(counts).filter_map(|((index, slot), count)| {
+        let life = slot.life();
+        (is_live(life) && count.differs(life)).then_some((index, life))
+    });
     let cells = (0..).zip(maps.port_cells.iter()).filter_map(|(index, cell)| {
         let seen = cell.load();
         (seen >> 62 != 0 && is_orphan(maps, index, seen)).then_some((index, seen))
@@ -175,11 +172,7 @@ fn held_by(maps: &Maps, slot: &FlowSlot) -> Option<usize> {
     let words: [u64; FLOW_WORDS] = slot.read();
     let record = FlowSticky::from_word(words[STICKY_WORD]).record?;
     let key = FlowKey::from_words(&words);
-    let key = StickyKey {
-        client: key.client,
-        service: key.service,
-    }
-    .words();
+    let key = StickyKey { client: key.client, service: key.service }.words();
     let held = maps.sticky.get(record.slot as usize)?;
     let same = reference(record.slot, held.life()) == record
         && held.words[0].load() == key[0]

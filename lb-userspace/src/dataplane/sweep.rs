@@ -56,11 +56,7 @@ pub fn sweep(maps: &Maps, now: Ticks) -> Swept {
             expired && slot.exchange(life, life.with_state(SlotState::Free))
         })
         .count();
-    Swept {
-        flows,
-        half_open,
-        sticky,
-    }
+    Swept { flows, half_open, sticky }
 }
 
 /// Takes a flow out of the table before its time, with everything that it held; false if it is gone or changed in this
@@ -95,10 +91,7 @@ fn retire(maps: &Maps, index: u32, words: &[u64; FLOW_WORDS], life: Life, now: T
     {
         let key = FlowKey::from_words(words);
         let deadline = now.plus(persistence(maps, key.service));
-        let key = StickyKey {
-            client: key.client,
-            service: key.service,
-        };
+        let key = StickyKey { client: key.client, service: key.service };
         let_go(&maps.sticky, record, key, deadline);
     }
     if let Some(cell) = cell_of(maps, words) {
@@ -122,10 +115,7 @@ fn give_back_half_open(maps: &Maps, index: u32, words: &[u64; FLOW_WORDS], life:
 fn free_cell(cell: &Word, owner: Owner, stamp: Ticks) {
     let seen = cell.load();
     if PortCell::from_word(seen).owner == owner {
-        let free = PortCell {
-            owner: Owner::Free,
-            stamp,
-        };
+        let free = PortCell { owner: Owner::Free, stamp };
         let _taken_by_another = cell.compare_exchange(seen, free.word());
     }
 }
@@ -137,8 +127,7 @@ pub(super) fn is_live(life: Life) -> bool {
 /// How long a sticky record of a service outlives its last flow; one tick if the service is gone.
 pub(super) fn persistence(maps: &Maps, service: u16) -> Ticks {
     let slot = maps.services.get(usize::from(service));
-    slot.and_then(Service::load)
-        .map_or(Ticks(1), |service| service.persistence)
+    slot.and_then(Service::load).map_or(Ticks(1), |service| service.persistence)
 }
 
 /// The cell of a flow's SNAT port.
@@ -153,10 +142,7 @@ pub(super) fn cell_of<'a>(maps: &'a Maps, words: &[u64; FLOW_WORDS]) -> Option<&
     // Refuses numbers that would wrap: a torn row must not free another's port.
     let last = (pair + 1).checked_mul(u64::from(snat.ports))?;
     u32::try_from(last).ok()?;
-    let range = PortRange {
-        pair: u32::try_from(pair).ok()?,
-        count: snat.ports,
-    };
+    let range = PortRange { pair: u32::try_from(pair).ok()?, count: snat.ports };
     maps.port_cells.get(range.index(offset) as usize)
 }
 
