@@ -7,5 +7,6 @@ pub mod daemon;
 pub mod dataplane;
 pub mod health;
 pub mod net;
+pub mod object;
 pub mod paths;
 pub mod redirect;

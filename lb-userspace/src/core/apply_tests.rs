@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lb_common::clock::Ticks;
 use lb_common::maglev::Table;
@@ -205,18 +205,17 @@ proptest! {
     fn an_application_that_fails_anywhere_is_made_good_by_the_next(
         first in world(), second in world(), calls in 1u64..40,
     ) {
-        // The kernel is the maps' own; its switch is reached through a second handle.
-        let kernel = std::sync::Arc::new(FakeKernel::default());
+        let left = std::sync::Arc::new(AtomicU64::new(u64::MAX));
         let mut case = Case::new(config(&[]));
-        case.maps.kernel = Box::new(Shared(kernel.clone()));
+        case.maps.kernel = Box::new(Shared { kernel: FakeKernel::default(), left: left.clone() });
         if first.enter(&mut case) {
             apply_at(&case).unwrap();
             populate(&case, 0);
         }
         if second.enter(&mut case) {
-            kernel.fail_after.store(kernel.made() + calls, Ordering::Relaxed);
+            left.store(calls, Ordering::Relaxed);
             let _fails_or_not = apply_at(&case);
-            kernel.fail_after.store(0, Ordering::Relaxed);
+            left.store(u64::MAX, Ordering::Relaxed);
             apply_at(&case).unwrap();
             prop_assert!(differences(&case.maps, &case.desired()).unwrap().is_empty());
             lookups_find(&case.maps, &case.desired());
@@ -224,47 +223,43 @@ proptest! {
     }
 }
 
-/// A kernel that the test keeps a handle of.
-struct Shared(std::sync::Arc<FakeKernel>);
-
-/// How many calls a fake kernel was asked for: found out by where it begins to fail.
-trait Made {
-    fn made(&self) -> u64;
+/// A kernel that the test keeps a handle of, and that fails after so many more calls.
+struct Shared {
+    kernel: FakeKernel,
+    left: std::sync::Arc<AtomicU64>,
 }
 
-impl Made for FakeKernel {
-    fn made(&self) -> u64 {
-        (1..)
-            .find(|limit| {
-                self.fail_after.store(*limit, Ordering::Relaxed);
-                // This very question is one more call.
-                self.jiffies().is_ok()
-            })
-            .unwrap()
+impl Shared {
+    fn body(&self) -> anyhow::Result<&FakeKernel> {
+        let spend = |left: u64| left.checked_sub(1);
+        match self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend) {
+            Ok(_) => Ok(&self.kernel),
+            Err(_) => anyhow::bail!("as told"),
+        }
     }
 }
 
 impl crate::dataplane::Kernel for Shared {
     fn jiffies(&self) -> anyhow::Result<u64> {
-        self.0.jiffies()
+        self.body()?.jiffies()
     }
     fn set_schedule(&self, service: u16, values: &[u64]) -> anyhow::Result<()> {
-        self.0.set_schedule(service, values)
+        self.body()?.set_schedule(service, values)
     }
     fn schedule(&self, service: u16) -> anyhow::Result<Option<Vec<u64>>> {
-        self.0.schedule(service)
+        self.body()?.schedule(service)
     }
     fn reasons(&self) -> anyhow::Result<Vec<u64>> {
-        self.0.reasons()
+        self.body()?.reasons()
     }
     fn service_traffic(&self, service: u16) -> anyhow::Result<lb_common::maps::Traffic> {
-        self.0.service_traffic(service)
+        self.body()?.service_traffic(service)
     }
     fn server_traffic(&self, server: u16) -> anyhow::Result<lb_common::maps::Traffic> {
-        self.0.server_traffic(server)
+        self.body()?.server_traffic(server)
     }
     fn clear_traffic(&self, of: crate::dataplane::CountersOf) -> anyhow::Result<()> {
-        self.0.clear_traffic(of)
+        self.body()?.clear_traffic(of)
     }
 }
 
