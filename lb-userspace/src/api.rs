@@ -1,1 +1,139 @@
-//! The HTTP API.
+//! The HTTP/JSON API on the daemon's unix socket. Each request becomes a [`Job`] for the one task that owns the
+//! configuration; nothing is decided here.
+
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tracing::error;
+
+use crate::config::MAX_BYTES;
+use crate::daemon::engine::{Refusal, Request};
+
+/// The largest body: a configuration with every line end and quote escaped, and what is around it.
+const BODY_LIMIT: usize = 2 * MAX_BYTES + 64 * 1024;
+/// Requests that wait for the daemon.
+const QUEUE: usize = 16;
+
+/// A request, and where its answer goes.
+#[derive(Debug)]
+pub struct Job {
+    /// What is asked.
+    pub request: Request,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Value, Refusal>>,
+}
+
+type Jobs = mpsc::Sender<Job>;
+
+/// Serves the API on a unix socket that only this user can open, and gives the jobs. A socket that a daemon before left
+/// is replaced. Call it within a tokio runtime.
+///
+/// # Errors
+/// The socket cannot be made.
+pub fn serve(socket: &Path) -> anyhow::Result<mpsc::Receiver<Job>> {
+    let listener = bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let (sender, jobs) = mpsc::channel(QUEUE);
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router(sender)).await {
+            error!("the API has ended: {error}");
+        }
+    });
+    Ok(jobs)
+}
+
+/// Bound under another name first, so that at no moment others could open it.
+fn bind(socket: &Path) -> anyhow::Result<UnixListener> {
+    if let Some(directory) = socket.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let fresh = socket.with_extension("sock.new");
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&fresh)?;
+    fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600))?;
+    fs::rename(&fresh, socket)?;
+    Ok(listener)
+}
+
+fn router(jobs: Jobs) -> Router {
+    Router::new()
+        .route("/v1/status", get(async |State(jobs): State<Jobs>| ask(&jobs, Request::Status).await))
+        .route("/v1/config", get(async |State(jobs): State<Jobs>| ask(&jobs, Request::Config).await))
+        .route("/v1/config/plan", action(Request::PlanConfig))
+        .route("/v1/config/apply", action(Request::ApplyConfig))
+        .route("/v1/servers/add", action(Request::Add))
+        .route("/v1/servers/remove", action(Request::Remove))
+        .route("/v1/servers/set", action(Request::Set))
+        .route("/v1/servers/state", action(Request::State))
+        .route("/v1/sticky/forget", action(Request::Forget))
+        .route("/v1/sticky/move", action(Request::Move))
+        .fallback(async || refuse(StatusCode::NOT_FOUND, "there is no such path in this API (version 1)"))
+        .method_not_allowed_fallback(async || {
+            refuse(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this path takes another method: GET to look, POST to change",
+            )
+        })
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .with_state(jobs)
+}
+
+/// A path that takes a JSON object.
+fn action<T: DeserializeOwned + Send + 'static>(
+    request: fn(T) -> Request,
+) -> axum::routing::MethodRouter<Jobs> {
+    post(async move |State(jobs): State<Jobs>, body: Result<Bytes, BytesRejection>| {
+        let body = match body {
+            Ok(body) => body,
+            Err(rejected) => return refuse(rejected.status(), &rejected.body_text()),
+        };
+        match serde_json::from_slice(&body) {
+            Ok(asked) => ask(&jobs, request(asked)).await,
+            Err(error) => {
+                refuse(StatusCode::BAD_REQUEST, &format!("the request is not what this path takes: {error}"))
+            }
+        }
+    })
+}
+
+async fn ask(jobs: &Jobs, request: Request) -> Response {
+    let (reply, answer) = oneshot::channel();
+    let stopping = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping");
+    if jobs.send(Job { request, reply }).await.is_err() {
+        return stopping();
+    }
+    match answer.await {
+        Ok(Ok(value)) => respond(StatusCode::OK, &value),
+        Ok(Err(refusal)) => {
+            let status = StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+            refuse(status, &refusal.to_string())
+        }
+        Err(_) => stopping(),
+    }
+}
+
+fn refuse(status: StatusCode, why: &str) -> Response {
+    respond(status, &json!({ "error": why }))
+}
+
+fn respond(status: StatusCode, value: &Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+}

@@ -1,1 +1,20 @@
-//! The daemon.
+//! The daemon: one task owns the configuration and the maps ([`engine`]), the others bring it news.
+//!
+//! ```text
+//! health checks ---\
+//! netlink ----------> run: one loop -> engine -> maps, state file
+//! API, signals ----/            \--> outside: addresses, neighbours, checks, redirects
+//! ```
+
+pub mod detach;
+pub mod elicit;
+pub mod engine;
+pub mod lock;
+pub mod outside;
+pub mod redirects;
+pub mod run;
+pub mod setup;
+pub mod store;
+
+#[cfg(test)]
+mod run_tests;

@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::thread::sleep;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use lb_common::address::Address;
 use lb_common::clock::Ticks;
 use lb_common::maps::{LABEL_BYTES, ServerInfo, ServiceInfo};
@@ -92,13 +92,7 @@ pub fn apply(
     now: Ticks,
     grace: &mut dyn FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Applied> {
-    let mut work = Work {
-        maps,
-        desired,
-        now,
-        grace,
-        done: Applied::default(),
-    };
+    let mut work = Work { maps, desired, now, grace, done: Applied::default() };
     work.readdressed()?;
     work.identities()?;
     work.states()?;
@@ -197,11 +191,7 @@ impl Work<'_> {
     fn states(&mut self) -> anyhow::Result<()> {
         for (id, (server, info)) in &self.desired.servers {
             let before = self.maps.servers.present(*id);
-            let slot = self
-                .maps
-                .servers
-                .get(usize::from(*id))
-                .context("a server id beyond the map")?;
+            let slot = self.maps.servers.get(usize::from(*id)).context("a server id beyond the map")?;
             let mut written = put(&slot[STATE_WORD], server.words()[STATE_WORD]);
             let old = self.maps.server_info.read(usize::from(*id));
             if old != Some(*info) {
@@ -221,19 +211,13 @@ impl Work<'_> {
 
     fn services(&mut self) -> anyhow::Result<()> {
         for (id, (service, info)) in &self.desired.services {
-            let slot = self
-                .maps
-                .services
-                .get(usize::from(*id))
-                .context("a service id beyond the map")?;
+            let slot = self.maps.services.get(usize::from(*id)).context("a service id beyond the map")?;
             let before = Service::load(slot);
             let old = self.maps.service_info.read(usize::from(*id));
             if old.is_none_or(|old| old.label != info.label) {
                 self.maps.kernel.clear_traffic(CountersOf::Service(*id))?;
             }
-            let change = before
-                .map(|before| before.persistence)
-                .filter(|old| *old != service.persistence);
+            let change = before.map(|before| before.persistence).filter(|old| *old != service.persistence);
             let words = service.words();
             // The address last: it is what says that the entry is there.
             let mut written = false;
@@ -311,14 +295,14 @@ impl Work<'_> {
         }
         for id in servers {
             put(&self.maps.servers[usize::from(id)][STATE_WORD], 0);
-            self.maps.server_info.write(usize::from(id), NO_SERVER);
+            ensure!(self.maps.server_info.write(usize::from(id), NO_SERVER), "a server id beyond the map");
             self.done.servers += 1;
         }
         for id in services {
             for word in [1, 0, 2, 3] {
                 put(&self.maps.services[usize::from(id)][word], 0);
             }
-            self.maps.service_info.write(usize::from(id), NO_SERVICE);
+            ensure!(self.maps.service_info.write(usize::from(id), NO_SERVICE), "a service id beyond the map");
             self.done.services += 1;
         }
         Ok(())
@@ -332,10 +316,8 @@ impl Work<'_> {
 pub fn differences(maps: &Maps, desired: &Desired) -> anyhow::Result<Vec<String>> {
     let mut out = Vec::new();
     for (id, (service, info)) in &desired.services {
-        let live = maps
-            .services
-            .get(usize::from(*id))
-            .map(|slot| [0, 1, 2, 3].map(|word: usize| slot[word].load()));
+        let live =
+            maps.services.get(usize::from(*id)).map(|slot| [0, 1, 2, 3].map(|word: usize| slot[word].load()));
         if live != Some(service.words()) || maps.service_info.read(usize::from(*id)) != Some(*info) {
             out.push(format!("virtual service {}", unpadded(&info.label)));
         }
@@ -356,14 +338,10 @@ pub fn differences(maps: &Maps, desired: &Desired) -> anyhow::Result<Vec<String>
         out.push("the index".to_owned());
     }
     out.extend(
-        removed_services(maps, desired)
-            .iter()
-            .map(|id| format!("service {id}, which is not configured")),
+        removed_services(maps, desired).iter().map(|id| format!("service {id}, which is not configured")),
     );
     out.extend(
-        removed_servers(maps, desired)
-            .iter()
-            .map(|id| format!("server {id}, which is not configured")),
+        removed_servers(maps, desired).iter().map(|id| format!("server {id}, which is not configured")),
     );
     Ok(out)
 }
@@ -372,9 +350,8 @@ pub fn differences(maps: &Maps, desired: &Desired) -> anyhow::Result<Vec<String>
 /// force. Each row's life is read before and exchanged after, so a row that the program renews meanwhile is left as
 /// the program made it. Records of a service that has no persistence any more are freed.
 fn retime(maps: &Maps, service: u16, old: Ticks, new: Ticks, now: Ticks, write: impl FnOnce()) -> u64 {
-    let rows: Vec<_> = live_stickies(maps, now)
-        .filter(|(_, _, row)| row.to.service == service && row.flows == 0)
-        .collect();
+    let rows: Vec<_> =
+        live_stickies(maps, now).filter(|(_, _, row)| row.to.service == service && row.flows == 0).collect();
     write();
     if new.0 == 0 {
         return free_stickies(maps, now, |row| row.to.service == service);
@@ -384,11 +361,7 @@ fn retime(maps: &Maps, service: u16, old: Ticks, new: Ticks, now: Ticks, write: 
             let age = old.0.saturating_sub(life.deadline().since(now).0);
             let left = new.0.saturating_sub(age);
             // A deadline that is past already: one tick before now.
-            let deadline = if left == 0 {
-                Ticks(now.0.wrapping_sub(1))
-            } else {
-                now.plus(Ticks(left))
-            };
+            let deadline = if left == 0 { Ticks(now.0.wrapping_sub(1)) } else { now.plus(Ticks(left)) };
             maps.sticky
                 .get(*index as usize)
                 .is_some_and(|slot| slot.exchange(*life, life.with_deadline(deadline)))
@@ -415,11 +388,7 @@ fn lay_out(maps: &Maps, entries: &[IndexEntry]) -> anyhow::Result<Vec<[u64; INDE
 }
 
 const fn base(generation: u64) -> usize {
-    if generation & 1 == 0 {
-        0
-    } else {
-        INDEX_CAPACITY as usize
-    }
+    if generation & 1 == 0 { 0 } else { INDEX_CAPACITY as usize }
 }
 
 fn read_index(maps: &Maps, generation: u64) -> Vec<[u64; INDEX_WORDS]> {
@@ -432,10 +401,7 @@ fn read_index(maps: &Maps, generation: u64) -> Vec<[u64; INDEX_WORDS]> {
 }
 
 /// The index in force.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "fields are taken out of a packed word"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
 fn live_index(maps: &Maps) -> Vec<IndexEntry> {
     read_index(maps, maps.control().generation.load())
         .into_iter()
@@ -463,14 +429,8 @@ fn removed_services(maps: &Maps, desired: &Desired) -> Vec<u16> {
         .filter_map(|id| u16::try_from(id).ok())
         .filter(|id| !desired.services.contains_key(id))
         .filter(|id| {
-            maps.services
-                .get(usize::from(*id))
-                .and_then(Service::load)
-                .is_some()
-                || maps
-                    .service_info
-                    .read(usize::from(*id))
-                    .is_some_and(|info| info.label[0] != 0)
+            maps.services.get(usize::from(*id)).and_then(Service::load).is_some()
+                || maps.service_info.read(usize::from(*id)).is_some_and(|info| info.label[0] != 0)
         })
         .collect()
 }
@@ -481,10 +441,7 @@ fn removed_servers(maps: &Maps, desired: &Desired) -> Vec<u16> {
         .filter(|id| !desired.servers.contains_key(id))
         .filter(|id| {
             maps.servers.present(*id).is_some()
-                || maps
-                    .server_info
-                    .read(usize::from(*id))
-                    .is_some_and(|info| info.label[0] != 0)
+                || maps.server_info.read(usize::from(*id)).is_some_and(|info| info.label[0] != 0)
         })
         .collect()
 }

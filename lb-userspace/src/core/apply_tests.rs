@@ -16,7 +16,7 @@ use super::rows::{Usage, live_flows, live_stickies};
 use super::testing::{Case, client, config, flow, stick};
 use crate::config::{self, Config};
 use crate::dataplane::fake::FakeKernel;
-use crate::dataplane::{IndexMap, Kernel as _, Maps};
+use crate::dataplane::{IndexMap, Maps};
 use crate::health::state::Verdict;
 
 const NOW: Ticks = Ticks(100_000);
@@ -24,16 +24,8 @@ const NOW: Ticks = Ticks(100_000);
 /// Every service, address and endpoint is found by the program's own look-up, and nothing else is.
 fn lookups_find(maps: &Maps, desired: &Desired) {
     let generation = maps.control().generation.load();
-    let find = |address, port| {
-        find_entry(
-            &IndexMap(&maps.service_index),
-            generation,
-            &maps.key(),
-            address,
-            port,
-            6,
-        )
-    };
+    let find =
+        |address, port| find_entry(&IndexMap(&maps.service_index), generation, &maps.key(), address, port, 6);
     for entry in &desired.index {
         let hit = find(entry.address, entry.port).unwrap();
         assert!(hit.is(entry.kind) && hit.id == entry.id, "{entry:?}");
@@ -58,12 +50,7 @@ fn world() -> impl Strategy<Value = World> {
         prop::collection::vec(0u8..3, 20),
         prop::collection::vec(0u16..4, 20),
     )
-        .prop_map(|(services, admin, health, weights)| World {
-            services,
-            admin,
-            health,
-            weights,
-        })
+        .prop_map(|(services, admin, health, weights)| World { services, admin, health, weights })
 }
 
 impl World {
@@ -85,11 +72,7 @@ impl World {
             .unwrap();
             for (server, host) in servers {
                 let weight = self.weights[usize::from(label * 5 + server) % 20];
-                write!(
-                    yaml,
-                    "{{ label: s{server}, address: 192.0.2.{host}, weight: {weight} }},"
-                )
-                .unwrap();
+                write!(yaml, "{{ label: s{server}, address: 192.0.2.{host}, weight: {weight} }},").unwrap();
             }
             yaml.push_str("] }\n");
         }
@@ -110,22 +93,11 @@ impl World {
             case.overlay.set_state(name, state);
             let verdict =
                 [None, Some(Verdict::Up), Some(Verdict::Down)][usize::from(self.health[number % 20])];
-            case.health.insert(
-                id,
-                ServerHealth {
-                    verdict,
-                    ..ServerHealth::default()
-                },
-            );
+            case.health.insert(id, ServerHealth { verdict, ..ServerHealth::default() });
         }
         let usage = Usage::of(&case.maps, NOW);
-        case.leaving = leaving(
-            &case.maps,
-            &case.config,
-            &case.ids,
-            |id| usage.server(id).flows > 0,
-            |_| false,
-        );
+        case.leaving =
+            leaving(&case.maps, &case.config, &case.ids, |id| usage.server(id).flows > 0, |_| false);
         true
     }
 }
@@ -147,16 +119,7 @@ fn populate(case: &Case, from: u32) {
     for (number, (id, (server, _))) in (from..).zip(case.desired().servers) {
         if case.desired().services.contains_key(&server.service) {
             stick(&case.maps, server.service, client(number), id, NOW);
-            flow(
-                &case.maps,
-                server.service,
-                client(number),
-                5000,
-                id,
-                443,
-                TcpState::Established,
-                NOW,
-            );
+            flow(&case.maps, server.service, client(number), 5000, id, 443, TcpState::Established, NOW);
         }
     }
 }
@@ -316,10 +279,7 @@ fn no_packet_is_sent_by_an_entry_while_its_address_changes() {
 fn the_index_is_written_where_no_packet_reads_and_only_after_a_wait() {
     let mut case = two_servers();
     let before = case.maps.control().generation.load();
-    case.configure(config(&[
-        ("V", 150, &[("a", 1), ("b", 2)]),
-        ("W", 151, &[("c", 3)]),
-    ]));
+    case.configure(config(&[("V", 150, &[("a", 1), ("b", 2)]), ("W", 151, &[("c", 3)])]));
     let desired = case.desired();
     let mut waited = 0;
     apply(&case.maps, &desired, NOW, &mut || {
@@ -343,22 +303,13 @@ fn a_removed_server_finishes_its_flows_and_takes_nobody() {
     populate(&case, 0);
     let usage = Usage::of(&case.maps, NOW);
     case.configure_with(config(&[("V", 150, &[("a", 1)])]), &usage.in_use);
-    case.leaving = leaving(
-        &case.maps,
-        &case.config,
-        &case.ids,
-        |id| usage.server(id).flows > 0,
-        |_| false,
-    );
+    case.leaving = leaving(&case.maps, &case.config, &case.ids, |id| usage.server(id).flows > 0, |_| false);
     assert_eq!(case.leaving.keys().collect::<Vec<_>>(), [&b]);
     apply_at(&case).unwrap();
     let entry = case.server(b);
     assert_eq!(entry.state.0, ServerState::PRESENT | ServerState::REACHABLE);
     let endpoint = |index: &Desired| {
-        index
-            .index
-            .iter()
-            .any(|entry| entry.kind == EntryKind::Endpoint && entry.id == b_endpoint)
+        index.index.iter().any(|entry| entry.kind == EntryKind::Endpoint && entry.id == b_endpoint)
     };
     assert!(endpoint(&case.desired()));
     // Asked to go at once, its flows are reset.
@@ -381,9 +332,7 @@ fn another_timeout_moves_the_deadline_of_each_record_by_as_much() {
     stick(&case.maps, 0, client(2), 0, later);
     let old = Ticks::span_of_millis(3_600_000, 1000);
     let deadlines = |case: &Case| {
-        let mut all: Vec<u32> = live_stickies(&case.maps, later)
-            .map(|(_, _, row)| row.deadline.0)
-            .collect();
+        let mut all: Vec<u32> = live_stickies(&case.maps, later).map(|(_, _, row)| row.deadline.0).collect();
         all.sort_unstable();
         all
     };
@@ -416,10 +365,7 @@ fn without_persistence_no_record_is_left_to_come_back_later() {
     let mut case = two_servers();
     populate(&case, 0);
     let yaml = crate::core::testing::yaml(&[("V", 150, &[("a", 1), ("b", 2)])]);
-    let yaml = yaml.replace(
-        "ports: [443]\n",
-        "ports: [443]\n    persistence: { mode: none }\n",
-    );
+    let yaml = yaml.replace("ports: [443]\n", "ports: [443]\n    persistence: { mode: none }\n");
     case.configure(config::parse("test", &yaml).unwrap());
     apply_at(&case).unwrap();
     assert_eq!(live_stickies(&case.maps, NOW).count(), 0);

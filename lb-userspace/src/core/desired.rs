@@ -95,9 +95,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, NoId> {
         one_service(inputs, service, &mut out, &mut index)?;
     }
     for (id, leaving) in inputs.leaving {
-        out.servers
-            .entry(*id)
-            .or_insert_with(|| leave(leaving, inputs.macs.get(id)));
+        out.servers.entry(*id).or_insert_with(|| leave(leaving, inputs.macs.get(id)));
     }
     for (server, _) in out.servers.values() {
         let entry = endpoint(server);
@@ -186,8 +184,7 @@ fn one_service(
     let label = service.label.as_str();
     let number = inputs.ids.service(label).ok_or_else(|| NoId(label.to_owned()))?;
     let port = service.ports.first().copied().unwrap_or_default();
-    out.services
-        .insert(number.id, service_entry(service, port, number.since, inputs.hz));
+    out.services.insert(number.id, service_entry(service, port, number.since, inputs.hz));
     let (kind, is_tcp) = match service.protocol {
         Protocol::Tcp => (EntryKind::Service, true),
         Protocol::Http => (EntryKind::Local, false),
@@ -199,18 +196,12 @@ fn one_service(
         kind,
         id,
     };
-    index.insert(
-        SocketAddr::new(service.address, port),
-        entry(port, kind, number.id),
-    );
+    index.insert(SocketAddr::new(service.address, port), entry(port, kind, number.id));
     if !is_tcp {
         return Ok(());
     }
     // Of the services that share an address, the last one's number is as good as any.
-    index.insert(
-        SocketAddr::new(service.address, 0),
-        entry(0, EntryKind::Address, number.id),
-    );
+    index.insert(SocketAddr::new(service.address, 0), entry(0, EntryKind::Address, number.id));
     let mut candidates = Vec::new();
     for server in &service.real_servers {
         let name = ServerName::new(label, server.label.as_str());
@@ -279,13 +270,7 @@ fn server_entry(
     let health = inputs.health.get(&id).unwrap_or(&unknown);
     let mac = inputs.macs.get(&id).copied();
     let admin = inputs.overlay.state(name);
-    let state = server_state(
-        admin,
-        health.verdict,
-        server.weight,
-        service.on_down,
-        mac.is_some(),
-    );
+    let state = server_state(admin, health.verdict, server.weight, service.on_down, mac.is_some());
     let address = Address::from(server.address);
     let entry = Server {
         address,
@@ -319,18 +304,10 @@ fn leave(leaving: &Leaving, mac: Option<&Mac>) -> (Server, ServerInfo) {
     if leaving.reset {
         bits |= ServerState::RESETS;
     }
-    let server = Server {
-        mac: mac.copied().unwrap_or_default(),
-        state: ServerState(bits),
-        ..leaving.server
-    };
+    let server = Server { mac: mac.copied().unwrap_or_default(), state: ServerState(bits), ..leaving.server };
     let info = ServerInfo {
         weight: 0,
-        state: if leaving.reset {
-            AdminState::Halt.number()
-        } else {
-            AdminState::Drain.number()
-        },
+        state: if leaving.reset { AdminState::Halt.number() } else { AdminState::Drain.number() },
         health_reason: padded("removed: finishing its open connections"),
         ..leaving.info
     };
@@ -420,22 +397,15 @@ mod tests {
         let before = places(&case);
         let b = case.id("V", "b");
         assert!(before.places().contains(&b));
-        case.overlay
-            .set_state(ServerName::new("V", "b"), AdminState::Drain);
+        case.overlay.set_state(ServerName::new("V", "b"), AdminState::Drain);
         let after = places(&case);
         assert!(!after.places().contains(&b));
         assert_eq!(before.size(), after.size());
         // Few of the others' places change hands.
-        let moved = before
-            .places()
-            .iter()
-            .zip(after.places())
-            .filter(|(old, new)| **old != b && old != new);
+        let moved = before.places().iter().zip(after.places()).filter(|(old, new)| **old != b && old != new);
         assert!(moved.count() < before.places().len() / 10);
-        case.overlay
-            .set_state(ServerName::new("V", "a"), AdminState::Halt);
-        case.overlay
-            .set_state(ServerName::new("V", "c"), AdminState::Halt);
+        case.overlay.set_state(ServerName::new("V", "a"), AdminState::Halt);
+        case.overlay.set_state(ServerName::new("V", "c"), AdminState::Halt);
         assert!(places(&case).places().iter().all(|id| *id == maglev::NOBODY));
     }
 

@@ -79,9 +79,7 @@ impl Ids {
     /// The server with this number.
     #[must_use]
     pub fn server_name(&self, id: u16) -> Option<&ServerName> {
-        self.servers
-            .iter()
-            .find_map(|(name, number)| (*number == id).then_some(name))
+        self.servers.iter().find_map(|(name, number)| (*number == id).then_some(name))
     }
 
     /// The numbers for `config`: the old ones for what has them, free ones for what is new. What is not configured
@@ -105,11 +103,8 @@ impl Ids {
             }
         }
         let labels = config.services.iter().map(|s| s.label.as_str().to_owned());
-        let known: BTreeMap<String, u16> = self
-            .services
-            .iter()
-            .map(|(label, number)| (label.clone(), number.id))
-            .collect();
+        let known: BTreeMap<String, u16> =
+            self.services.iter().map(|(label, number)| (label.clone(), number.id)).collect();
         let services = numbers(&known, labels, &in_use.services, "virtual service", MAX_SERVICES)?
             .into_iter()
             .map(|(label, id)| {
@@ -119,13 +114,7 @@ impl Ids {
             .collect();
         Ok(Self {
             services,
-            servers: numbers(
-                &self.servers,
-                servers,
-                &in_use.servers,
-                "real server",
-                MAX_SERVERS,
-            )?,
+            servers: numbers(&self.servers, servers, &in_use.servers, "real server", MAX_SERVERS)?,
             endpoints: numbers(&self.endpoints, places, &in_use.endpoints, "endpoint", endpoints)?,
         })
     }
@@ -136,20 +125,10 @@ impl Ids {
         let mut ids = Self::default();
         let mut labels = BTreeMap::new();
         for id in 0..numbers_below(maps.service_info.len()) {
-            if let Some(info) = maps
-                .service_info
-                .read(usize::from(id))
-                .filter(|i| i.label[0] != 0)
-            {
+            if let Some(info) = maps.service_info.read(usize::from(id)).filter(|i| i.label[0] != 0) {
                 let label = unpadded(&info.label);
                 labels.insert(id, label.clone());
-                ids.services.insert(
-                    label,
-                    ServiceId {
-                        id,
-                        since: info.since,
-                    },
-                );
+                ids.services.insert(label, ServiceId { id, since: info.since });
             }
         }
         for id in 0..numbers_below(maps.server_info.len()) {
@@ -157,8 +136,7 @@ impl Ids {
             if let Some(info) = info
                 && let Some(service) = labels.get(&info.service)
             {
-                ids.servers
-                    .insert(ServerName::new(service, &unpadded(&info.label)), id);
+                ids.servers.insert(ServerName::new(service, &unpadded(&info.label)), id);
             }
             if let Some(server) = maps.servers.present(id) {
                 ids.endpoints.insert(place(&server), server.endpoint);

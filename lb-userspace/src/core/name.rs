@@ -24,10 +24,7 @@ impl ServerName {
     /// The server `server` of the service `service`.
     #[must_use]
     pub fn new(service: &str, server: &str) -> Self {
-        Self {
-            service: service.to_owned(),
-            server: server.to_owned(),
-        }
+        Self { service: service.to_owned(), server: server.to_owned() }
     }
 }
 
@@ -107,10 +104,7 @@ mod tests {
     fn a_name_is_two_labels_and_a_slash() {
         let name: ServerName = "Hyperspace/Srv_1".parse().unwrap();
         assert_eq!(name, ServerName::new("Hyperspace", "Srv_1"));
-        assert_eq!(
-            serde_json::from_str::<ServerName>(&serde_json::to_string(&name).unwrap()).unwrap(),
-            name
-        );
+        assert_eq!(serde_json::from_str::<ServerName>(&serde_json::to_string(&name).unwrap()).unwrap(), name);
         for bad in ["", "a", "/", "a/", "/b", "a/b/c"] {
             assert!(bad.parse::<ServerName>().is_err(), "{bad}");
         }

@@ -77,14 +77,15 @@ impl Overlay {
     /// Fits the overlay to another text, after a restart: what does not apply any more goes. Says what went.
     pub fn fit(&mut self, base: &Config) -> Vec<String> {
         let mut gone = Vec::new();
+        // One that was put in another's place: both commands end with the text that they were about.
+        let replaced = |name: &ServerName| self.added.contains_key(name);
+        self.removed.retain(|name| !replaced(name));
         let in_base = |name: &ServerName| has(base, name);
         let service_in_base = |name: &ServerName| base.service(&name.service).is_some();
         self.added.retain(|name, _| {
             let keep = service_in_base(name) && !in_base(name);
             if !keep {
-                gone.push(format!(
-                    "{name} was added by command: the new configuration decides on it"
-                ));
+                gone.push(format!("{name} was added by command: the new configuration decides on it"));
             }
             keep
         });
@@ -105,9 +106,8 @@ impl Overlay {
     pub fn apply(&mut self, base: &Config) -> Vec<String> {
         let mut notes = Vec::new();
         for name in self.added.keys().filter(|name| !has(base, name)) {
-            notes.push(format!(
-                "{name} was added by command and is not in this configuration: it is removed"
-            ));
+            notes
+                .push(format!("{name} was added by command and is not in this configuration: it is removed"));
         }
         for name in self.removed.iter().filter(|name| has(base, name)) {
             notes.push(format!(
@@ -154,11 +154,18 @@ impl Overlay {
 /// What of the overlay does not fit.
 pub fn effective(base: &Config, overlay: &Overlay) -> Result<Config, OverlayError> {
     let mut config = base.clone();
+    for service in &mut config.services {
+        let service_label = service.label.clone();
+        let name = |server: &Server| ServerName::new(service_label.as_str(), server.label.as_str());
+        service.real_servers.retain(|server| !overlay.removed.contains(&name(server)));
+        for server in &mut service.real_servers {
+            if let Some(weight) = overlay.weights.get(&name(server)) {
+                server.weight = *weight;
+            }
+        }
+    }
     for (name, added) in &overlay.added {
-        let label = name
-            .server
-            .parse()
-            .map_err(|error| OverlayError::Label(name.server.clone(), error))?;
+        let label = name.server.parse().map_err(|error| OverlayError::Label(name.server.clone(), error))?;
         let service = config
             .services
             .iter_mut()
@@ -171,27 +178,13 @@ pub fn effective(base: &Config, overlay: &Overlay) -> Result<Config, OverlayErro
             weight: added.weight,
         });
     }
-    for service in &mut config.services {
-        let service_label = service.label.clone();
-        let name = |server: &Server| ServerName::new(service_label.as_str(), server.label.as_str());
-        service
-            .real_servers
-            .retain(|server| !overlay.removed.contains(&name(server)));
-        for server in &mut service.real_servers {
-            if let Some(weight) = overlay.weights.get(&name(server)) {
-                server.weight = *weight;
-            }
-        }
-    }
     config::parse("the running configuration", &config.to_yaml()).map_err(OverlayError::Rules)
 }
 
 /// Whether `config` has this server.
 #[must_use]
 pub fn has(config: &Config, name: &ServerName) -> bool {
-    config
-        .service(&name.service)
-        .is_some_and(|service| service.server(&name.server).is_some())
+    config.service(&name.service).is_some_and(|service| service.server(&name.server).is_some())
 }
 
 #[cfg(test)]
@@ -207,11 +200,7 @@ mod tests {
     }
 
     fn added(host: u8) -> AddedServer {
-        AddedServer {
-            address: [192, 0, 2, host].into(),
-            port: 443,
-            weight: 7,
-        }
+        AddedServer { address: [192, 0, 2, host].into(), port: 443, weight: 7 }
     }
 
     #[test]
@@ -222,12 +211,21 @@ mod tests {
         overlay.removed.insert(name("a"));
         overlay.weights.insert(name("b"), 0);
         let config = effective(&base, &overlay).unwrap();
-        let servers: Vec<_> = config.services[0]
-            .real_servers
-            .iter()
-            .map(|s| (s.label.as_str(), s.weight))
-            .collect();
+        let servers: Vec<_> =
+            config.services[0].real_servers.iter().map(|s| (s.label.as_str(), s.weight)).collect();
         assert_eq!(servers, [("b", 0), ("c", 7)]);
+    }
+
+    #[test]
+    fn a_server_can_be_put_in_the_place_of_a_removed_one() {
+        let base = base(&[("a", 1)]);
+        let mut overlay = Overlay::default();
+        overlay.removed.insert(name("a"));
+        overlay.added.insert(name("a"), added(9));
+        let config = effective(&base, &overlay).unwrap();
+        assert_eq!(config.services[0].real_servers[0].weight, 7);
+        assert!(!overlay.fit(&base).is_empty());
+        assert_eq!(overlay, Overlay::default());
     }
 
     #[test]
@@ -236,10 +234,7 @@ mod tests {
         for (server, host) in [("a", 9), ("c", 1), ("c", 150)] {
             let mut overlay = Overlay::default();
             overlay.added.insert(name(server), added(host));
-            assert!(
-                matches!(effective(&base, &overlay), Err(OverlayError::Rules(_))),
-                "{server} {host}"
-            );
+            assert!(matches!(effective(&base, &overlay), Err(OverlayError::Rules(_))), "{server} {host}");
         }
         let mut overlay = Overlay::default();
         overlay.added.insert(name("not a label"), added(9));

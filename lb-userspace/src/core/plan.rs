@@ -147,11 +147,7 @@ impl<'a> Future<'a> {
             .iter()
             .filter_map(|(id, values)| Some((*id, Table::from_values(values)?)))
             .collect();
-        Self {
-            desired,
-            servers,
-            tables,
-        }
+        Self { desired, servers, tables }
     }
 
     /// Whether a service still listens on a port (as on the wire).
@@ -234,11 +230,7 @@ impl Planner<'_> {
 
     /// A service's label: as it is, or as it will be.
     fn service_label(&self, id: u16) -> String {
-        let live = self
-            .maps
-            .service_info
-            .read(usize::from(id))
-            .map(|info| info.label);
+        let live = self.maps.service_info.read(usize::from(id)).map(|info| info.label);
         let wanted = self.future.desired.services.get(&id).map(|(_, info)| info.label);
         label(live, wanted, id)
     }
@@ -257,12 +249,7 @@ impl Planner<'_> {
             let Some(before) = self.service_now(service) else {
                 continue;
             };
-            let after = self
-                .future
-                .desired
-                .services
-                .get(&service)
-                .map(|(service, _)| *service);
+            let after = self.future.desired.services.get(&service).map(|(service, _)| *service);
             let record = |service: Service| (service.persistence.0 != 0).then_some(row.to.server);
             let from = next(
                 &self.maps.servers,
@@ -322,10 +309,7 @@ impl Planner<'_> {
             if flow.state.is_closed() || !serves(&self.maps.servers) {
                 continue;
             }
-            let reason = if !self
-                .future
-                .listens(service, before.address, flow.key.service_port)
-            {
+            let reason = if !self.future.listens(service, before.address, flow.key.service_port) {
                 "the virtual service is removed, or has another address or port"
             } else if !self.future.desired.servers.contains_key(&id) {
                 "the server is removed"
@@ -423,12 +407,7 @@ impl Planner<'_> {
 
     fn warnings(&self, plan: &mut Plan) {
         for id in self.future.desired.schedules.keys() {
-            let servers = self
-                .future
-                .desired
-                .servers
-                .values()
-                .filter(|(server, _)| server.service == *id);
+            let servers = self.future.desired.servers.values().filter(|(server, _)| server.service == *id);
             let (mut new, mut known) = (0, 0);
             for (server, _) in servers {
                 new += u32::from(server.state.has(ServerState::TAKES_NEW));
@@ -436,9 +415,8 @@ impl Planner<'_> {
             }
             let label = self.service_label(*id);
             if known == 0 {
-                plan.warnings.push(format!(
-                    "{label} has no usable real server: every connection to it is refused"
-                ));
+                plan.warnings
+                    .push(format!("{label} has no usable real server: every connection to it is refused"));
             } else if new == 0 {
                 plan.warnings.push(format!(
                     "{label} has no real server that takes new clients: clients without a sticky record are refused"
@@ -452,12 +430,7 @@ impl Planner<'_> {
 fn pairs(before: &Table, after: &Table, seed: u64) -> Vec<(u16, u16)> {
     const DRAWN: u64 = 20_000;
     if before.size() == after.size() {
-        return before
-            .places()
-            .iter()
-            .copied()
-            .zip(after.places().iter().copied())
-            .collect();
+        return before.places().iter().copied().zip(after.places().iter().copied()).collect();
     }
     let pick = |table: &Table, client| pick(table, seed, client, 0).unwrap_or(NOBODY);
     (0..DRAWN)
@@ -467,9 +440,7 @@ fn pairs(before: &Table, after: &Table, seed: u64) -> Vec<(u16, u16)> {
 }
 
 fn label(live: Option<[u8; LABEL_BYTES]>, wanted: Option<[u8; LABEL_BYTES]>, id: u16) -> String {
-    live.filter(|label| label[0] != 0)
-        .or(wanted)
-        .map_or_else(|| format!("#{id}"), |label| unpadded(&label))
+    live.filter(|label| label[0] != 0).or(wanted).map_or_else(|| format!("#{id}"), |label| unpadded(&label))
 }
 
 fn to_whom(server: Option<&str>) -> String {
@@ -563,10 +534,7 @@ impl fmt::Display for Plan {
                     writeln!(f, "empty at {at} if none of them connects again.")?;
                 }
                 Some(_) => writeln!(f, "it is empty.")?,
-                None => writeln!(
-                    f,
-                    "empty one persistence timeout after the last connection closes."
-                )?,
+                None => writeln!(f, "empty one persistence timeout after the last connection closes.")?,
             }
         }
         for warning in &self.warnings {

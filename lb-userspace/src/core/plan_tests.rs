@@ -50,13 +50,7 @@ fn change(case: &mut Case, admin: &[u8], health: &[u8], weights: &[u16]) {
         let state = [AdminState::Online, AdminState::Drain, AdminState::Halt][usize::from(admin[number])];
         case.overlay.set_state(ServerName::new("V", server), state);
         let verdict = [None, Some(Verdict::Up), Some(Verdict::Down)][usize::from(health[number])];
-        case.health.insert(
-            id,
-            ServerHealth {
-                verdict,
-                ..ServerHealth::default()
-            },
-        );
+        case.health.insert(id, ServerHealth { verdict, ..ServerHealth::default() });
         case.config.services[0].real_servers[number].weight = weights[number];
     }
 }
@@ -102,8 +96,7 @@ fn only_a_hundred_clients_are_listed_and_all_are_counted() {
     for number in 0..250 {
         stick(&case.maps, 0, client(number), 0, NOW);
     }
-    case.overlay
-        .set_state(ServerName::new("V", "a"), AdminState::Halt);
+    case.overlay.set_state(ServerName::new("V", "a"), AdminState::Halt);
     let plan = planned(&case);
     assert_eq!((plan.moved.len(), plan.clients_moved()), (100, 250));
     assert!(plan.moved.is_sorted_by_key(|moved| moved.client));
@@ -114,23 +107,16 @@ fn only_a_hundred_clients_are_listed_and_all_are_counted() {
 fn draining_moves_nobody_and_says_when_it_is_empty() {
     let mut case = three();
     stick(&case.maps, 0, client(1), 0, NOW);
-    case.overlay
-        .set_state(ServerName::new("V", "a"), AdminState::Drain);
+    case.overlay.set_state(ServerName::new("V", "a"), AdminState::Drain);
     let plan = planned(&case);
     assert!(plan.moves.is_empty() && plan.resets.is_empty());
     let draining = &plan.draining[0];
-    assert_eq!(
-        (draining.server.as_str(), draining.clients, draining.connections),
-        ("a", 1, 0)
-    );
+    assert_eq!((draining.server.as_str(), draining.clients, draining.connections), ("a", 1, 0));
     assert_eq!(draining.empty_at.as_deref(), Some("1970-01-01T01:00:00Z"));
     assert!((20.0..50.0).contains(&plan.unknown_changed[0].percent));
     flow(&case.maps, 0, client(1), 5000, 0, 443, TcpState::Established, NOW);
     let plan = planned(&case);
-    assert_eq!(
-        (plan.draining[0].connections, &plan.draining[0].empty_at),
-        (1, &None)
-    );
+    assert_eq!((plan.draining[0].connections, &plan.draining[0].empty_at), (1, &None));
 }
 
 #[test]
@@ -140,22 +126,14 @@ fn halting_resets_open_connections_and_a_last_server_leaves_nobody() {
     flow(&case.maps, 0, client(1), 5000, 0, 443, TcpState::Established, NOW);
     flow(&case.maps, 0, client(2), 5000, 0, 443, TcpState::TimeWait, NOW);
     for server in ["a", "b", "c"] {
-        case.overlay
-            .set_state(ServerName::new("V", server), AdminState::Halt);
+        case.overlay.set_state(ServerName::new("V", server), AdminState::Halt);
     }
     let plan = planned(&case);
     assert_eq!(plan.connections_reset(), 1);
     assert_eq!(plan.moved[0].to, None);
-    assert!(
-        plan.warnings
-            .iter()
-            .any(|warning| warning.contains("no usable real server"))
-    );
+    assert!(plan.warnings.iter().any(|warning| warning.contains("no usable real server")));
     let text = plan.to_string();
-    assert!(
-        text.contains("V: 1 client moves from a to nobody (refused)."),
-        "{text}"
-    );
+    assert!(text.contains("V: 1 client moves from a to nobody (refused)."), "{text}");
     assert!(text.contains("V/a: 1 open connection ends, because"), "{text}");
     let json = serde_json::to_string(&plan).unwrap();
     assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), plan);
@@ -177,19 +155,10 @@ fn removing_a_service_ends_its_connections() {
 fn adding_a_server_moves_no_client_that_has_a_record() {
     let mut case = three();
     for number in 0..CLIENTS {
-        stick(
-            &case.maps,
-            0,
-            client(number),
-            u16::try_from(number % 3).unwrap(),
-            NOW,
-        );
+        stick(&case.maps, 0, client(number), u16::try_from(number % 3).unwrap(), NOW);
     }
     case.configure(config(&[("V", 150, &[("a", 1), ("b", 2), ("c", 3), ("d", 4)])]));
     let plan = planned(&case);
     assert!(plan.moves.is_empty());
-    assert!(
-        (10.0..40.0).contains(&plan.unknown_changed[0].percent),
-        "{plan:?}"
-    );
+    assert!((10.0..40.0).contains(&plan.unknown_changed[0].percent), "{plan:?}");
 }

@@ -37,11 +37,7 @@ pub(crate) fn yaml(services: &[(&str, u8, &[(&str, u8)])]) -> String {
         yaml = yaml.replace("virtual_services:\n", "virtual_services: []\n");
     }
     for (label, host, servers) in services {
-        writeln!(
-            yaml,
-            "  - label: {label}\n    address: 192.0.2.{host}\n    ports: [443]"
-        )
-        .unwrap();
+        writeln!(yaml, "  - label: {label}\n    address: 192.0.2.{host}\n    ports: [443]").unwrap();
         if servers.is_empty() {
             writeln!(yaml, "    real_servers: []").unwrap();
         } else {
@@ -92,9 +88,7 @@ impl Case {
     pub(crate) fn configure_with(&mut self, config: Config, in_use: &InUse) {
         self.ids = self.ids.assign(&config, in_use, 16, 1_700_000_000).unwrap();
         self.config = config;
-        self.macs = (0..64)
-            .map(|id| (id, [2, 0, 0, 0, 1, u8::try_from(id).unwrap()]))
-            .collect();
+        self.macs = (0..64).map(|id| (id, [2, 0, 0, 0, 1, u8::try_from(id).unwrap()])).collect();
     }
 
     pub(crate) fn desired(&self) -> Desired {
@@ -132,12 +126,7 @@ pub(crate) fn client(number: u32) -> Address {
 
 /// A sticky record without open flows, one hour before it ends (HZ 1000).
 pub(crate) fn stick(maps: &Maps, service: u16, client: Address, server: u16, now: Ticks) {
-    let to = StickyServer {
-        service,
-        server,
-        made_at: now,
-        verified: true,
-    };
+    let to = StickyServer { service, server, made_at: now, verified: true };
     let words = [client.0[0], client.0[1], to.word()];
     let hash = hash3(&maps.key(), StickyKey { client, service }.words());
     let deadline = now.plus(Ticks::span_of_millis(3_600_000, 1000));
@@ -166,20 +155,10 @@ pub(crate) fn flow(
         assert!(state.is_closed() || hold(&found, found.life.deadline()));
         reference(found.index, found.life)
     });
-    let key = FlowKey {
-        client,
-        client_port: client_port.to_be(),
-        service_port: port.to_be(),
-        service,
-    };
+    let key = FlowKey { client, client_port: client_port.to_be(), service_port: port.to_be(), service };
     let flow = Flow {
         key,
-        to: FlowServer {
-            server,
-            endpoint,
-            snat_port: (snat.first_port + 7).to_be(),
-            source: 0,
-        },
+        to: FlowServer { server, endpoint, snat_port: (snat.first_port + 7).to_be(), source: 0 },
         return_hop: [2, 0, 0, 0, 0, 1],
         sequences: Sequences { client: 1, server: 2 },
         sticky: FlowSticky { made_at: now, record },
@@ -189,26 +168,11 @@ pub(crate) fn flow(
     let table: &crate::dataplane::Region<FlowSlot> = &maps.flows;
     let hash = hash3(&maps.key(), key.words());
     let deadline = now.plus(Ticks(100_000));
-    let inserted = insert_if_absent::<7, Flows, _>(
-        table,
-        hash,
-        &flow.pack(),
-        state as u32,
-        deadline,
-        now,
-        |_, _, _| {},
-    );
-    let Insert::Inserted(index) = inserted else {
-        unreachable!("{inserted:?}")
-    };
-    let range = PortRange {
-        pair: u32::from(endpoint),
-        count: snat.ports,
-    };
-    let cell = PortCell {
-        owner: Owner::Flow(index),
-        stamp: now,
-    };
+    let inserted =
+        insert_if_absent::<7, Flows, _>(table, hash, &flow.pack(), state as u32, deadline, now, |_, _, _| {});
+    let Insert::Inserted(index) = inserted else { unreachable!("{inserted:?}") };
+    let range = PortRange { pair: u32::from(endpoint), count: snat.ports };
+    let cell = PortCell { owner: Owner::Flow(index), stamp: now };
     maps.port_cells[range.index(7) as usize].store(cell.word());
     index
 }

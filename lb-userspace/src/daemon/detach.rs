@@ -1,0 +1,62 @@
+//! `steadfastd detach`: the machine as it was before.
+
+use std::fs;
+use std::io::ErrorKind;
+
+use anyhow::Context as _;
+
+use super::lock::RunLock;
+use super::store::{Loaded, Store};
+use crate::net::{Net, Removed};
+use crate::paths::Paths;
+
+/// Removes the data path and the addresses that the daemon has added; says what it did, a line each. The state (drained
+/// servers, weights, numbers) is kept. `unload` takes the program off and says what that did.
+///
+/// # Errors
+/// A daemon is running; or what could not be removed.
+pub async fn detach(
+    paths: &Paths,
+    unload: impl FnOnce() -> anyhow::Result<Vec<String>>,
+) -> anyhow::Result<Vec<String>> {
+    let _lock = RunLock::take(&paths.lock(), "detach")?;
+    // Addresses first: what still comes finds nobody, instead of a host that resets connections.
+    let mut done = remove_addresses(&Store::new(paths.state_file())).await?;
+    done.extend(unload()?);
+    match fs::remove_file(paths.socket()) {
+        Ok(()) => done.push(format!("removed {}", paths.socket().display())),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(error).with_context(|| format!("cannot remove {}", paths.socket().display()));
+        }
+    }
+    if done.is_empty() {
+        done.push("nothing to do: no program, no address and no socket of Steadfast's is here".to_owned());
+    }
+    Ok(done)
+}
+
+async fn remove_addresses(store: &Store) -> anyhow::Result<Vec<String>> {
+    let mut state = match store.load()? {
+        Loaded::State(state) => *state,
+        Loaded::Nothing => return Ok(Vec::new()),
+        Loaded::Broken(why) => {
+            return Ok(vec![format!(
+                "{why}; service addresses are left on the interfaces, whoever added them"
+            )]);
+        }
+    };
+    let net = Net::open()?;
+    let mut done = Vec::new();
+    for own in state.addresses.clone() {
+        // An interface that is gone has taken its addresses with it.
+        if let Ok(link) = net.link(&own.interface).await
+            && net.remove_address(link.index, own.address).await? == Removed::ByUs
+        {
+            done.push(format!("removed {} from {}", own.address, own.interface));
+        }
+        state.addresses.remove(&own);
+    }
+    store.save(&state)?;
+    Ok(done)
+}

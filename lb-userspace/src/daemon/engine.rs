@@ -1,0 +1,562 @@
+//! The one owner of the running configuration and of the maps' content. It knows no sockets: whoever runs it tells it
+//! what happened, and carries out what it wants of the network.
+
+mod change;
+mod request;
+mod sticky;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use jiff::Timestamp;
+use lb_common::clock::Ticks;
+use lb_common::server::{ServerState, Servers as _};
+use tracing::{info, warn};
+
+use super::store::{Loaded, OwnAddress, State, Store};
+use crate::config::{self, Config, Protocol};
+use crate::core::apply::{apply, wait_for_packets};
+use crate::core::desired::{Desired, Inputs, Leaving, ServerHealth, desired, ip, leaving};
+use crate::core::overlay::effective;
+use crate::core::rows::Usage;
+use crate::core::text::unpadded;
+use crate::core::{Applied, Ids, Overlay, ServerName};
+use crate::dataplane::Maps;
+use crate::health::state::Verdict;
+use crate::health::{HealthEvent, HealthTable};
+use crate::net::Mac;
+
+pub use change::Refusal;
+pub use request::{
+    AddServer, ApplyConfig, ForgetClient, MoveClient, PlanConfig, RemoveServer, Request, ServerStateOf,
+    SetServer,
+};
+
+/// Ticks (seconds) between two comparisons of everything.
+const RESYNC: u64 = 30;
+
+/// The time of day.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// What the daemon says about itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct About {
+    /// Since when it runs.
+    pub started_at: Timestamp,
+    /// The configuration file.
+    pub file: String,
+    /// The interface.
+    pub interface: String,
+    /// How the program runs there.
+    pub xdp_mode: String,
+}
+
+/// See the module.
+pub struct Engine {
+    maps: Arc<Maps>,
+    store: Store,
+    clock: Clock,
+    about: About,
+    state: State,
+    /// The text in force, understood; without the overlay.
+    base: Config,
+    /// With the overlay.
+    running: Config,
+    health: BTreeMap<u16, ServerHealth>,
+    health_table: HealthTable,
+    /// The next hop of each server's address.
+    hops: BTreeMap<IpAddr, IpAddr>,
+    /// What is known of the next hops; those not yet heard of are not in it.
+    neighbours: BTreeMap<IpAddr, Option<Mac>>,
+    /// Servers that go without their flows being waited for.
+    reset: BTreeSet<u16>,
+    leaving: BTreeMap<u16, Leaving>,
+    ticks: u64,
+    /// Whether what is wanted of the network may have changed.
+    moved: bool,
+    /// Servers whose open flows were told to end.
+    resetting: Vec<u16>,
+}
+
+/// The configuration file, read.
+#[derive(Clone, Debug)]
+pub struct ConfigFile {
+    /// Where it is.
+    pub source: String,
+    /// What it says.
+    pub text: String,
+    /// What that means.
+    pub config: Config,
+}
+
+/// What is known before the data path is there: the state of the last time, and the text in force.
+pub struct Memory {
+    /// Where it is kept.
+    pub store: Store,
+    /// What is remembered.
+    pub state: State,
+    /// The text in force, understood.
+    pub base: Config,
+    /// With the overlay.
+    pub running: Config,
+}
+
+impl Memory {
+    /// Reads the state file, and decides which text is in force: the file's, unless it has not changed since another
+    /// was applied.
+    ///
+    /// # Errors
+    /// The state file cannot be read by this user.
+    pub fn recall(store: Store, file: &ConfigFile) -> anyhow::Result<Self> {
+        let mut state = match store.load()? {
+            Loaded::State(state) => *state,
+            Loaded::Nothing => State::new(&file.text),
+            Loaded::Broken(why) => {
+                warn!("{why}");
+                State::new(&file.text)
+            }
+        };
+        let mut base = file.config.clone();
+        if state.file_text == file.text {
+            if let Some(applied) = &state.applied {
+                match config::parse(&applied.source, &applied.text) {
+                    Ok(config) => {
+                        info!(
+                            "in force is the configuration applied from {}, not the file's: the file has not changed \
+                             since",
+                            applied.source
+                        );
+                        base = config;
+                    }
+                    Err(error) => {
+                        warn!("the configuration applied from {} is dropped: {error}", applied.source);
+                        state.applied = None;
+                    }
+                }
+            }
+        } else {
+            if let Some(applied) = state.applied.take() {
+                warn!(
+                    "the configuration file has changed: it replaces the configuration applied from {}",
+                    applied.source
+                );
+            }
+            file.text.clone_into(&mut state.file_text);
+            for note in state.overlay.fit(&base) {
+                warn!("{note}");
+            }
+        }
+        let running = match effective(&base, &state.overlay) {
+            Ok(running) => running,
+            Err(error) => {
+                warn!(
+                    "servers added or removed and weights set by command are dropped, they no longer fit: {error}"
+                );
+                state.overlay = Overlay { states: state.overlay.states, ..Overlay::default() };
+                base.clone()
+            }
+        };
+        Ok(Self { store, state, base, running })
+    }
+}
+
+impl Engine {
+    /// Takes over maps whose control is set up. Of `adopted` ones, numbers and health are as they say.
+    #[must_use]
+    pub fn new(maps: Arc<Maps>, memory: Memory, about: About, clock: Clock, adopted: bool) -> Self {
+        let Memory { store, mut state, base, running } = memory;
+        let mut health = BTreeMap::new();
+        if adopted {
+            state.ids = Ids::merge(Ids::recover(&maps), state.ids);
+            health = health_of(&maps);
+        }
+        Self {
+            maps,
+            store,
+            clock,
+            about,
+            state,
+            base,
+            running,
+            health,
+            health_table: HealthTable::default(),
+            hops: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
+            reset: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            ticks: 0,
+            moved: true,
+            resetting: Vec::new(),
+        }
+    }
+
+    /// Brings the maps to what they should hold, and makes the state durable.
+    ///
+    /// # Errors
+    /// Too many services or servers; the kernel's; the state file's.
+    pub fn begin(&mut self) -> anyhow::Result<Applied> {
+        let now = self.maps.now()?;
+        let usage = Usage::of(&self.maps, now);
+        self.state.ids =
+            self.state.ids.assign(&self.running, &usage.in_use, self.endpoints(), self.unix())?;
+        self.store.save(&self.state)?;
+        let applied = self.resync()?;
+        // Flows of servers that reset already: whoever was at it may not have finished.
+        self.resetting.extend((0..u16::MAX).take(self.maps.servers.len()).filter(|id| {
+            self.maps.servers.present(*id).is_some_and(|server| server.state.has(ServerState::RESETS))
+        }));
+        self.resetting.sort_unstable();
+        self.resetting.dedup();
+        Ok(applied)
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub const fn running(&self) -> &Config {
+        &self.running
+    }
+
+    /// The maps.
+    #[must_use]
+    pub const fn maps(&self) -> &Arc<Maps> {
+        &self.maps
+    }
+
+    /// Takes the health checks' results from here on.
+    pub fn set_health_table(&mut self, table: HealthTable) {
+        self.health_table = table;
+    }
+
+    /// The health of every server as known now: what a new checker begins with.
+    #[must_use]
+    pub fn known_health(&self) -> BTreeMap<u32, Verdict> {
+        self.health.iter().filter_map(|(id, health)| Some((u32::from(*id), health.verdict?))).collect()
+    }
+
+    /// Whether what is wanted of the network may have changed since this was last asked.
+    pub const fn take_moved(&mut self) -> bool {
+        std::mem::replace(&mut self.moved, false)
+    }
+
+    /// Servers whose open flows are to be told to end, since this was last asked.
+    pub fn take_resetting(&mut self) -> Vec<u16> {
+        std::mem::take(&mut self.resetting)
+    }
+
+    /// A server's name.
+    #[must_use]
+    pub fn name_of(&self, id: u16) -> Option<&ServerName> {
+        self.state.ids.server_name(id)
+    }
+
+    /// The addresses of every server that packets are sent to.
+    #[must_use]
+    pub fn server_addresses(&self) -> BTreeSet<IpAddr> {
+        let configured = balanced(&self.running).flat_map(|service| &service.real_servers);
+        let leaving = self.leaving.values().map(|leaving| IpAddr::from(leaving.server.address));
+        configured.map(|server| server.address).chain(leaving).collect()
+    }
+
+    /// The servers to check: number, service, server.
+    pub fn checked_servers(&self) -> impl Iterator<Item = (u16, &config::Service, &config::Server)> {
+        balanced(&self.running).flat_map(move |service| {
+            service.real_servers.iter().filter_map(move |server| {
+                let name = ServerName::new(service.label.as_str(), server.label.as_str());
+                Some((self.state.ids.server(&name)?, service, server))
+            })
+        })
+    }
+
+    /// Where the daemon itself answers.
+    #[must_use]
+    pub fn redirects(&self) -> BTreeSet<SocketAddr> {
+        self.running
+            .services
+            .iter()
+            .filter(|service| service.protocol == Protocol::Http)
+            .flat_map(|service| service.ports.iter().map(|port| SocketAddr::new(service.address, *port)))
+            .collect()
+    }
+
+    /// The addresses that the interface should have.
+    #[must_use]
+    pub fn wanted_addresses(&self) -> BTreeSet<IpAddr> {
+        let services = self.running.services.iter().map(|service| service.address);
+        services.chain(self.running.node.snat_addresses.iter().copied()).collect()
+    }
+
+    /// The addresses that the daemon has put on an interface.
+    #[must_use]
+    pub const fn own_addresses(&self) -> &BTreeSet<OwnAddress> {
+        &self.state.addresses
+    }
+
+    /// Remembers which addresses the daemon has put on an interface.
+    pub fn remember_addresses(&mut self, addresses: BTreeSet<OwnAddress>) {
+        if self.state.addresses != addresses {
+            self.state.addresses = addresses;
+            if let Err(error) = self.store.save(&self.state) {
+                warn!("which addresses are ours was not written down: {error:#}");
+            }
+        }
+    }
+
+    /// The next hop of each server's address, anew.
+    pub fn set_hops(&mut self, hops: BTreeMap<IpAddr, IpAddr>) {
+        if hops == self.hops {
+            return;
+        }
+        self.hops = hops;
+        let watched: BTreeSet<IpAddr> = self.hops.values().copied().collect();
+        self.neighbours.retain(|address, _| watched.contains(address));
+        self.resync_or_warn("the routes to the servers");
+    }
+
+    /// A next hop has another MAC address, or none.
+    pub fn neighbour(&mut self, address: IpAddr, mac: Option<Mac>) {
+        self.neighbours.insert(address, mac);
+        let behind: Vec<String> = self
+            .hops
+            .iter()
+            .filter(|(_, hop)| **hop == address)
+            .map(|(server, _)| server.to_string())
+            .collect();
+        if behind.is_empty() {
+            return;
+        }
+        match mac {
+            Some(mac) => info!("{address} is at {}: the way to {}", mac_text(mac), behind.join(", ")),
+            None => warn!(
+                "{address} does not answer (ARP): packets to {} are dropped until it does or they are down",
+                behind.join(", ")
+            ),
+        }
+        self.resync_or_warn("a neighbour");
+    }
+
+    /// Whether the MAC address of every next hop is known.
+    #[must_use]
+    pub fn all_reachable(&self) -> bool {
+        self.hops.values().all(|hop| matches!(self.neighbours.get(hop), Some(Some(_))))
+    }
+
+    /// A server's health has changed.
+    pub fn health(&mut self, event: &HealthEvent) {
+        let Ok(id) = u16::try_from(event.target_id) else { return };
+        let Some(name) = self.state.ids.server_name(id).map(ToString::to_string) else { return };
+        let health = ServerHealth {
+            verdict: Some(event.health),
+            since: seconds(event.at),
+            reason: event.reason.clone(),
+            certificate_expires: event
+                .certificate_expires
+                .map(seconds)
+                .or_else(|| self.health.get(&id).map(|before| before.certificate_expires))
+                .unwrap_or_default(),
+        };
+        let before = self.health.insert(id, health);
+        let effect = self.planned_effect();
+        match (event.health, before.and_then(|before| before.verdict)) {
+            (Verdict::Up, Some(Verdict::Down)) => info!("{name} is up again: {}; {effect}", event.reason),
+            (Verdict::Up, _) => info!("{name} is up: {}", event.reason),
+            (Verdict::Down, _) => warn!("{name} is down: {}; {effect}", event.reason),
+        }
+        self.resync_or_warn("a server's health");
+    }
+
+    /// Once a second.
+    ///
+    /// # Errors
+    /// The clock of the data path.
+    pub fn tick(&mut self) -> anyhow::Result<()> {
+        self.ticks += 1;
+        let jiffies = self.maps.kernel.jiffies()?;
+        let control = self.maps.control();
+        control.daemon.store(u64::from(std::process::id()));
+        control.heartbeat.store(jiffies);
+        if !self.leaving.is_empty() {
+            self.finish_leaving(Ticks::from_jiffies(jiffies));
+        }
+        if self.ticks % RESYNC == 0 {
+            self.take_certificates();
+            let applied = self.resync()?;
+            if applied.changed() {
+                warn!("the maps did not hold what they should, and do again: {applied:?}");
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_leaving(&mut self, now: Ticks) {
+        let usage = Usage::of(&self.maps, now);
+        let finished: Vec<String> = self
+            .leaving
+            .iter()
+            .filter(|(id, _)| usage.server(**id).flows == 0)
+            .map(|(_, leaving)| unpadded(&leaving.info.label))
+            .collect();
+        if !finished.is_empty() {
+            info!("no connection is left on {}: removed", finished.join(", "));
+            self.resync_or_warn("removed servers");
+            self.moved = true;
+        }
+    }
+
+    fn take_certificates(&mut self) {
+        for view in self.health_table.all() {
+            if let (Ok(id), Some(expires)) = (u16::try_from(view.id), view.certificate_expires) {
+                self.health.entry(id).or_default().certificate_expires = seconds(expires);
+            }
+        }
+    }
+
+    /// What bringing the maps up to date would do to clients, for the log.
+    fn planned_effect(&self) -> String {
+        let plan = || {
+            let now = self.maps.now()?;
+            let (desired, _) = self.desired(&self.running, &self.state, now)?;
+            crate::core::plan(&self.maps, &desired, now, (self.clock)())
+        };
+        plan().map_or_else(|error| format!("its effect is not known: {error:#}"), |plan| plan.summary())
+    }
+
+    fn resync_or_warn(&mut self, about: &str) {
+        if let Err(error) = self.resync() {
+            warn!("{about}: the maps were not brought up to date, and will be tried again: {error:#}");
+        }
+    }
+
+    /// Compares everything and writes what differs.
+    fn resync(&mut self) -> anyhow::Result<Applied> {
+        let now = self.maps.now()?;
+        let (desired, leaving) = self.desired(&self.running, &self.state, now)?;
+        self.put(&desired, leaving, now)
+    }
+
+    fn put(
+        &mut self,
+        desired: &Desired,
+        leaving: BTreeMap<u16, Leaving>,
+        now: Ticks,
+    ) -> anyhow::Result<Applied> {
+        let maps = Arc::clone(&self.maps);
+        let applied = apply(&maps, desired, now, &mut || wait_for_packets(&maps))
+            .context("the maps were not brought up to date")?;
+        self.resetting.extend(&applied.resetting);
+        self.reset.retain(|id| leaving.contains_key(id));
+        // What is not checked any more is not known any more, should its number return.
+        self.health.retain(|id, _| desired.servers.contains_key(id));
+        self.leaving = leaving;
+        Ok(applied)
+    }
+
+    fn desired(
+        &self,
+        running: &Config,
+        state: &State,
+        now: Ticks,
+    ) -> anyhow::Result<(Desired, BTreeMap<u16, Leaving>)> {
+        // Counting is for those that go, which are few and rare.
+        let usage = std::cell::OnceCell::new();
+        let has_flows = |id| usage.get_or_init(|| Usage::of(&self.maps, now)).server(id).flows > 0;
+        let leaving = leaving(&self.maps, running, &state.ids, has_flows, |id| self.reset.contains(&id));
+        let control = self.maps.control();
+        let inputs = Inputs {
+            config: running,
+            overlay: &state.overlay,
+            health: &self.health,
+            macs: &self.macs(running, &state.ids, &leaving),
+            leaving: &leaving,
+            ids: &state.ids,
+            hz: control.hz.load(),
+            seed: control.maglev_seed.load(),
+        };
+        Ok((desired(&inputs)?, leaving))
+    }
+
+    /// The MAC address towards each server. One whose next hop was not heard of yet keeps the one it has: after a start
+    /// that adopts, or a change of routes, traffic goes on until something better is known.
+    fn macs(&self, running: &Config, ids: &Ids, leaving: &BTreeMap<u16, Leaving>) -> BTreeMap<u16, Mac> {
+        let configured = balanced(running).flat_map(|service| {
+            service.real_servers.iter().filter_map(|server| {
+                let name = ServerName::new(service.label.as_str(), server.label.as_str());
+                Some((ids.server(&name)?, server.address))
+            })
+        });
+        let leaving = leaving.iter().map(|(id, leaving)| (*id, IpAddr::from(leaving.server.address)));
+        configured
+            .chain(leaving)
+            .filter_map(|(id, address)| {
+                let heard = self.hops.get(&address).and_then(|hop| self.neighbours.get(hop));
+                let mac = match heard {
+                    Some(mac) => *mac,
+                    None => self
+                        .maps
+                        .servers
+                        .present(id)
+                        .filter(|live| {
+                            live.state.has(ServerState::REACHABLE) && IpAddr::from(live.address) == address
+                        })
+                        .map(|live| live.mac),
+                };
+                Some((id, mac?))
+            })
+            .collect()
+    }
+
+    /// How many endpoints the maps have room for.
+    fn endpoints(&self) -> u32 {
+        let snat = lb_common::control::Snat::from_word(self.maps.control().snat.load());
+        let pairs = u32::try_from(self.maps.port_cursors.len()).unwrap_or(u32::MAX);
+        pairs / u32::from(snat.sources.max(1))
+    }
+
+    fn unix(&self) -> u64 {
+        seconds((self.clock)())
+    }
+}
+
+/// The services that are balanced.
+fn balanced(config: &Config) -> impl Iterator<Item = &config::Service> {
+    config.services.iter().filter(|service| service.protocol == Protocol::Tcp)
+}
+
+/// The health that the maps show.
+fn health_of(maps: &Maps) -> BTreeMap<u16, ServerHealth> {
+    (0..u16::MAX)
+        .take(maps.server_info.len())
+        .filter_map(|id| {
+            let info = maps.server_info.read(usize::from(id)).filter(|info| info.label[0] != 0)?;
+            // Of another address, nothing is known.
+            maps.servers.present(id).filter(|server| ip(info.address) == IpAddr::from(server.address))?;
+            let verdict = match info.health {
+                1 => Some(Verdict::Up),
+                2 => Some(Verdict::Down),
+                _ => None,
+            };
+            let health = ServerHealth {
+                verdict,
+                since: info.health_since,
+                reason: unpadded(&info.health_reason),
+                certificate_expires: info.certificate_expires,
+            };
+            Some((id, health))
+        })
+        .collect()
+}
+
+/// Seconds since 1970.
+fn seconds(at: Timestamp) -> u64 {
+    u64::try_from(at.as_second()).unwrap_or_default()
+}
+
+/// A MAC address as people write it.
+#[must_use]
+pub fn mac_text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}

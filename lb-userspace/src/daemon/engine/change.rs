@@ -1,0 +1,247 @@
+//! Changing what is in force: everything is computed first, then made durable, then written to the maps.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use lb_common::clock::Ticks;
+use tracing::{error, info, warn};
+
+use super::{ConfigFile, Engine, balanced, seconds};
+use crate::config::{self, Change, Config};
+use crate::core::desired::Desired;
+use crate::core::overlay::{OverlayError, effective};
+use crate::core::rows::Usage;
+use crate::core::{Plan, ServerName, plan};
+use crate::daemon::store::{AppliedText, State};
+
+/// Why a request was not carried out: a sentence, and whose fault it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The request does not say something that can be done.
+    Bad(String),
+    /// It speaks of something that is not there.
+    Unknown(String),
+    /// It cannot be done as things are.
+    Conflict(String),
+    /// It could be done, but something broke.
+    Failed(String),
+}
+
+impl Refusal {
+    /// The HTTP status.
+    #[must_use]
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::Bad(_) => 400,
+            Self::Unknown(_) => 404,
+            Self::Conflict(_) => 409,
+            Self::Failed(_) => 500,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bad(why) | Self::Unknown(why) | Self::Conflict(why) | Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Refusal {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(format!("{error:#}"))
+    }
+}
+
+/// What would be in force.
+pub(super) struct Candidate {
+    pub(super) base: Config,
+    pub(super) state: State,
+    /// Servers that go at once.
+    pub(super) reset: BTreeSet<u16>,
+    /// What should be said beside the plan.
+    pub(super) notes: Vec<String>,
+}
+
+/// A candidate, thought through.
+pub(super) struct Prepared {
+    base: Config,
+    running: Config,
+    state: State,
+    reset: BTreeSet<u16>,
+    pub(super) plan: Plan,
+}
+
+impl Engine {
+    /// A candidate that changes nothing yet.
+    pub(super) fn candidate(&self) -> Candidate {
+        Candidate {
+            base: self.base.clone(),
+            state: self.state.clone(),
+            reset: self.reset.clone(),
+            notes: Vec::new(),
+        }
+    }
+
+    /// A whole configuration as candidate.
+    pub(super) fn whole(&self, source: &str, text: &str) -> Result<Candidate, Refusal> {
+        let checked = config::check(source, text).map_err(|errors| Refusal::Bad(errors.to_string()))?;
+        let mut candidate = self.candidate();
+        candidate.notes = candidate.state.overlay.apply(&checked.config);
+        candidate.notes.extend(checked.warnings.iter().map(|warning| format!("{source}:{warning}")));
+        candidate.base = checked.config;
+        candidate.state.applied = Some(AppliedText { text: text.to_owned(), source: source.to_owned() });
+        Ok(candidate)
+    }
+
+    /// What a candidate means and does.
+    pub(super) fn prepare(&self, candidate: Candidate) -> Result<Prepared, Refusal> {
+        let Candidate { base, mut state, reset, notes } = candidate;
+        let running = effective(&base, &state.overlay).map_err(|error| match error {
+            OverlayError::NoService(_) => Refusal::Unknown(error.to_string()),
+            error => Refusal::Bad(error.to_string()),
+        })?;
+        let changes = config::diff(&self.running, &running);
+        refuse_node_changes(&changes)?;
+        let now = self.maps.now()?;
+        let usage = Usage::of(&self.maps, now);
+        state.ids = state
+            .ids
+            .assign(&running, &usage.in_use, self.endpoints(), self.unix())
+            .map_err(|error| Refusal::Conflict(error.to_string()))?;
+        let desired = self.future(&running, &state, &reset, now)?;
+        let mut plan = plan(&self.maps, &desired, now, (self.clock)())?;
+        plan.changes = changes.iter().map(ToString::to_string).collect();
+        plan.changes.extend(self.state_changes(&running, &state));
+        plan.warnings.extend(notes);
+        Ok(Prepared { base, running, state, reset, plan })
+    }
+
+    fn future(
+        &self,
+        running: &Config,
+        state: &State,
+        reset: &BTreeSet<u16>,
+        now: Ticks,
+    ) -> Result<Desired, Refusal> {
+        let (mut desired, _) = self.desired(running, state, now)?;
+        for id in reset {
+            if let Some((server, _)) = desired.servers.get_mut(id)
+                && state.ids.server_name(*id).is_none_or(|name| !crate::core::overlay::has(running, name))
+            {
+                server.state.0 |= lb_common::server::ServerState::RESETS;
+            }
+        }
+        Ok(desired)
+    }
+
+    /// Administrative states that change, a line each as the configuration's changes have it.
+    fn state_changes(&self, running: &Config, state: &State) -> Vec<String> {
+        balanced(running)
+            .flat_map(|service| service.real_servers.iter().map(move |server| (service, server)))
+            .filter_map(|(service, server)| {
+                let name = ServerName::new(service.label.as_str(), server.label.as_str());
+                let (old, new) = (self.state.overlay.state(&name), state.overlay.state(&name));
+                (old != new).then(|| format!("~ real server {name}: state {old} -> {new}"))
+            })
+            .collect()
+    }
+
+    /// Puts a candidate in force: durable first, so that a crash in the middle ends in the new; back to the old when the
+    /// maps cannot be written.
+    pub(super) fn commit(&mut self, prepared: Prepared) -> Result<Plan, Refusal> {
+        let Prepared { base, running, state, reset, plan } = prepared;
+        self.store
+            .save(&state)
+            .map_err(|error| Refusal::Failed(format!("{error:#}; nothing was changed")))?;
+        let before = (
+            std::mem::replace(&mut self.base, base),
+            std::mem::replace(&mut self.running, running),
+            std::mem::replace(&mut self.state, state),
+            std::mem::replace(&mut self.reset, reset),
+            self.health.clone(),
+        );
+        self.forget_health_of_moved(&before.1);
+        self.moved = true;
+        let Err(error) = self.resync() else { return Ok(plan) };
+        (self.base, self.running, self.state, self.reset, self.health) = before;
+        let back = self.store.save(&self.state).and_then(|()| self.resync().map(|_| ()));
+        Err(Refusal::Failed(match back {
+            Ok(()) => format!("{error:#}; everything is as it was before"),
+            Err(also) => {
+                error!("after a failed change the maps are not as before, and will be tried again: {also:#}");
+                format!("{error:#}; and going back failed too: {also:#}")
+            }
+        }))
+    }
+
+    /// Of a server at another address, or of the same one checked elsewhere, nothing is known.
+    fn forget_health_of_moved(&mut self, before: &Config) {
+        for service in balanced(&self.running) {
+            for server in &service.real_servers {
+                let label = service.label.as_str();
+                let old = before.service(label).and_then(|old| old.server(server.label.as_str()));
+                let moved = old.is_some_and(|old| (old.address, old.port) != (server.address, server.port));
+                if moved
+                    && let Some(id) = self.state.ids.server(&ServerName::new(label, server.label.as_str()))
+                {
+                    self.health.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// Takes the configuration file again.
+    ///
+    /// # Errors
+    /// Why it was not taken; what was in force still is.
+    pub fn reload(&mut self, file: &ConfigFile) -> Result<Plan, Refusal> {
+        let mut candidate = self.whole(&file.source, &file.text)?;
+        candidate.state.applied = None;
+        file.text.clone_into(&mut candidate.state.file_text);
+        let prepared = self.prepare(candidate)?;
+        let plan = self.commit(prepared)?;
+        info!("configuration {} taken again: {}", file.source, plan.summary());
+        for warning in &plan.warnings {
+            warn!("{warning}");
+        }
+        Ok(plan)
+    }
+
+    /// Where the configuration in force is from.
+    pub(super) fn source(&self) -> &str {
+        self.state.applied.as_ref().map_or(&self.about.file, |applied| &applied.source)
+    }
+
+    /// When the daemon was started, seconds since 1970.
+    #[must_use]
+    pub fn started(&self) -> u64 {
+        seconds(self.about.started_at)
+    }
+}
+
+/// What the tables were made for stays as long as they do.
+fn refuse_node_changes(changes: &[Change]) -> Result<(), Refusal> {
+    for change in changes {
+        if let Change::NodeChanged { fields } = change {
+            let what: Vec<String> = fields
+                .iter()
+                .map(|field| {
+                    format!(
+                        "node.{}: {} -> {}",
+                        field.field,
+                        field.old.as_deref().unwrap_or("-"),
+                        field.new.as_deref().unwrap_or("-")
+                    )
+                })
+                .collect();
+            return Err(Refusal::Conflict(format!(
+                "the section node cannot change while the daemon runs ({}): write it into the configuration file, then \
+                 `steadfastd detach` and start again, which ends all connections; or leave it as it is",
+                what.join(", ")
+            )));
+        }
+    }
+    Ok(())
+}

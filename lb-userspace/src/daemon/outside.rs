@@ -1,0 +1,239 @@
+//! What the daemon wants of the host's network: addresses on the interface, neighbours watched, servers checked,
+//! redirects listening.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Context as _;
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, unbounded_channel};
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::engine::Engine;
+use super::redirects::Redirects;
+use super::store::OwnAddress;
+use crate::config::{self, HealthKind};
+use crate::health::spec::{HttpCheck, ProbeKind, ProbeSpec, Rhythm, SpecError, TargetSpec, TlsName};
+use crate::health::{Checker, Environment, HealthEvent};
+use crate::net::{
+    ANNOUNCE_SCHEDULE, Added, Link, LinkEvent, Neighbours, Net, NetEvent, Removed, Timing, announce,
+};
+
+/// See the module.
+pub struct Outside {
+    net: Net,
+    link: Link,
+    neighbours: Neighbours,
+    checker: Checker,
+    redirects: Redirects,
+    /// The address that health checks come from.
+    source: Option<IpAddr>,
+    announced: BTreeSet<IpAddr>,
+}
+
+/// What comes from outside.
+pub struct News {
+    /// Health checks' results.
+    pub health: UnboundedReceiver<HealthEvent>,
+    /// The kernel's.
+    pub network: Receiver<NetEvent>,
+}
+
+impl Outside {
+    /// Begins to watch; nothing is changed yet.
+    ///
+    /// # Errors
+    /// No netlink socket.
+    pub fn start(
+        net: Net,
+        link: Link,
+        source: Option<IpAddr>,
+        engine: &mut Engine,
+        seed: u64,
+    ) -> anyhow::Result<(Self, News)> {
+        let (sender, health) = unbounded_channel();
+        let checker = Checker::new(Environment::real(seed), engine.known_health(), sender);
+        engine.set_health_table(checker.table());
+        let (neighbours, network) = Neighbours::start(&net, link.clone(), Timing::default(), BTreeSet::new())
+            .context("the neighbours cannot be followed")?;
+        let outside = Self {
+            net,
+            link,
+            neighbours,
+            checker,
+            redirects: Redirects::default(),
+            source,
+            announced: BTreeSet::new(),
+        };
+        Ok((outside, News { health, network }))
+    }
+
+    /// The interface.
+    #[must_use]
+    pub const fn link(&self) -> &Link {
+        &self.link
+    }
+
+    /// Makes the network be as the engine wants it.
+    pub async fn follow(&mut self, engine: &mut Engine) {
+        self.follow_hops(engine).await;
+        self.follow_addresses(engine).await;
+        self.follow_checks(engine);
+        self.redirects.follow(&engine.redirects());
+    }
+
+    /// Finds the next hop of each server, and watches it.
+    pub async fn follow_hops(&mut self, engine: &mut Engine) {
+        let mut hops = BTreeMap::new();
+        for server in engine.server_addresses() {
+            match self.net.next_hop(self.link.index, server).await {
+                Ok(hop) if hop.interface == self.link.index => {
+                    hops.insert(server, hop.neighbour);
+                }
+                Ok(_) => warn!(
+                    "{server} is not reached through {}: packets to it are dropped; correct the routes, or the \
+                     server's address",
+                    self.link.name
+                ),
+                Err(error) => warn!("packets to {server} are dropped: {error}"),
+            }
+        }
+        self.neighbours.watch(hops.values().copied().collect());
+        engine.set_hops(hops);
+    }
+
+    /// Puts the wanted addresses on the interface, announces new ones, and takes away ours that are not wanted.
+    pub async fn follow_addresses(&mut self, engine: &mut Engine) {
+        let wanted = engine.wanted_addresses();
+        let mut own = engine.own_addresses().clone();
+        let interface = self.link.name.clone();
+        for address in &wanted {
+            match self.net.add_address(self.link.index, *address).await {
+                Ok(Added::ByUs) => {
+                    info!("{address} added to {interface}");
+                    own.insert(OwnAddress { interface: interface.clone(), address: *address });
+                    self.announced.remove(address);
+                }
+                Ok(Added::AlreadyThere) => {}
+                Err(error) => warn!("{error}"),
+            }
+        }
+        let unwanted: Vec<OwnAddress> = own
+            .iter()
+            .filter(|own| own.interface == interface && !wanted.contains(&own.address))
+            .cloned()
+            .collect();
+        for address in unwanted {
+            match self.net.remove_address(self.link.index, address.address).await {
+                Ok(removed) => {
+                    if removed == Removed::ByUs {
+                        info!("{} removed from {interface}", address.address);
+                    }
+                    own.remove(&address);
+                }
+                Err(error) => warn!("{error}"),
+            }
+        }
+        engine.remember_addresses(own);
+        let fresh: BTreeSet<IpAddr> = wanted.difference(&self.announced).copied().collect();
+        self.announced = wanted;
+        self.announce(fresh);
+    }
+
+    /// The next time the interface is up, everything is announced again.
+    fn announce(&self, addresses: BTreeSet<IpAddr>) {
+        if addresses.is_empty() || !self.link.up {
+            return;
+        }
+        let link = self.link.clone();
+        tokio::spawn(async move {
+            let mut waited = std::time::Duration::ZERO;
+            for at in ANNOUNCE_SCHEDULE {
+                sleep(at.saturating_sub(waited)).await;
+                waited = at;
+                for address in &addresses {
+                    if let Err(error) = announce(&link, *address) {
+                        warn!("{address} was not announced: {error}");
+                    }
+                }
+            }
+        });
+    }
+
+    fn follow_checks(&mut self, engine: &mut Engine) {
+        let mut targets = Vec::new();
+        for (id, service, server) in engine.checked_servers() {
+            match target(id, service, server, self.source) {
+                Ok(target) => targets.push(target),
+                Err(error) => {
+                    warn!("{}/{} is not checked, and counts as up: {error}", service.label, server.label)
+                }
+            }
+        }
+        if let Err(error) = self.checker.set_targets(targets) {
+            warn!("{error}");
+        }
+    }
+
+    /// Takes in what the kernel told.
+    ///
+    /// # Errors
+    /// The interface is gone.
+    pub async fn event(&mut self, event: NetEvent, engine: &mut Engine) -> anyhow::Result<()> {
+        match event {
+            NetEvent::Neighbour(event) => engine.neighbour(event.address, event.mac),
+            NetEvent::RouteChanged => self.follow_hops(engine).await,
+            NetEvent::AddressChanged => self.follow_addresses(engine).await,
+            NetEvent::Link(LinkEvent::Changed(link)) => {
+                let came_up = link.up && !self.link.up;
+                let renumbered = link.mac != self.link.mac;
+                match (self.link.up, link.up) {
+                    (true, false) => warn!("{} has no link: nobody reaches the services", link.name),
+                    (false, true) => info!("{} has a link again", link.name),
+                    _ => {}
+                }
+                self.link = link;
+                if came_up || renumbered {
+                    self.announced.clear();
+                    self.follow_addresses(engine).await;
+                    self.follow_hops(engine).await;
+                }
+            }
+            NetEvent::Link(LinkEvent::Removed) => {
+                anyhow::bail!("the interface {} is gone: start again when it is back", self.link.name)
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a server is checked.
+fn target(
+    id: u16,
+    service: &config::Service,
+    server: &config::Server,
+    source: Option<IpAddr>,
+) -> Result<TargetSpec, SpecError> {
+    let check = &service.health_check;
+    let http = || {
+        HttpCheck::new(
+            &check.path,
+            check.host.as_deref(),
+            check.expect_status.iter().map(|range| range.first..=range.last).collect(),
+            check.expect_body.clone(),
+        )
+    };
+    let kind = match check.kind {
+        HealthKind::None => ProbeKind::None,
+        HealthKind::Tcp => ProbeKind::Tcp,
+        HealthKind::Tls => ProbeKind::Tls(check.host.as_deref().map(TlsName::new).transpose()?),
+        HealthKind::Http => ProbeKind::Http(http()?),
+        HealthKind::Https => ProbeKind::Https(http()?),
+    };
+    Ok(TargetSpec {
+        id: u32::from(id),
+        address: SocketAddr::new(server.address, check.port.unwrap_or(server.port)),
+        probe: ProbeSpec::new(kind, check.timeout, source)?,
+        rhythm: Rhythm::new(check.interval, check.fall, check.rise)?,
+    })
+}

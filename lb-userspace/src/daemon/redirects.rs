@@ -1,0 +1,127 @@
+//! The redirect services: a listener for each, tried again until it can be bound.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use crate::redirect::server::{RedirectOptions, RedirectStats, serve};
+
+/// The pause before a listener is bound again.
+const RETRY: Duration = Duration::from_secs(5);
+/// Connections that wait for being accepted.
+const BACKLOG: i32 = 1024;
+
+/// The listeners. Dropping it stops them, with what they have running.
+#[derive(Debug, Default)]
+pub struct Redirects {
+    running: BTreeMap<SocketAddr, oneshot::Sender<()>>,
+}
+
+impl Redirects {
+    /// Listens on exactly these addresses from now on. Call it within a tokio runtime.
+    pub fn follow(&mut self, wanted: &BTreeSet<SocketAddr>) {
+        self.running.retain(|address, _| wanted.contains(address));
+        for address in wanted {
+            self.running.entry(*address).or_insert_with(|| {
+                let (keep, stop) = oneshot::channel();
+                tokio::spawn(run(*address, stop));
+                keep
+            });
+        }
+    }
+}
+
+async fn run(address: SocketAddr, mut stop: oneshot::Receiver<()>) {
+    let mut told = false;
+    let listener = loop {
+        match bind(address) {
+            Ok(listener) => break listener,
+            Err(error) if !told => {
+                told = true;
+                warn!("cannot listen on {address} for the redirect ({error}); trying again every {RETRY:?}");
+            }
+            Err(_) => {}
+        }
+        tokio::select! {
+            _ = &mut stop => return,
+            () = sleep(RETRY) => {}
+        }
+    };
+    info!("redirecting {address} to https");
+    let stopped = async {
+        // Told to, or whoever tells is gone.
+        let _ = stop.await;
+    };
+    serve(listener, RedirectOptions::default(), stopped, Arc::new(RedirectStats::default())).await;
+}
+
+/// Also before the address is on the interface (`IP_FREEBIND`), and beside connections of the last daemon.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true)?,
+        SocketAddr::V6(_) => {
+            socket.set_freebind_v6(true)?;
+            socket.set_only_v6(true)?;
+        }
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn ask(address: SocketAddr) -> io::Result<String> {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /a HTTP/1.1\r\nHost: mychart.example\r\nConnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    #[tokio::test]
+    async fn a_port_in_use_is_taken_when_it_is_free_and_given_back_when_not_wanted() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let mut redirects = Redirects::default();
+        redirects.follow(&BTreeSet::from([address]));
+        tokio::task::yield_now().await;
+        drop(taken);
+        let mut answer = String::new();
+        for _ in 0..100 {
+            match ask(address).await {
+                Ok(text) => {
+                    answer = text;
+                    break;
+                }
+                Err(_) => sleep(Duration::from_millis(100)).await,
+            }
+        }
+        assert!(answer.starts_with("HTTP/1.1 301"), "{answer}");
+        assert!(answer.to_lowercase().contains("location: https://mychart.example/a"), "{answer}");
+        redirects.follow(&BTreeSet::new());
+        for _ in 0..100 {
+            if ask(address).await.is_err() {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        unreachable!("the listener is still there");
+    }
+}

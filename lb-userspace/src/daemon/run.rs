@@ -1,0 +1,338 @@
+//! `steadfastd run`: starting in an order in which nobody is served by half a data path, then the loop.
+
+use std::any::Any;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use lb_common::clock::Ticks;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tracing::{error, info, warn};
+
+use super::elicit::elicit;
+use super::engine::{About, Clock, ConfigFile, Engine, Memory};
+use super::lock::RunLock;
+use super::outside::{News, Outside};
+use super::setup;
+use super::store::Store;
+use crate::api::{self, Job};
+use crate::config::{self, Config, XdpMode};
+use crate::core::ServerName;
+use crate::dataplane::clock::measure_hz;
+use crate::dataplane::load::{DataPath, Started};
+use crate::dataplane::sweep::{Suspects, repair, suspects, sweep};
+use crate::dataplane::{Geometry, Maps};
+use crate::net::{Family, Link, Net, ephemeral_range};
+use crate::paths::Paths;
+
+/// How long a fresh start waits for the servers' MAC addresses before it takes clients.
+const NEIGHBOURS_WAIT: Duration = Duration::from_millis(1500);
+/// Slots that are looked at in a second, looking for what has expired.
+const SWEPT_A_SECOND: usize = 1 << 20;
+
+/// What to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// Another interface than the configuration's.
+    pub interface: Option<String>,
+    /// Where things are kept.
+    pub paths: Paths,
+}
+
+/// A data path that was started.
+pub struct Attached {
+    /// Its maps.
+    pub maps: Arc<Maps>,
+    /// Whether it was there before, with its sessions.
+    pub adopted: bool,
+    /// How the program runs.
+    pub mode: String,
+    /// What there is to say.
+    pub notes: Vec<String>,
+    /// Whatever has to live as long as the daemon.
+    pub keep: Box<dyn Any + Send>,
+}
+
+/// Starts a data path on an interface.
+pub type Attach = Box<dyn FnOnce(&str, XdpMode, Geometry) -> anyhow::Result<Attached> + Send>;
+
+/// The real one: the XDP program, pinned.
+#[must_use]
+pub fn xdp(pin_dir: PathBuf) -> Attach {
+    Box::new(move |interface, mode, geometry| {
+        let (path, started) = DataPath::start(&pin_dir, interface, mode, geometry)?;
+        let mut notes: Vec<String> = path.attached.note.iter().cloned().collect();
+        let adopted = match started {
+            Started::Fresh => path.maps.control().layout.load() != 0,
+            Started::Adopted { program_replaced } => {
+                if program_replaced {
+                    notes.push(
+                        "the program was of another build, and was replaced between two packets".to_owned(),
+                    );
+                }
+                // A start that was cut off before it set up the maps has left nothing to adopt.
+                path.maps.control().layout.load() != 0
+            }
+        };
+        Ok(Attached {
+            maps: Arc::clone(&path.maps),
+            adopted,
+            mode: path.attached.mode.to_string(),
+            notes,
+            keep: Box::new(path),
+        })
+    })
+}
+
+/// Reads the configuration file.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn read_config(path: &std::path::Path) -> anyhow::Result<ConfigFile> {
+    let source = path.display().to_string();
+    let checked = config::check_file(path).map_err(|errors| anyhow::anyhow!("{errors}"))?;
+    for warning in &checked.warnings {
+        warn!("{source}:{warning}");
+    }
+    // The same bytes again: `check_file` has bounded and decoded them.
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {source}"))?;
+    Ok(ConfigFile { source, text, config: checked.config })
+}
+
+/// Runs until SIGTERM or SIGINT. The data path goes on without the daemon.
+///
+/// # Errors
+/// One sentence about what is in the way, and what to do.
+pub async fn run(options: Options, attach: Attach) -> anyhow::Result<()> {
+    let file = read_config(&options.config)?;
+    let _lock = RunLock::take(&options.paths.lock(), "start another")?;
+    let memory = Memory::recall(Store::new(options.paths.state_file()), &file)?;
+    let interface = interface_of(&options, &memory.running)?;
+    setup::ports_apart(memory.running.node.snat_ports, &ephemeral_range()?)?;
+    let net = Net::open()?;
+    let link = net.link(&interface).await?;
+    let sources = sources(&net, &link, &memory.running).await?;
+    let geometry = setup::geometry(&memory.running, &sources)?;
+    let mode = memory.running.node.xdp_mode;
+    let name = interface.clone();
+    let attached = tokio::task::spawn_blocking(move || attach(&name, mode, geometry)).await??;
+    let (mut daemon, news) = bring_up(&options, memory, attached, net, link, &sources, &geometry).await?;
+    let jobs = api::serve(&options.paths.socket())?;
+    daemon.ready();
+    daemon.serve(news, jobs, &options.config).await
+}
+
+fn interface_of(options: &Options, config: &Config) -> anyhow::Result<String> {
+    match (&options.interface, config.node.interfaces.first()) {
+        (Some(name), _) | (None, Some(name)) => Ok(name.clone()),
+        (None, None) => bail!("the configuration names no interface: write node.interfaces, or give --iface"),
+    }
+}
+
+/// Where packets to the servers come from.
+async fn sources(net: &Net, link: &Link, config: &Config) -> anyhow::Result<Vec<IpAddr>> {
+    if !config.node.snat_addresses.is_empty() {
+        return Ok(config.node.snat_addresses.clone());
+    }
+    let services: Vec<IpAddr> = config.services.iter().map(|service| service.address).collect();
+    match net.primary_address(link.index, Family::V4, &services).await? {
+        Some(address) => Ok(vec![address]),
+        None => bail!(
+            "{} has no IPv4 address of its own, from which to speak to the real servers: give it one, or name \
+             node.snat_addresses",
+            link.name
+        ),
+    }
+}
+
+struct Daemon {
+    engine: Engine,
+    outside: Outside,
+    seed: u32,
+    adopted: bool,
+    /// Rows that a killed process may have left half-made, seen once.
+    suspects: Option<Suspects>,
+    ticks: u64,
+    _keep: Box<dyn Any + Send>,
+}
+
+/// Sets up or adopts the maps, and the network around them.
+async fn bring_up(
+    options: &Options,
+    mut memory: Memory,
+    attached: Attached,
+    net: Net,
+    link: Link,
+    sources: &[IpAddr],
+    geometry: &Geometry,
+) -> anyhow::Result<(Daemon, News)> {
+    let Attached { maps, adopted, mode, notes, keep } = attached;
+    for note in notes {
+        info!("{note}");
+    }
+    let secrets = if adopted {
+        setup::settle_adopted(&maps, geometry, sources)?;
+        setup::secrets_of(&maps)
+    } else {
+        let secrets = match memory.state.secrets {
+            Some(secrets) => secrets,
+            None => setup::draw_secrets()?,
+        };
+        let hz = measure_hz(maps.kernel.as_ref())?;
+        setup::settle_fresh(&maps, geometry, sources, &secrets, hz)?;
+        secrets
+    };
+    memory.state.secrets = Some(secrets);
+    let clock: Clock = Arc::new(jiff::Timestamp::now);
+    let about = About {
+        started_at: clock(),
+        file: options.config.display().to_string(),
+        interface: link.name.clone(),
+        xdp_mode: mode,
+    };
+    let suspects = adopted.then(|| suspects(&maps));
+    let mut engine = Engine::new(Arc::clone(&maps), memory, about, clock, adopted);
+    let seed =
+        getrandom::u64().map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
+    let (mut outside, mut news) = Outside::start(net, link, sources.first().copied(), &mut engine, seed)?;
+    outside.follow_hops(&mut engine).await;
+    if !adopted {
+        wait_for_neighbours(&mut outside, &mut news, &mut engine).await?;
+    }
+    let applied = engine.begin()?;
+    if adopted {
+        info!(
+            "adopted the running data path{}",
+            if applied.changed() { ", and brought it up to date" } else { "" }
+        );
+    } else {
+        setup::open(&maps);
+    }
+    outside.follow(&mut engine).await;
+    engine.tick()?;
+    engine.take_moved();
+    let [a, b, c, d, ..] = seed.to_be_bytes();
+    let seed = u32::from_be_bytes([a, b, c, d]);
+    Ok((Daemon { engine, outside, seed, adopted, suspects, ticks: 0, _keep: keep }, news))
+}
+
+/// The first clients of a fresh start should not find their server's MAC address unknown.
+async fn wait_for_neighbours(
+    outside: &mut Outside,
+    news: &mut News,
+    engine: &mut Engine,
+) -> anyhow::Result<()> {
+    let until = Instant::now() + NEIGHBOURS_WAIT;
+    while !engine.all_reachable() {
+        match timeout_at(until, news.network.recv()).await {
+            Ok(Some(event)) => outside.event(event, engine).await?,
+            Ok(None) | Err(_) => break,
+        }
+    }
+    Ok(())
+}
+
+impl Daemon {
+    /// The one line that says that clients are served.
+    fn ready(&self) {
+        let running = self.engine.running();
+        let servers: usize = running.services.iter().map(|service| service.real_servers.len()).sum();
+        info!(
+            "ready: {} virtual services, {servers} real servers on {}, {}",
+            running.services.len(),
+            self.outside.link().name,
+            if self.adopted { "sessions kept" } else { "fresh start" },
+        );
+    }
+
+    async fn serve(
+        mut self,
+        mut news: News,
+        mut jobs: mpsc::Receiver<Job>,
+        config: &std::path::Path,
+    ) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hang_up = signal(SignalKind::hangup())?;
+        let mut second = interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hang_up.recv() => self.reload(config),
+                _ = second.tick() => self.tick(),
+                Some(event) = news.health.recv() => self.engine.health(&event),
+                Some(event) = news.network.recv() => self.outside.event(event, &mut self.engine).await?,
+                Some(job) = jobs.recv() => {
+                    let answer = self.engine.request(job.request);
+                    // Whoever asked may be gone.
+                    let _ = job.reply.send(answer);
+                }
+            }
+            if self.engine.take_moved() {
+                self.outside.follow(&mut self.engine).await;
+            }
+            self.elicit();
+        }
+        info!(
+            "stopped; the data path goes on forwarding without the daemon (`steadfastd detach` would end it)"
+        );
+        Ok(())
+    }
+
+    fn reload(&mut self, config: &std::path::Path) {
+        let taken = read_config(config)
+            .map_err(|error| format!("{error:#}"))
+            .and_then(|file| self.engine.reload(&file).map_err(|refusal| refusal.to_string()));
+        if let Err(why) = taken {
+            error!("the configuration was not taken again, and what was in force still is: {why}");
+        }
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        if let Err(error) = self.engine.tick() {
+            error!("{error:#}");
+        }
+        let maps = self.engine.maps();
+        let Ok(now) = maps.now() else { return };
+        // Two seconds after it was seen, no run of the program can still be making it.
+        if self.ticks >= 2
+            && let Some(suspects) = self.suspects.take_if(|suspects| !suspects.is_empty())
+        {
+            let repaired = repair(maps, &suspects, now);
+            info!("rows that an ended process left half-made: {repaired:?}");
+        }
+        if self.ticks.is_multiple_of(sweep_every(maps)) {
+            sweep_all(maps, now);
+        }
+    }
+
+    fn elicit(&mut self) {
+        for id in self.engine.take_resetting() {
+            let name = self.engine.name_of(id).map_or_else(|| format!("#{id}"), ServerName::to_string);
+            let (maps, link) = (Arc::clone(self.engine.maps()), self.outside.link().clone());
+            tokio::spawn(elicit(maps, link, id, name, self.seed));
+        }
+    }
+}
+
+/// Seconds between two sweeps: the larger the tables, the longer.
+fn sweep_every(maps: &Maps) -> u64 {
+    let slots = maps.flows.len() + maps.half_open.len() + maps.sticky.len();
+    u64::try_from(slots.div_ceil(SWEPT_A_SECOND)).unwrap_or(u64::MAX).max(1)
+}
+
+fn sweep_all(maps: &Maps, now: Ticks) {
+    let swept = sweep(maps, now);
+    if swept != crate::dataplane::sweep::Swept::default() {
+        tracing::debug!("expired: {swept:?}");
+    }
+}

@@ -1,0 +1,212 @@
+//! What is settled once, before packets are handled: sizes, ports, secrets, times.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use anyhow::{Context as _, bail, ensure};
+use lb_common::address::Address;
+use lb_common::clock::Ticks;
+use lb_common::control::{LAYOUT_VERSION, MAX_SOURCES, idle_seconds};
+use lb_common::ports::QUARANTINE_SECONDS;
+use lb_common::tcp::TcpState;
+
+use super::store::Secrets;
+use crate::config::{Config, PortRange};
+use crate::dataplane::{Geometry, Maps};
+
+/// The sizes that a configuration asks for.
+///
+/// # Errors
+/// More source addresses than there can be.
+pub fn geometry(config: &Config, sources: &[IpAddr]) -> anyhow::Result<Geometry> {
+    let node = &config.node;
+    ensure!(
+        !sources.is_empty() && sources.len() <= MAX_SOURCES,
+        "{} source addresses are not possible: name 1 to {MAX_SOURCES} in node.snat_addresses",
+        sources.len()
+    );
+    Ok(Geometry {
+        flows: node.tables.flows,
+        half_open: node.tables.half_open,
+        sticky: node.tables.sticky,
+        endpoints: node.tables.endpoints,
+        sources: u16::try_from(sources.len())?,
+        first_port: node.snat_ports.first,
+        ports: node.snat_ports.count(),
+    })
+}
+
+/// The host must not use our ports for connections of its own: an answer to them would be taken for a server's.
+///
+/// # Errors
+/// The ranges overlap; what to change.
+pub fn ports_apart(ours: PortRange, host: &RangeInclusive<u16>) -> anyhow::Result<()> {
+    if ours.last < *host.start() || ours.first > *host.end() {
+        return Ok(());
+    }
+    let (first, last) = (host.start(), host.end());
+    let above = ours.last.checked_add(1).filter(|above| *above <= 60_000);
+    let sysctl = match above {
+        Some(above) => format!("sysctl -w net.ipv4.ip_local_port_range=\"{above} 65535\""),
+        None => format!(
+            "sysctl -w net.ipv4.ip_local_port_range=\"{} {}\"",
+            PortRange::LOWEST,
+            ours.first.saturating_sub(1)
+        ),
+    };
+    bail!(
+        "the ports towards the servers (node.snat_ports: {ours}) overlap the ports that this host's own connections get \
+         ({first}-{last}): write `snat_ports: {}` in the section node, or run `{sysctl}` (and write it into \
+         /etc/sysctl.d)",
+        beside(host)
+    )
+}
+
+/// A range beside the host's.
+fn beside(host: &RangeInclusive<u16>) -> PortRange {
+    let below = host.start().saturating_sub(1);
+    if below > PortRange::LOWEST + 4096 {
+        PortRange { first: PortRange::LOWEST, last: below }
+    } else {
+        PortRange { first: host.end().saturating_add(1), last: u16::MAX }
+    }
+}
+
+/// Writes the settings of fresh maps, all but the layout version: the program passes everything until that is there.
+///
+/// # Errors
+/// A source address too many.
+pub fn settle_fresh(
+    maps: &Maps,
+    geometry: &Geometry,
+    sources: &[IpAddr],
+    secrets: &Secrets,
+    hz: u64,
+) -> anyhow::Result<()> {
+    let control = maps.control();
+    control.hz.store(hz);
+    control.snat.store(geometry.snat().word());
+    for (word, value) in control.hash_key.iter().zip(secrets.hash_key) {
+        word.store(value);
+    }
+    control.maglev_seed.store(secrets.maglev_seed);
+    settle_times(maps, hz);
+    settle_sources(maps, sources)
+}
+
+/// Checks adopted maps against the configuration, and refreshes what may be refreshed under way.
+///
+/// # Errors
+/// The maps were set up for other ports or source addresses.
+pub fn settle_adopted(maps: &Maps, geometry: &Geometry, sources: &[IpAddr]) -> anyhow::Result<()> {
+    let control = maps.control();
+    ensure!(
+        control.snat.load() == geometry.snat().word(),
+        "the running data path was set up with other SNAT ports or another number of source addresses: its connections \
+         depend on them; put node.snat_ports and node.snat_addresses back, or `steadfastd detach` and start again, \
+         which ends all connections"
+    );
+    for (number, source) in (0u8..).zip(sources) {
+        let live = IpAddr::from(control.source(number));
+        ensure!(
+            live == *source,
+            "the running data path speaks to the servers from {live}, the configuration (or the interface) says \
+             {source}: put it back, or `steadfastd detach` and start again, which ends all connections"
+        );
+    }
+    settle_times(maps, control.hz.load());
+    Ok(())
+}
+
+fn settle_times(maps: &Maps, hz: u64) {
+    let control = maps.control();
+    let ticks = |seconds: u64| u64::from(Ticks::span_of_millis(seconds * 1000, hz).0);
+    control.quarantine.store(ticks(QUARANTINE_SECONDS));
+    control.idle_syn.store(ticks(idle_seconds(TcpState::SynSent)));
+    control.idle_handshake.store(ticks(idle_seconds(TcpState::SynReceived)));
+    control.idle_half_closed.store(ticks(idle_seconds(TcpState::ClientFin)));
+    control.idle_closed.store(ticks(idle_seconds(TcpState::TimeWait)));
+}
+
+fn settle_sources(maps: &Maps, sources: &[IpAddr]) -> anyhow::Result<()> {
+    for (number, source) in sources.iter().enumerate() {
+        let words = maps.control().sources.get(number).context("more source addresses than there can be")?;
+        for (word, value) in words.iter().zip(Address::from(*source).0) {
+            word.store(value);
+        }
+    }
+    Ok(())
+}
+
+/// Puts fresh maps in force.
+pub fn open(maps: &Maps) {
+    maps.control().layout.store(LAYOUT_VERSION);
+}
+
+/// The secrets in adopted maps: their rows lie where these say.
+#[must_use]
+pub fn secrets_of(maps: &Maps) -> Secrets {
+    let control = maps.control();
+    Secrets { hash_key: control.key().0, maglev_seed: control.maglev_seed.load() }
+}
+
+/// New secrets from the kernel's random numbers.
+///
+/// # Errors
+/// The kernel has none.
+pub fn draw_secrets() -> anyhow::Result<Secrets> {
+    let draw =
+        || getrandom::u64().map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"));
+    Ok(Secrets { hash_key: [draw()?, draw()?, draw()?, draw()?], maglev_seed: draw()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dataplane::fake::{FakeKernel, maps};
+
+    fn range(first: u16, last: u16) -> PortRange {
+        PortRange { first, last }
+    }
+
+    #[test]
+    fn ports_that_the_host_uses_itself_are_refused_with_both_remedies() {
+        assert!(ports_apart(range(1024, 32767), &(32768..=60999)).is_ok());
+        assert!(ports_apart(range(61000, 65535), &(32768..=60999)).is_ok());
+        for ours in [range(1024, 32768), range(60999, 65535), range(40000, 50000), range(1024, 65535)] {
+            let refused = ports_apart(ours, &(32768..=60999)).unwrap_err().to_string();
+            assert!(refused.contains("snat_ports: 1024-32767") && refused.contains("sysctl -w"), "{refused}");
+        }
+        let refused = ports_apart(range(1024, 32767), &(1024..=60999)).unwrap_err().to_string();
+        assert!(refused.contains("snat_ports: 61000-65535"), "{refused}");
+        assert!(refused.contains("ip_local_port_range=\"32768 65535\""), "{refused}");
+    }
+
+    #[test]
+    fn adopted_maps_of_other_ports_or_sources_are_refused() {
+        let maps = maps(FakeKernel::default());
+        let source: IpAddr = [192, 0, 2, 10].into();
+        let sizes = Geometry {
+            flows: 4096,
+            half_open: 4096,
+            sticky: 4096,
+            endpoints: 16,
+            sources: 1,
+            first_port: 1024,
+            ports: 1024,
+        };
+        let secrets = Secrets { hash_key: [1, 2, 3, 4], maglev_seed: 5 };
+        settle_fresh(&maps, &sizes, &[source], &secrets, 250).unwrap();
+        assert_eq!(secrets_of(&maps), secrets);
+        settle_adopted(&maps, &sizes, &[source]).unwrap();
+        assert_eq!(maps.control().idle_closed.load(), u64::from(Ticks::span_of_millis(60_000, 250).0));
+        let other = settle_adopted(&maps, &sizes, &[[192, 0, 2, 11].into()]).unwrap_err();
+        assert!(other.to_string().contains("192.0.2.10"), "{other}");
+        assert!(settle_adopted(&maps, &Geometry { ports: 2048, ..sizes }, &[source]).is_err());
+    }
+
+    #[test]
+    fn secrets_differ() {
+        assert_ne!(draw_secrets().unwrap(), draw_secrets().unwrap());
+    }
+}
