@@ -132,7 +132,10 @@ impl<const N: usize> Slots<N> for Region<Slot<N>> {
         self.get(index as usize)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "tables have fewer than 2^32 slots")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "tables have fewer than 2^32 slots"
+    )]
     fn bucket_mask(&self) -> u32 {
         (self.len() as u32 / BUCKET).wrapping_sub(1)
     }
@@ -165,4 +168,3 @@ impl Index for IndexMap<'_> {
         self.0.get(index as usize)
     }
 }
-

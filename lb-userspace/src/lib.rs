@@ -5,3 +5,4 @@ pub mod dataplane;
 pub mod health;
 pub mod net;
 pub mod redirect;
+pub mod view;
