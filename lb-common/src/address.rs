@@ -66,17 +66,11 @@ impl From<Address> for IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn an_address_survives_the_round_trip() {
-        for text in [
-            "192.168.85.150",
-            "0.0.0.0",
-            "255.255.255.255",
-            "2001:db8::1",
-            "::",
-            "::1",
-        ] {
+        for text in ["192.168.85.150", "0.0.0.0", "255.255.255.255", "2001:db8::1", "::", "::1"] {
             let address: IpAddr = text.parse().unwrap();
             assert_eq!(IpAddr::from(Address::from(address)), address);
             assert_eq!(Address::from(address).is_v4(), address.is_ipv4());
@@ -89,5 +83,37 @@ mod tests {
         let address = Address::from_v4_word(word);
         assert_eq!(IpAddr::from(address), IpAddr::from([192, 168, 85, 150]));
         assert_eq!(address.v4_word(), word);
+    }
+
+    #[test]
+    fn only_mapped_addresses_are_v4() {
+        for text in ["::fffe:1.2.3.4", "::1:ffff:102:304", "1::ffff:1.2.3.4", "::1.2.3.4", "64:ff9b::1.2.3.4"]
+        {
+            let address: IpAddr = text.parse().unwrap();
+            assert!(!Address::from(address).is_v4(), "{text}");
+        }
+        let mapped: IpAddr = "::ffff:1.2.3.4".parse().unwrap();
+        assert!(Address::from(mapped).is_v4());
+        assert_eq!(IpAddr::from(Address::from(mapped)), IpAddr::from([1, 2, 3, 4]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_address_survives_the_round_trip(octets in any::<[u8; 16]>(), v4 in any::<[u8; 4]>()) {
+            let six = Ipv6Addr::from(octets);
+            prop_assert_eq!(IpAddr::from(Address::from(IpAddr::V6(six))), IpAddr::V6(six).to_canonical());
+            let four = Ipv4Addr::from(v4);
+            let address = Address::from(IpAddr::V4(four));
+            prop_assert_eq!(IpAddr::from(address), IpAddr::V4(four));
+            prop_assert_eq!(address, Address::from_v4_word(u32::from_ne_bytes(v4)));
+            prop_assert_eq!(address.v4_word().to_ne_bytes(), v4);
+        }
+
+        #[test]
+        fn the_words_are_the_bytes_of_the_wire(octets in any::<[u8; 16]>()) {
+            let address = Address::from(IpAddr::from(octets));
+            prop_assert_eq!(address.0[0].to_ne_bytes(), <[u8; 8]>::try_from(&octets[..8]).unwrap());
+            prop_assert_eq!(address.0[1].to_ne_bytes(), <[u8; 8]>::try_from(&octets[8..]).unwrap());
+        }
     }
 }

@@ -58,10 +58,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn full(bytes: &[u8]) -> u16 {
-        let sum: u64 = bytes
-            .chunks(2)
-            .map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair[1]])))
-            .sum();
+        let sum: u64 = bytes.chunks(2).map(|pair| u64::from(u16::from_ne_bytes([pair[0], pair[1]]))).sum();
         !fold(sum)
     }
 
@@ -80,6 +77,67 @@ mod tests {
             bytes[2..4].copy_from_slice(&half.to_ne_bytes());
             let after = Delta::NONE.replace32(old32, word).replace16(old16, half).apply(before);
             prop_assert_eq!(after, full(&bytes));
+        }
+    }
+
+    #[test]
+    fn the_example_of_rfc_1624_comes_out_right() {
+        // Section 4: checksum 0xDD2F, a field of 0x5555 becomes 0x3285; equation 2 would give 0xFFFF.
+        assert_eq!(Delta::NONE.replace16(0x5555, 0x3285).apply(0xdd2f), 0x0000);
+    }
+
+    #[test]
+    fn folding_ends_at_sixteen_bits_for_any_sum() {
+        for (sum, folded) in [
+            (0, 0),
+            (0xffff, 0xffff),
+            (0x1_0000, 1),
+            (0x1_ffff, 1),
+            (0xffff_ffff, 0xffff),
+            (0x1_0000_0000, 1),
+            (u64::MAX, 0xffff),
+            (0xffff_ffff_0000_0001, 1),
+            (0x0001_ffff_ffff_fffe, 0xffff),
+        ] {
+            // One's complement addition is arithmetic modulo 0xffff, where a sum that is not zero never folds to zero.
+            assert_eq!(fold(sum), folded, "{sum:#x}");
+            assert_eq!(u64::from(folded) % 0xffff, sum % 0xffff);
+        }
+    }
+
+    #[test]
+    fn replacing_a_word_by_itself_changes_nothing() {
+        for checksum in [0u16, 1, 0x7fff, 0x8000, 0xfffe] {
+            let delta = Delta::NONE.replace32(0xdead_beef, 0xdead_beef).replace16(7, 7);
+            assert_eq!(delta.apply(checksum), checksum);
+            assert_eq!(Delta::NONE.apply(checksum), checksum);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn folding_keeps_the_sum_modulo_its_base(sum in any::<u64>()) {
+            prop_assert_eq!(u64::from(fold(sum)) % 0xffff, sum % 0xffff);
+            prop_assert_eq!(fold(sum) == 0, sum == 0);
+        }
+
+        /// What every forwarded packet goes through: both addresses (IPv4 or IPv6) and both ports.
+        #[test]
+        fn many_replacements_equal_recomputation(
+            before in proptest::collection::vec(any::<u8>(), 64), after in proptest::collection::vec(any::<u8>(), 36),
+        ) {
+            prop_assume!(before[36..].iter().any(|byte| *byte != 0));
+            let mut bytes = before.clone();
+            bytes[..36].copy_from_slice(&after);
+            let word = |bytes: &[u8], at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+            let half = |bytes: &[u8], at: usize| u16::from_ne_bytes(bytes[at..at + 2].try_into().unwrap());
+            let delta = (0..32).step_by(4).fold(Delta::NONE, |delta, at| delta.replace32(word(&before, at), word(&bytes, at)));
+            let delta = delta.replace16(half(&before, 32), half(&bytes, 32)).replace16(half(&before, 34), half(&bytes, 34));
+            prop_assert_eq!(delta.apply(full(&before)), full(&bytes));
+            // And back again, as a return packet goes.
+            let back = (0..32).step_by(4).fold(Delta::NONE, |delta, at| delta.replace32(word(&bytes, at), word(&before, at)));
+            let back = back.replace16(half(&bytes, 32), half(&before, 32)).replace16(half(&bytes, 34), half(&before, 34));
+            prop_assert_eq!(back.apply(full(&bytes)), full(&before));
         }
     }
 }

@@ -48,3 +48,8 @@ pub fn choose<S: Servers>(
     }
     Choice::Nobody
 }
+
+#[cfg(test)]
+#[cfg(not(loom))]
+#[path = "choose_tests.rs"]
+mod tests;

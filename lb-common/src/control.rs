@@ -72,16 +72,19 @@ impl Snat {
     /// The fields of a stored word.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "fields are taken out of a packed word"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub const fn from_word(word: u64) -> Self {
-        Self {
-            first_port: word as u16,
-            ports: (word >> 16) as u32,
-            sources: (word >> 48) as u16,
-        }
+        Self { first_port: word as u16, ports: (word >> 16) as u32, sources: (word >> 48) as u16 }
+    }
+}
+
+impl Snat {
+    /// How far into the SNAT ports this one (as on the wire) is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn offset(self, port: u16) -> Option<u32> {
+        let offset = (u16::from_be(port) as u32).wrapping_sub(self.first_port as u32);
+        if offset < self.ports { Some(offset) } else { None }
     }
 }
 

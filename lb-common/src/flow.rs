@@ -43,6 +43,11 @@ impl Kind<FLOW_WORDS> for Flows {
     fn expired(life: Life, now: Ticks) -> bool {
         life.deadline().is_past(now)
     }
+
+    #[inline(always)]
+    fn pinned(life: Life) -> bool {
+        life.note() == TcpState::Promoting as u32
+    }
 }
 
 /// What a flow is found by.
@@ -70,10 +75,7 @@ impl FlowKey {
     /// The key in a row's words.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "fields are taken out of a packed word"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub const fn from_words(words: &[u64; FLOW_WORDS]) -> Self {
         Self {
             client: Address([words[0], words[1]]),
@@ -111,10 +113,7 @@ impl FlowServer {
     /// The fields of a stored word.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "fields are taken out of a packed word"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub const fn from_word(word: u64) -> Self {
         Self {
             server: word as u16,
@@ -145,15 +144,9 @@ impl Sequences {
     /// The fields of a stored word.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "fields are taken out of a packed word"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub const fn from_word(word: u64) -> Self {
-        Self {
-            client: word as u32,
-            server: (word >> 32) as u32,
-        }
+        Self { client: word as u32, server: (word >> 32) as u32 }
     }
 }
 
@@ -192,23 +185,14 @@ impl FlowSticky {
     /// The fields of a stored word.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "fields are taken out of a packed word"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub const fn from_word(word: u64) -> Self {
         let record = if word >> 63 == 0 {
             None
         } else {
-            Some(StickyRef {
-                slot: (word >> 32) as u32 & 0xff_ffff,
-                version: (word >> 56) as u8 & 0x7f,
-            })
+            Some(StickyRef { slot: (word >> 32) as u32 & 0xff_ffff, version: (word >> 56) as u8 & 0x7f })
         };
-        Self {
-            made_at: Ticks(word as u32),
-            record,
-        }
+        Self { made_at: Ticks(word as u32), record }
     }
 }
 

@@ -34,11 +34,7 @@ pub const fn size_for(servers: usize) -> u32 {
 #[must_use]
 pub const fn place(seed: u64, client: Address, size: u32, attempt: u32) -> u32 {
     let hash = mix(mix(seed ^ client.0[0]) ^ client.0[1]);
-    let hash = if attempt == 0 {
-        hash
-    } else {
-        mix(hash ^ attempt as u64)
-    };
+    let hash = if attempt == 0 { hash } else { mix(hash ^ attempt as u64) };
     ((hash >> 32) % size as u64) as u32
 }
 
@@ -108,12 +104,11 @@ mod build {
         #[must_use]
         pub fn to_values(&self) -> Vec<u64> {
             let mut values = vec![self.places.len() as u64];
-            values.extend(self.places.chunks(LANES as usize).map(|places| {
-                places
-                    .iter()
-                    .rev()
-                    .fold(0, |value, place| value << 16 | u64::from(*place))
-            }));
+            values.extend(
+                self.places.chunks(LANES as usize).map(|places| {
+                    places.iter().rev().fold(0, |value, place| value << 16 | u64::from(*place))
+                }),
+            );
             values
         }
 
@@ -151,11 +146,7 @@ mod build {
     #[must_use]
     pub fn build(seed: u64, candidates: &[Candidate], size: u32) -> Table {
         let mut places = vec![NOBODY; size as usize];
-        let heaviest = candidates
-            .iter()
-            .map(|candidate| u64::from(candidate.weight))
-            .max()
-            .unwrap_or(0);
+        let heaviest = candidates.iter().map(|candidate| u64::from(candidate.weight)).max().unwrap_or(0);
         let mut turns: Vec<Turn> = candidates
             .iter()
             .filter(|candidate| candidate.weight > 0)
@@ -204,6 +195,7 @@ mod build {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 #[path = "maglev_tests.rs"]
 mod tests;

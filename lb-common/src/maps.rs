@@ -175,19 +175,10 @@ pub const SERVICE_INDEX: MapSpec = array(
     "address and port to service or endpoint, two generations",
 );
 /// [`ServiceSlot`] by service id.
-pub const SERVICES: MapSpec = array(
-    "SERVICES",
-    size_of::<ServiceSlot>(),
-    MAX_SERVICES,
-    "virtual services by id",
-);
+pub const SERVICES: MapSpec =
+    array("SERVICES", size_of::<ServiceSlot>(), MAX_SERVICES, "virtual services by id");
 /// [`ServerSlot`] by server id.
-pub const SERVERS: MapSpec = array(
-    "SERVERS",
-    size_of::<ServerSlot>(),
-    MAX_SERVERS,
-    "real servers by id",
-);
+pub const SERVERS: MapSpec = array("SERVERS", size_of::<ServerSlot>(), MAX_SERVERS, "real servers by id");
 /// [`FlowSlot`].
 pub const FLOWS: MapSpec = array("FLOWS", size_of::<FlowSlot>(), 1 << 18, "established flows");
 /// [`FlowSlot`].
@@ -195,12 +186,7 @@ pub const HALF_OPEN: MapSpec = array("HALF_OPEN", size_of::<FlowSlot>(), 1 << 16
 /// [`StickySlot`].
 pub const STICKY: MapSpec = array("STICKY", size_of::<StickySlot>(), 1 << 18, "sticky records");
 /// [`PortCell`](crate::ports::PortCell).
-pub const PORT_CELLS: MapSpec = array(
-    "PORT_CELLS",
-    8,
-    1 << 15,
-    "SNAT ports by endpoint, source and port",
-);
+pub const PORT_CELLS: MapSpec = array("PORT_CELLS", 8, 1 << 15, "SNAT ports by endpoint, source and port");
 /// The next port to try.
 pub const PORT_CURSORS: MapSpec = array("PORT_CURSORS", 8, 1 << 8, "next SNAT port by endpoint and source");
 /// Inner maps of [`Table`](crate::maglev::Table) values by service id.
@@ -216,38 +202,20 @@ pub const SCHEDULE: MapSpec = MapSpec {
 /// Packets by [`Reason`](crate::reason::Reason).
 pub const REASON_COUNTERS: MapSpec = counters("REASONS", 8, bytes(REASONS), "packets by reason");
 /// [`Traffic`] by service id.
-pub const SERVICE_COUNTERS: MapSpec = counters(
-    "SERVICE_COUNTERS",
-    size_of::<Traffic>(),
-    MAX_SERVICES,
-    "traffic by service id",
-);
+pub const SERVICE_COUNTERS: MapSpec =
+    counters("SERVICE_COUNTERS", size_of::<Traffic>(), MAX_SERVICES, "traffic by service id");
 /// [`Traffic`] by server id.
-pub const SERVER_COUNTERS: MapSpec = counters(
-    "SERVER_COUNTERS",
-    size_of::<Traffic>(),
-    MAX_SERVERS,
-    "traffic by server id",
-);
+pub const SERVER_COUNTERS: MapSpec =
+    counters("SERVER_COUNTERS", size_of::<Traffic>(), MAX_SERVERS, "traffic by server id");
 /// [`ServiceInfo`] by service id.
 pub const SERVICE_INFO: MapSpec = MapSpec {
     users: Users::UserSpace,
-    ..array(
-        "SERVICE_INFO",
-        size_of::<ServiceInfo>(),
-        MAX_SERVICES,
-        "labels and settings by service id",
-    )
+    ..array("SERVICE_INFO", size_of::<ServiceInfo>(), MAX_SERVICES, "labels and settings by service id")
 };
 /// [`ServerInfo`] by server id.
 pub const SERVER_INFO: MapSpec = MapSpec {
     users: Users::UserSpace,
-    ..array(
-        "SERVER_INFO",
-        size_of::<ServerInfo>(),
-        MAX_SERVERS,
-        "labels and states by server id",
-    )
+    ..array("SERVER_INFO", size_of::<ServerInfo>(), MAX_SERVERS, "labels and states by server id")
 };
 
 /// Every map.

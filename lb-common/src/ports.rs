@@ -54,10 +54,7 @@ impl PortCell {
     /// The fields of a stored word.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "fields are taken out of a packed word"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub const fn from_word(word: u64) -> Self {
         let slot = (word >> 32) as u32 & SLOT_MASK;
         let owner = match word >> 62 {
@@ -65,10 +62,7 @@ impl PortCell {
             1 => Owner::HalfOpen(slot),
             _ => Owner::Flow(slot),
         };
-        Self {
-            owner,
-            stamp: Ticks(word as u32),
-        }
+        Self { owner, stamp: Ticks(word as u32) }
     }
 }
 
@@ -100,7 +94,7 @@ impl PortRange {
 
 /// Claims a port for the half-open flow in slot `owner`; gives the port's offset in the range.
 ///
-/// `None` if [`PROBES`] cells in a row belong to established flows or rest.
+/// `None` if [`PROBES`] cells in a row (or all of a smaller range) belong to established flows or rest.
 #[inline(always)]
 pub fn claim<C: Cells>(
     cells: &C,
@@ -109,21 +103,18 @@ pub fn claim<C: Cells>(
     now: Ticks,
     quarantine: Ticks,
 ) -> Option<u32> {
-    let cursor = cells.cursor(range.pair)?;
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the cursor counts modulo the range"
-    )]
-    let start = (cursor.fetch_add(1) % u64::from(range.count)) as u32;
-    let taken = PortCell {
-        owner: Owner::HalfOpen(owner),
-        stamp: now,
+    if range.count == 0 {
+        return None;
     }
-    .word();
+    let cursor = cells.cursor(range.pair)?;
+    #[expect(clippy::cast_possible_truncation, reason = "the cursor counts modulo the range")]
+    let start = (cursor.fetch_add(1) % u64::from(range.count)) as u32;
+    let taken = PortCell { owner: Owner::HalfOpen(owner), stamp: now }.word();
     // No `Option`: its empty half is undefined, and the verifier sees it copied about.
     let (mut second_best, mut second_seen) = (u32::MAX, 0);
     let mut probe = 0;
-    while probe < PROBES {
+    // A range with fewer ports than that is gone round once: beyond it lie the next pair's.
+    while probe < PROBES && probe < range.count {
         let mut offset = start + probe;
         if offset >= range.count {
             offset -= range.count;
@@ -165,15 +156,7 @@ pub fn promote(cell: &Word, half_open: u32, flow: u32, now: Ticks) -> bool {
     if PortCell::from_word(seen).owner != Owner::HalfOpen(half_open) {
         return false;
     }
-    cell.compare_exchange(
-        seen,
-        PortCell {
-            owner: Owner::Flow(flow),
-            stamp: now,
-        }
-        .word(),
-    )
-    .is_ok()
+    cell.compare_exchange(seen, PortCell { owner: Owner::Flow(flow), stamp: now }.word()).is_ok()
 }
 
 /// Gives a port back; only its owner's flow can.
@@ -183,17 +166,12 @@ pub fn give_back(cell: &Word, flow: u32, now: Ticks) {
     if PortCell::from_word(seen).owner == Owner::Flow(flow) {
         // A stamp of zero would read as never used.
         let stamp = Ticks(if now.0 == 0 { 1 } else { now.0 });
-        let _taken_by_nobody_else = cell.compare_exchange(
-            seen,
-            PortCell {
-                owner: Owner::Free,
-                stamp,
-            }
-            .word(),
-        );
+        let _taken_by_nobody_else =
+            cell.compare_exchange(seen, PortCell { owner: Owner::Free, stamp }.word());
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 #[path = "ports_tests.rs"]
 mod tests;

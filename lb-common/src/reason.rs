@@ -136,15 +136,7 @@ mod tests {
         labels.sort_unstable();
         labels.dedup();
         assert_eq!(labels.len(), REASONS);
-        assert!(
-            labels
-                .iter()
-                .all(|label| label.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'))
-        );
-        assert!(
-            Reason::ALL
-                .iter()
-                .all(|reason| reason.description().ends_with('.'))
-        );
+        assert!(labels.iter().all(|label| label.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')));
+        assert!(Reason::ALL.iter().all(|reason| reason.description().ends_with('.')));
     }
 }

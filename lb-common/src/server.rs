@@ -67,10 +67,7 @@ impl Server {
     /// Unpacks an entry.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "fields are taken out of packed words"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of packed words")]
     pub const fn from_words(words: [u64; SERVER_WORDS]) -> Self {
         let mac = words[3].to_le_bytes();
         Self {
@@ -112,10 +109,6 @@ pub trait Servers {
     fn present(&self, id: u16) -> Option<Server> {
         let slot = self.server(id)?;
         let server = Server::from_words([slot[0].load(), slot[1].load(), slot[2].load(), slot[3].load()]);
-        if server.state.has(ServerState::PRESENT) {
-            Some(server)
-        } else {
-            None
-        }
+        if server.state.has(ServerState::PRESENT) { Some(server) } else { None }
     }
 }

@@ -85,10 +85,7 @@ impl StickyServer {
     /// The fields of a stored word.
     #[inline(always)]
     #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "fields are taken out of a packed word"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub const fn from_word(word: u64) -> Self {
         Self {
             service: word as u16,
@@ -141,11 +138,7 @@ pub fn hold(found: &Found<'_, STICKY_WORDS>, deadline: Ticks) -> bool {
         if !life.same_life(found.life) {
             return false;
         }
-        let flows = if life.note() == Life::MAX_NOTE {
-            life.note()
-        } else {
-            life.note() + 1
-        };
+        let flows = if life.note() == Life::MAX_NOTE { life.note() } else { life.note() + 1 };
         let held = life.with_note(flows).with_deadline(deadline);
         match found.slot.life.compare_exchange(life.word(), held.word()) {
             Ok(_) => return true,
@@ -185,10 +178,7 @@ pub fn let_go<S: Slots<STICKY_WORDS>>(slots: &S, record: StickyRef, key: StickyK
 #[inline(always)]
 #[must_use]
 pub const fn reference(slot: u32, life: Life) -> StickyRef {
-    StickyRef {
-        slot,
-        version: (life.version() & 0x7f) as u8,
-    }
+    StickyRef { slot, version: (life.version() & 0x7f) as u8 }
 }
 
 #[cfg(test)]
@@ -197,20 +187,13 @@ mod tests {
 
     #[test]
     fn packing_keeps_service_server_and_age() {
-        let to = StickyServer {
-            service: 513,
-            server: 65_535,
-            made_at: Ticks(0x0fff_fff0),
-            verified: true,
-        };
+        let to = StickyServer { service: 513, server: 65_535, made_at: Ticks(0x0fff_fff0), verified: true };
         assert_eq!(StickyServer::from_word(to.word()), to);
     }
 
     #[test]
     fn a_record_with_an_open_flow_never_expires() {
-        let life = Life::from_word(0)
-            .with_state(SlotState::Live)
-            .with_deadline(Ticks(5));
+        let life = Life::from_word(0).with_state(SlotState::Live).with_deadline(Ticks(5));
         assert!(!Stickies::expired(life.with_note(1), Ticks(1_000_000)));
         assert!(Stickies::expired(life, Ticks(6)));
         assert!(!Stickies::expired(life, Ticks(5)));

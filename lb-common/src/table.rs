@@ -14,7 +14,7 @@
 //!
 //! Then it confirms its own slot, pending to live, by compare-exchange. A key is therefore never live
 //! twice: of two pending slots, one must be freed, or seen live by the other, before either confirms.
-//! `tests::loom` explores the interleavings.
+//! `table_loom.rs` explores the interleavings.
 //!
 //! Only the program and a daemon with all its writes in single exchanges touch a slot, so there is
 //! nothing to leave locked when a process is killed; a daemon killed between claim and publish leaves one
@@ -69,6 +69,16 @@ impl<const N: usize> Slot<N> {
         out
     }
 
+    /// Copies the words of another slot, that nobody else changes.
+    #[inline(always)]
+    pub fn copy(&self, from: &Self) {
+        let mut i = 0;
+        while i < N {
+            self.words[i].store(from.words[i].load());
+            i += 1;
+        }
+    }
+
     #[inline(always)]
     fn write(&self, words: &[u64; N]) {
         let mut i = 0;
@@ -93,6 +103,11 @@ pub trait Kind<const N: usize> {
     const KEY_MASK: [u64; 3];
     /// Whether a live slot may be taken by another key.
     fn expired(life: Life, now: Ticks) -> bool;
+    /// Whether [`claim_any`] must leave a live slot alone, for the moment.
+    #[inline(always)]
+    fn pinned(_: Life) -> bool {
+        false
+    }
 }
 
 /// A live slot that was found.
@@ -131,10 +146,7 @@ pub enum Insert {
 /// The index of a key's `way`-th slot, in the order in which they are looked at.
 #[inline(always)]
 #[must_use]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the hash is cut into its two halves"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "the hash is cut into its two halves")]
 pub const fn candidate(hash: u64, bucket_mask: u32, way: u32) -> u32 {
     let first = hash as u32 & bucket_mask;
     let second = (hash >> 32) as u32 & bucket_mask;
@@ -202,7 +214,35 @@ pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
     now: Ticks,
     mut evicted: impl FnMut(u32, &[u64; N], Life),
 ) -> Insert {
-    let key = [words[0], words[1], words[2]];
+    insert_with::<N, K, S>(
+        slots,
+        hash,
+        [words[0], words[1], words[2]],
+        |slot| slot.write(words),
+        note,
+        deadline,
+        now,
+        |index, slot, life| evicted(index, &slot.read(), life),
+    )
+}
+
+/// As [`insert_if_absent`], for the program's small stack: `fill` writes the slot's words, key included, and `evicted`
+/// reads those that it needs.
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the table, the key, what to store, and what to do with the old"
+)]
+pub fn insert_with<const N: usize, K: Kind<N>, S: Slots<N>>(
+    slots: &S,
+    hash: u64,
+    key: [u64; 3],
+    fill: impl Fn(&Slot<N>),
+    note: u32,
+    deadline: Ticks,
+    now: Ticks,
+    mut evicted: impl FnMut(u32, &Slot<N>, Life),
+) -> Insert {
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;
@@ -221,13 +261,10 @@ pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
             continue;
         }
         if matches!(seen.state(), SlotState::Live) {
-            evicted(index, &slot.read(), seen);
+            evicted(index, slot, seen);
         }
-        slot.write(words);
-        let pending = claimed
-            .with_state(SlotState::Pending)
-            .with_note(note)
-            .with_deadline(deadline);
+        fill(slot);
+        let pending = claimed.with_state(SlotState::Pending).with_note(note).with_deadline(deadline);
         // Nobody else changes a claimed slot; the exchange is for its full barrier.
         if !slot.exchange(claimed, pending) {
             continue;
@@ -260,6 +297,26 @@ enum Vacancy {
     None,
 }
 
+/// The vacancies of one bucket.
+#[derive(Clone, Copy)]
+struct Vacancies {
+    count: u32,
+    way: u32,
+    life: Life,
+}
+
+impl Vacancies {
+    const NONE: Self = Self { count: 0, way: 0, life: Life::from_word(0) };
+
+    #[inline(always)]
+    const fn and(self, way: u32, life: Life) -> Self {
+        let first = if self.count == 0 { (way, life) } else { (self.way, self.life) };
+        Self { count: self.count + 1, way: first.0, life: first.1 }
+    }
+}
+
+/// Chooses a slot for `key`: its own expired one, or the first free or expired one of the bucket with more of them,
+/// which leaves room in both for longer than filling one after the other does.
 #[inline(always)]
 fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
     slots: &S,
@@ -267,8 +324,8 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
     key: [u64; 3],
     now: Ticks,
 ) -> Vacancy {
-    // No `Option` here or in `claim_any`: its empty half is undefined, and the verifier sees it copied about.
-    let (mut best, mut best_life) = (WAYS, Life::from_word(0));
+    let mut first = Vacancies::NONE;
+    let mut second = Vacancies::NONE;
     let mut soon = false;
     let mut way = 0;
     while way < WAYS {
@@ -277,33 +334,32 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
             return Vacancy::None;
         };
         let life = slot.life();
-        match life.state() {
+        let vacant = match life.state() {
+            SlotState::Free => true,
             SlotState::Live => {
                 let expired = K::expired(life, now);
                 if held::<N, K>(slot, life, key) {
                     // A key is live once, so an expired slot of its own is the only one that could come
                     // back to life: taking it and refreshing it exclude each other.
-                    return if expired {
-                        Vacancy::At(way, life)
-                    } else {
-                        Vacancy::Present(index)
-                    };
+                    return if expired { Vacancy::At(way, life) } else { Vacancy::Present(index) };
                 }
-                if expired && best == WAYS {
-                    (best, best_life) = (way, life);
-                }
+                expired
             }
-            SlotState::Free => {
-                if best == WAYS {
-                    (best, best_life) = (way, life);
-                }
+            SlotState::Claimed | SlotState::Pending => {
+                soon = true;
+                false
             }
-            SlotState::Claimed | SlotState::Pending => soon = true,
+        };
+        if vacant && way < BUCKET {
+            first = first.and(way, life);
+        } else if vacant {
+            second = second.and(way, life);
         }
         way += 1;
     }
-    if best < WAYS {
-        Vacancy::At(best, best_life)
+    let best = if second.count > first.count { second } else { first };
+    if best.count > 0 {
+        Vacancy::At(best.way, best.life)
     } else if soon {
         Vacancy::Soon
     } else {
@@ -359,8 +415,9 @@ fn settle<const N: usize, K: Kind<N>, S: Slots<N>>(
     Settled::Alone
 }
 
-/// Takes one of a key's slots whatever it holds, preferring a free or expired one, then the one with the earliest
-/// deadline: for tables whose slots may always be overwritten.
+/// Takes one of a hash's slots whatever it holds, preferring a free one, then an expired one, then the one with the
+/// earliest deadline: for tables whose slots may always be overwritten. It does not look for the key: whoever may
+/// have it there already asks [`find`] first, and two who ask at the same moment get a slot each.
 ///
 /// The slot is left claimed: fill it, then [`publish`] it. `None` if all of them are being filled by others.
 #[inline(always)]
@@ -372,6 +429,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;
+        // No `Option`: its empty half is undefined, and the verifier sees it copied about.
         let (mut best, mut best_life) = (0, Life::from_word(0));
         let mut best_age = 0;
         let mut way = 0;
@@ -380,6 +438,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
             let life = slots.slot(index)?.life();
             let age = match life.state() {
                 SlotState::Free => u32::MAX,
+                SlotState::Live if K::pinned(life) => 0,
                 SlotState::Live if K::expired(life, now) => u32::MAX - 1,
                 // Deadlines lie less than 2^30 ticks ahead.
                 SlotState::Live => (u32::MAX >> 1) - life.deadline().since(now).0,
@@ -406,10 +465,13 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
 #[inline(always)]
 pub fn publish<const N: usize>(slot: &Slot<N>, claimed: Life, words: &[u64; N], note: u32, deadline: Ticks) {
     slot.write(words);
-    let live = claimed
-        .with_state(SlotState::Live)
-        .with_note(note)
-        .with_deadline(deadline);
+    publish_filled(slot, claimed, note, deadline);
+}
+
+/// Puts a slot in force that was taken by [`claim_any`] and filled word by word.
+#[inline(always)]
+pub fn publish_filled<const N: usize>(slot: &Slot<N>, claimed: Life, note: u32, deadline: Ticks) {
+    let live = claimed.with_state(SlotState::Live).with_note(note).with_deadline(deadline);
     slot.life.store(live.word());
 }
 
@@ -439,6 +501,17 @@ pub fn repair<const N: usize, S: Slots<N>>(
         .count()
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 #[path = "table_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[cfg(not(loom))]
+#[path = "table_thread_tests.rs"]
+mod thread_tests;
+
+#[cfg(test)]
+#[cfg(loom)]
+#[path = "table_loom.rs"]
+mod loom_tests;

@@ -7,7 +7,7 @@
 //!
 //!   Established --FIN from client--> ClientFin --FIN from server--> TimeWait
 //!   Established --FIN from server--> ServerFin --FIN from client--> TimeWait
-//!   any of these --RST from client--> ClientReset     --RST from server--> ServerReset
+//!   any but TimeWait --RST from client--> ClientReset     --RST from server--> ServerReset
 //!   ClientReset --another packet from the client--> Established   (the RST was not its own)
 //!   ServerReset --another packet from the server--> Established
 //! ```
@@ -131,7 +131,8 @@ impl TcpState {
     #[inline(always)]
     #[must_use]
     pub const fn next(self, direction: Direction, flags: TcpFlags, in_window: bool) -> Self {
-        if !in_window || flags.has(TcpFlags::SYN) {
+        // Both have said that they are done: a RST adds nothing, and a late packet after it must not undo it.
+        if !in_window || flags.has(TcpFlags::SYN) || matches!(self, Self::TimeWait) {
             return self;
         }
         if flags.has(TcpFlags::RST) {

@@ -23,9 +23,7 @@ mod body {
             self.0.store(value, Ordering::Release);
         }
         pub(super) fn compare_exchange(&self, current: u64, new: u64) -> Result<u64, u64> {
-            let result = self
-                .0
-                .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
+            let result = self.0.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
             fence(Ordering::SeqCst);
             result
         }
@@ -39,28 +37,36 @@ mod body {
 mod body {
     use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
+    /// Loom remembers of a location the last access alone: of a thread that loads and then stores, it does not see
+    /// that the store conflicts with another thread's load before both, and leaves those interleavings out. So every
+    /// access first exchanges a second location, which orders nothing, but conflicts with every other.
     #[derive(Debug, Default)]
-    pub(super) struct Cell(AtomicU64);
+    pub(super) struct Cell {
+        value: AtomicU64,
+        touched: AtomicU64,
+    }
 
     impl Cell {
         pub(super) fn new(value: u64) -> Self {
-            Self(AtomicU64::new(value))
+            Self { value: AtomicU64::new(value), touched: AtomicU64::new(0) }
+        }
+        fn touch(&self) -> &AtomicU64 {
+            self.touched.swap(0, Ordering::Relaxed);
+            &self.value
         }
         pub(super) fn load(&self) -> u64 {
-            self.0.load(Ordering::Acquire)
+            self.touch().load(Ordering::Acquire)
         }
         pub(super) fn store(&self, value: u64) {
-            self.0.store(value, Ordering::Release);
+            self.touch().store(value, Ordering::Release);
         }
         pub(super) fn compare_exchange(&self, current: u64, new: u64) -> Result<u64, u64> {
-            let result = self
-                .0
-                .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
+            let result = self.touch().compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
             fence(Ordering::SeqCst);
             result
         }
         pub(super) fn fetch_add(&self, value: u64) -> u64 {
-            self.0.fetch_add(value, Ordering::AcqRel)
+            self.touch().fetch_add(value, Ordering::AcqRel)
         }
     }
 }

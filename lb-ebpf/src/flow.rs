@@ -1,18 +1,20 @@
 //! What both directions do with a flow: keep it alive, follow its state, and retire it.
 
 use lb_common::{
+    address::Address,
     clock::Ticks,
-    flow::{FLOW_WORDS, FlowKey, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
+    control::Snat,
+    flow::{FLOW_WORDS, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
     life::{Life, SlotState},
     ports::{self, Cells as _, PortRange},
     sticky::{self, StickyKey, reference},
     table::{Found, Slot, Slots as _},
-    tcp::{Direction, TcpState, in_window, worth_recording},
+    tcp::{Direction, TcpFlags, TcpState, in_window, worth_recording},
+    word::Word,
 };
 
 use crate::{
     maps::{self, Flows, Ports, StickyTable},
-    packet::Segment,
     pipeline::World,
 };
 
@@ -25,7 +27,8 @@ pub(crate) fn follow(
     world: &World,
     found: &Found<'_, FLOW_WORDS>,
     service: u16,
-    segment: &Segment,
+    flags: TcpFlags,
+    sequence: u32,
     direction: Direction,
 ) -> bool {
     let (slot, life) = (found.slot, found.life);
@@ -34,22 +37,16 @@ pub(crate) fn follow(
         Direction::FromClient => recorded.client,
         Direction::FromServer => recorded.server,
     };
-    if worth_recording(last, segment.sequence) {
+    if worth_recording(last, sequence) {
         let updated = match direction {
-            Direction::FromClient => Sequences {
-                client: segment.sequence,
-                ..recorded
-            },
-            Direction::FromServer => Sequences {
-                server: segment.sequence,
-                ..recorded
-            },
+            Direction::FromClient => Sequences { client: sequence, ..recorded },
+            Direction::FromServer => Sequences { server: sequence, ..recorded },
         };
         slot.words[SEQUENCE_WORD].store(updated.word());
     }
-    let near = in_window(last, segment.sequence);
+    let near = in_window(last, sequence);
     let state = TcpState::from_note(life.note());
-    let next = state.next(direction, segment.flags, near);
+    let next = state.next(direction, flags, near);
     if next as u32 == state as u32 {
         keep(world, slot, life, service, state);
     } else {
@@ -85,9 +82,7 @@ pub(crate) extern "C" fn change_state(index: u32, life: u64, to: u32) -> u32 {
     let Some(world) = World::now() else { return 0 };
     let Some(slot) = Flows.slot(index) else { return 0 };
     let (life, to) = (Life::from_word(life), TcpState::from_note(to));
-    let words = slot.read();
-    let key = FlowKey::from_words(&words);
-    let Some(service) = maps::service(key.service) else {
+    let Some(service) = maps::service(service_of(slot)) else {
         return 0;
     };
     let deadline = world.now.plus(world.control.idle(to, service.idle));
@@ -96,38 +91,40 @@ pub(crate) extern "C" fn change_state(index: u32, life: u64, to: u32) -> u32 {
     }
     let was_closed = TcpState::from_note(life.note()).is_closed();
     if !was_closed && to.is_closed() {
-        release_record(&world, &words);
+        release_record(&world, slot);
     }
     if was_closed && !to.is_closed() {
-        hold_record_again(&world, &words, service.persistence);
+        hold_record_again(&world, slot, service.persistence);
     }
     1
 }
 
-/// Starts the timeout of the sticky record that a flow held.
+/// The service of a flow.
 #[inline(always)]
-pub(crate) fn release_record(world: &World, words: &[u64; FLOW_WORDS]) {
-    let Some(record) = FlowSticky::from_word(words[STICKY_WORD]).record else {
-        return;
-    };
-    let key = FlowKey::from_words(words);
-    let persistence = maps::service(key.service).map_or(Ticks(1), |service| service.persistence);
-    let deadline = world.now.plus(persistence);
-    sticky::let_go(
-        &StickyTable,
-        record,
-        StickyKey {
-            client: key.client,
-            service: key.service,
-        },
-        deadline,
-    );
+fn service_of(slot: &Slot<FLOW_WORDS>) -> u16 {
+    (slot.words[2].load() >> 32) as u16
+}
+
+/// Starts the timeout of the sticky record that a flow holds.
+#[inline(always)]
+fn release_record(world: &World, slot: &Slot<FLOW_WORDS>) {
+    release(world, slot.words[STICKY_WORD].load(), slot);
+}
+
+/// Starts the timeout of the sticky record that a flow's word refers to, if it does; the client and service are the slot's.
+#[inline(always)]
+pub(crate) fn release(world: &World, word: u64, slot: &Slot<FLOW_WORDS>) {
+    let Some(record) = FlowSticky::from_word(word).record else { return };
+    let client = Address([slot.words[0].load(), slot.words[1].load()]);
+    let service = service_of(slot);
+    let persistence = maps::service(service).map_or(Ticks(1), |service| service.persistence);
+    sticky::let_go(&StickyTable, record, StickyKey { client, service }, world.now.plus(persistence));
 }
 
 /// Counts a flow again that an RST had closed and its sender took back.
 #[inline(always)]
-fn hold_record_again(world: &World, words: &[u64; FLOW_WORDS], persistence: Ticks) {
-    let Some(record) = FlowSticky::from_word(words[STICKY_WORD]).record else {
+fn hold_record_again(world: &World, flow: &Slot<FLOW_WORDS>, persistence: Ticks) {
+    let Some(record) = FlowSticky::from_word(flow.words[STICKY_WORD].load()).record else {
         return;
     };
     let Some(slot) = StickyTable.slot(record.slot) else {
@@ -135,11 +132,7 @@ fn hold_record_again(world: &World, words: &[u64; FLOW_WORDS], persistence: Tick
     };
     let life = slot.life();
     if matches!(life.state(), SlotState::Live) && reference(record.slot, life) == record {
-        let found = Found {
-            index: record.slot,
-            slot,
-            life,
-        };
+        let found = Found { index: record.slot, slot, life };
         let _forgotten = !sticky::hold(&found, world.now.plus(persistence));
     }
 }
@@ -153,11 +146,10 @@ fn hold_record_again(world: &World, words: &[u64; FLOW_WORDS], persistence: Tick
 pub(crate) extern "C" fn retire(index: u32, life: u64) -> u32 {
     let Some(world) = World::now() else { return 0 };
     let Some(slot) = Flows.slot(index) else { return 0 };
-    let words = slot.read();
     if !TcpState::from_note(Life::from_word(life).note()).is_closed() {
-        release_record(&world, &words);
+        release_record(&world, slot);
     }
-    if let Some(cell) = cell_of(&world, &FlowServer::from_word(words[SERVER_WORD])) {
+    if let Some(cell) = cell_of(&world, &FlowServer::from_word(slot.words[SERVER_WORD].load())) {
         ports::give_back(cell, index, world.now);
     }
     1
@@ -165,16 +157,14 @@ pub(crate) extern "C" fn retire(index: u32, life: u64) -> u32 {
 
 /// The cells of the ports from a source address to an endpoint.
 #[inline(always)]
-pub(crate) fn port_range(world: &World, endpoint: u16, source: u8) -> PortRange {
-    PortRange {
-        pair: u32::from(endpoint) * u32::from(world.snat.sources) + u32::from(source),
-        count: world.snat.ports,
-    }
+pub(crate) fn port_range(snat: Snat, endpoint: u16, source: u8) -> PortRange {
+    PortRange { pair: u32::from(endpoint) * u32::from(snat.sources) + u32::from(source), count: snat.ports }
 }
 
 /// The cell of a flow's SNAT port.
 #[inline(always)]
-pub(crate) fn cell_of(world: &World, to: &FlowServer) -> Option<&'static lb_common::word::Word> {
-    let offset = world.port_offset(to.snat_port)?;
-    (&Ports).cell(port_range(world, to.endpoint, to.source).index(offset))
+pub(crate) fn cell_of(world: &World, to: &FlowServer) -> Option<&'static Word> {
+    let snat = world.snat();
+    let offset = snat.offset(to.snat_port)?;
+    (&Ports).cell(port_range(snat, to.endpoint, to.source).index(offset))
 }

@@ -33,8 +33,9 @@ pub(crate) struct Return {
 /// The flow that has this SNAT port (as on the wire).
 #[inline(always)]
 pub(crate) fn by_port(world: &World, endpoint: u16, source: u8, port: u16) -> Option<Return> {
-    let offset = world.port_offset(port)?;
-    let cell = (&Ports).cell(flow::port_range(world, endpoint, source).index(offset))?;
+    let snat = world.snat();
+    let offset = snat.offset(port)?;
+    let cell = (&Ports).cell(flow::port_range(snat, endpoint, source).index(offset))?;
     let (index, half_open, slot) = match PortCell::from_word(cell.load()).owner {
         Owner::Flow(index) => (index, false, (&Flows).slot(index)?),
         Owner::HalfOpen(index) => (index, true, (&HalfOpen).slot(index)?),
@@ -46,23 +47,10 @@ pub(crate) fn by_port(world: &World, endpoint: u16, source: u8, port: u16) -> Op
     if !ours || !matches!(life.state(), SlotState::Live) || FlowKind::expired(life, world.now) {
         return None;
     }
-    let key = FlowKey::from_words(&[
-        slot.words[0].load(),
-        slot.words[1].load(),
-        slot.words[2].load(),
-        0,
-        0,
-        0,
-        0,
-    ]);
+    let key =
+        FlowKey::from_words(&[slot.words[0].load(), slot.words[1].load(), slot.words[2].load(), 0, 0, 0, 0]);
     let service = maps::service(key.service)?;
-    Some(Return {
-        found: Found { index, slot, life },
-        half_open,
-        key,
-        to,
-        service,
-    })
+    Some(Return { found: Found { index, slot, life }, half_open, key, to, service })
 }
 
 /// Decides on a segment from a server.
@@ -84,17 +72,18 @@ pub(crate) fn segment(
     if gone || !back.found.still() {
         return Err(Reason::NoReturnFlow);
     }
-    if segment.ttl <= 1 {
+    if packet.ttl() <= 1 {
         return Err(Reason::TtlExceeded);
     }
     if back.half_open {
-        answer(world, segment, &back);
+        answer(world, packet, segment, &back);
     } else {
         flow::follow(
             world,
             &back.found,
             back.key.service,
-            segment,
+            segment.flags,
+            packet.sequence(segment),
             Direction::FromServer,
         );
     }
@@ -116,28 +105,18 @@ pub(crate) fn segment(
 
 /// The server's answer to a half-open flow's SYN: its number is what the client must acknowledge.
 #[inline(always)]
-fn answer(world: &World, segment: &Segment, back: &Return) {
+fn answer(world: &World, packet: &Packet, segment: &Segment, back: &Return) {
     let slot = back.found.slot;
     let life = back.found.life;
     let numbers = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
-    let handshake = matches!(
-        TcpState::from_note(life.note()),
-        TcpState::SynSent | TcpState::SynReceived
-    );
-    if handshake && segment.flags.is_syn_ack() && segment.acknowledgment == numbers.client.wrapping_add(1) {
-        slot.words[SEQUENCE_WORD].store(
-            Sequences {
-                server: segment.sequence,
-                ..numbers
-            }
-            .word(),
-        );
-        let deadline = world
-            .now
-            .plus(world.control.idle(TcpState::SynReceived, back.service.idle));
-        let answered = life
-            .with_note(TcpState::SynReceived as u32)
-            .with_deadline(deadline);
+    let handshake = matches!(TcpState::from_note(life.note()), TcpState::SynSent | TcpState::SynReceived);
+    if handshake
+        && segment.flags.is_syn_ack()
+        && packet.acknowledgment(segment) == numbers.client.wrapping_add(1)
+    {
+        slot.words[SEQUENCE_WORD].store(Sequences { server: packet.sequence(segment), ..numbers }.word());
+        let deadline = world.now.plus(world.control.idle(TcpState::SynReceived, back.service.idle));
+        let answered = life.with_note(TcpState::SynReceived as u32).with_deadline(deadline);
         let _overwritten_by_another = !slot.exchange(life, answered);
     } else {
         open::keep_overflow(world, &back.found, back.key.service);

@@ -1,38 +1,40 @@
 //! ICMP errors about the balanced connections, translated by the packet that they repeat (RFC 5508 section 4.2).
 
+use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    address::Address,
-    flow::{FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SERVER_WORD, mac_word},
+    flow::{FlowKey, FlowServer, HOP_WORD, SERVER_WORD, mac_word},
     reason::Reason,
     server::{ServerState, Servers as _},
     service::EntryKind,
-    table::find,
 };
 
 use crate::{
-    from_client::{Client, find_half_open},
+    from_client::Client,
     from_server::by_port,
-    maps::{Flows, ServerTable},
-    packet::{Packet, Rewrite, Tuple},
+    maps::ServerTable,
+    packet::{Packet, Parsed, Rewrite, Tuple},
     pipeline::World,
 };
 
-/// Decides on an ICMP error for `destination` about a packet with `tuple`.
-#[inline(always)]
-pub(crate) fn error(
-    world: &World,
-    packet: &Packet,
-    tuple: &Tuple,
-    destination: Address,
-    ttl: u8,
-) -> Result<Reason, Reason> {
+/// Decides on an ICMP error. A function of its own, as `from_client::unsettled` is. Gives a [`Reason`]'s number.
+#[inline(never)]
+pub(crate) fn error(context: *mut xdp_md) -> u32 {
+    let Ok((packet, Parsed::IcmpError(tuple, destination, ttl))) = Packet::parse(context) else {
+        return Reason::Truncated as u32;
+    };
+    let Some(world) = World::now() else {
+        return Reason::NotConfigured as u32;
+    };
     // Whoever sent the packet is told about it.
     if destination != tuple.source {
-        return Err(Reason::NotOurs);
+        return Reason::NotOurs as u32;
     }
-    match world.entry(tuple.source, tuple.source_port) {
-        Some(hit) if hit.is(EntryKind::Service) => to_server(world, packet, tuple, hit.id, ttl),
-        _ => to_client(world, packet, tuple, ttl),
+    let decided = match world.entry(tuple.source, tuple.source_port) {
+        Some(hit) if hit.is(EntryKind::Service) => to_server(&world, &packet, &tuple, hit.id, ttl),
+        _ => to_client(&world, &packet, &tuple, ttl),
+    };
+    match decided {
+        Ok(reason) | Err(reason) => reason as u32,
     }
 }
 
@@ -46,9 +48,7 @@ fn to_server(world: &World, packet: &Packet, tuple: &Tuple, service: u16, ttl: u
         service,
     };
     let client = Client::with_key(world, key);
-    let found = find::<FLOW_WORDS, FlowKind, _>(&Flows, client.hash, key.words(), world.now)
-        .or_else(|| find_half_open(world, &client))
-        .ok_or(Reason::NotOurs)?;
+    let found = client.find_flow(world).or_else(|| client.find_half_open(world)).ok_or(Reason::NotOurs)?;
     let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
     let server = ServerTable
         .present(to.server)
@@ -78,12 +78,7 @@ fn to_server(world: &World, packet: &Packet, tuple: &Tuple, service: u16, ttl: u
 #[inline(always)]
 fn to_client(world: &World, packet: &Packet, tuple: &Tuple, ttl: u8) -> Result<Reason, Reason> {
     let (endpoint, source) = world
-        .endpoint(
-            tuple.destination,
-            tuple.destination_port,
-            tuple.source,
-            tuple.source_port,
-        )
+        .endpoint(tuple.destination, tuple.destination_port, tuple.source, tuple.source_port)
         .ok_or(Reason::NotOurs)?;
     let back = by_port(world, endpoint, source, tuple.source_port).ok_or(Reason::NotOurs)?;
     let next_hop = back.found.slot.words[HOP_WORD].load();

@@ -17,6 +17,8 @@ mod from_client;
 #[cfg(target_arch = "bpf")]
 mod from_server;
 #[cfg(target_arch = "bpf")]
+mod handshake;
+#[cfg(target_arch = "bpf")]
 mod icmp;
 #[cfg(target_arch = "bpf")]
 mod maps;
@@ -26,11 +28,14 @@ mod open;
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod pipeline;
+#[cfg(target_arch = "bpf")]
+mod select;
 
 #[cfg(target_arch = "bpf")]
 mod entry {
     use aya_ebpf::{
-        bindings::xdp_action, helpers::generated::bpf_jiffies64, macros::xdp, programs::XdpContext,
+        EbpfContext as _, bindings::xdp_action, helpers::generated::bpf_jiffies64, macros::xdp,
+        programs::XdpContext,
     };
     use lb_common::reason::Action;
 
@@ -38,7 +43,7 @@ mod entry {
     #[xdp]
     #[inline(always)]
     pub(crate) fn steadfast(context: XdpContext) -> u32 {
-        let reason = crate::pipeline::run(&context);
+        let reason = crate::pipeline::run(context.as_ptr().cast());
         crate::count::reason(reason);
         match reason.action() {
             Action::Pass => xdp_action::XDP_PASS,

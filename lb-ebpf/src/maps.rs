@@ -67,11 +67,7 @@ fn constant(value: &'static u32) -> u32 {
 #[inline(always)]
 pub(crate) fn control() -> Option<&'static Control> {
     let control = CONTROL.get(0)?;
-    if control.layout.load() == LAYOUT_VERSION {
-        Some(control)
-    } else {
-        None
-    }
+    if control.layout.load() == LAYOUT_VERSION { Some(control) } else { None }
 }
 
 /// The service with this id, if the id is in use.

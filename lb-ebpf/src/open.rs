@@ -3,188 +3,95 @@
 //! Nothing else is written: what a SYN leaves behind, the next SYN may overwrite.
 
 use lb_common::{
-    address::Address,
-    choose::{Choice, choose},
+    clock::Ticks,
+    control::MAX_SOURCES,
     flow::{
         FLOW_WORDS, FlowKey, FlowServer, FlowSticky, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD,
-        Sequences,
+        STICKY_WORD, Sequences,
     },
-    hash::hash3,
     life::SlotState,
-    maglev::{NOBODY, lane, place},
     ports::{QUARANTINE_SECONDS, claim},
     reason::Reason,
-    server::{Server, ServerState, Servers as _},
-    sticky::{STICKY_WORDS, Stickies, StickyKey, StickyServer},
-    table::{Found, Slots as _, claim_any, find, publish, release},
+    server::{ServerState, Servers as _},
+    table::{Found, Slots as _, claim_any, publish_filled, release},
     tcp::TcpState,
 };
 
 use crate::{
     count,
     flow::port_range,
-    from_client::{Client, find_half_open, owns_port, reason_of, send},
-    maps::{self, HalfOpen, Ports, ServerTable, StickyTable},
-    packet::{Packet, Segment},
+    from_client::Client,
+    handshake::{Answer, owns_port},
+    maps::{self, HalfOpen, Ports, ServerTable},
     pipeline::World,
+    select::select,
 };
 
-/// Decides on a SYN of no open flow.
-#[inline(always)]
-pub(crate) fn connection(world: &World, packet: &Packet, segment: &Segment, client: &Client) -> Reason {
-    if let Some(half_open) = find_half_open(world, client)
-        && let Some(reason) = repeated(world, packet, segment, client, &half_open)
-    {
-        return reason;
-    }
-    let [first, second, ports] = client.key.words();
-    let opened = Opened::from_word(open(first, second, ports, segment.sequence, segment.sender));
-    match opened.reason {
-        Reason::NewBySticky | Reason::NewByScheduler => {
-            let Some(server) = ServerTable.present(opened.to.server) else {
-                return Reason::NoNeighbour;
-            };
-            send(world, packet, segment, client, &opened.to, &server);
-        }
-        Reason::ResetNoServer => {
-            count::service_reset(client.key.service);
-            packet.answer_with_reset(segment);
-        }
-        _ => {}
-    }
-    opened.reason
-}
-
-/// What [`open`] gives back, in one word: where the flow goes, and the reason's number in the highest byte.
-struct Opened {
-    to: FlowServer,
-    reason: Reason,
-}
-
-impl Opened {
-    #[inline(always)]
-    const fn word(to: u64, reason: Reason) -> u64 {
-        to | (reason as u64) << 56
-    }
-
-    #[inline(always)]
-    fn from_word(word: u64) -> Self {
-        Self {
-            to: FlowServer::from_word(word),
-            reason: reason_of((word >> 56) as u32),
-        }
-    }
-}
-
-/// Makes a half-open flow for a SYN of this key.
-///
-/// A global function with numbers for arguments: the verifier checks it once, by itself. Gives an [`Opened`].
+/// Decides on a SYN with this key, sequence number and sender's MAC address. Gives an [`Answer`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn open(first: u64, second: u64, ports: u64, sequence: u32, sender: u64) -> u64 {
+pub(crate) extern "C" fn open(first: u64, second: u64, ports: u64, sequence: u32, sender: u64) -> u64 {
     let Some(world) = World::now() else {
-        return Opened::word(0, Reason::NotConfigured);
+        return Answer::word(0, Reason::NotConfigured);
     };
     let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
-    let id = client.key.service;
-    let Some(service) = maps::service(id) else {
-        return Opened::word(0, Reason::NotConfigured);
-    };
-    let record = if service.persistence.0 == 0 {
-        None
-    } else {
-        recorded(&world, &client)
-    };
-    let pick = |attempt| scheduled(&world, id, client.key.client, attempt);
-    let (number, server, reason) = match choose(&ServerTable, id, record, pick) {
-        Choice::Sticky(number, server) => (number, server, Reason::NewBySticky),
-        Choice::Scheduled(number, server) => (number, server, Reason::NewByScheduler),
-        Choice::Nobody => return Opened::word(0, Reason::ResetNoServer),
-    };
-    if !server.state.has(ServerState::REACHABLE) {
-        return Opened::word(0, Reason::NoNeighbour);
+    if let Some(half_open) = client.find_half_open(&world) {
+        let answer = repeated(&world, &client, sequence, sender, &half_open);
+        if answer != NOT_REPEATED {
+            return answer;
+        }
     }
-    match half_open_flow(&world, &client, number, &server, sequence, sender) {
-        Ok(to) => Opened::word(to.word(), reason),
-        Err(reason) => Opened::word(0, reason),
+    let id = client.key.service;
+    let selected = Answer::from_word(select(first, second, id));
+    if matches!(selected.reason, Reason::ResetNoServer) {
+        count::service_reset(id);
+    }
+    if !matches!(selected.reason, Reason::NewBySticky | Reason::NewByScheduler) {
+        return Answer::word(0, selected.reason);
+    }
+    match half_open_flow(&world, &client, selected.to.server, selected.to.endpoint, sequence, sender) {
+        Ok(to) => Answer::word(to.word(), selected.reason),
+        Err(reason) => Answer::word(0, reason),
     }
 }
+
+/// No [`Answer`] of [`repeated`].
+const NOT_REPEATED: u64 = u64::MAX;
 
 /// A SYN of a half-open flow: sent again, or the client's next attempt from the same port.
 #[inline(always)]
 fn repeated(
     world: &World,
-    packet: &Packet,
-    segment: &Segment,
     client: &Client,
+    sequence: u32,
+    sender: u64,
     half_open: &Found<'_, FLOW_WORDS>,
-) -> Option<Reason> {
+) -> u64 {
     let slot = half_open.slot;
-    let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
-    let server = ServerTable.present(to.server).filter(|server| {
-        server.endpoint == to.endpoint
-            && server.state.has(ServerState::REACHABLE)
-            && server.state.has(ServerState::TAKES_KNOWN)
+    let word = slot.words[SERVER_WORD].load();
+    let to = FlowServer::from_word(word);
+    let usable = ServerTable.present(to.server).is_some_and(|server| {
+        server.endpoint == to.endpoint && server.state.has(ServerState::REACHABLE | ServerState::TAKES_KNOWN)
     });
-    let (Some(server), true, true) = (server, owns_port(world, half_open.index, &to), half_open.still())
-    else {
+    if !usable || !owns_port(world, half_open.index, &to) || !half_open.still() {
         let free = half_open.life.with_state(SlotState::Free);
         let _overwritten_by_another = !slot.exchange(half_open.life, free);
-        return None;
-    };
+        return NOT_REPEATED;
+    }
     let numbers = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
-    if numbers.client != segment.sequence {
-        slot.words[SEQUENCE_WORD].store(
-            Sequences {
-                client: segment.sequence,
-                server: 0,
-            }
-            .word(),
-        );
-        let deadline = world.now.plus(
-            world
-                .control
-                .idle(TcpState::SynSent, service_idle(client.key.service)),
-        );
-        let again = half_open
-            .life
-            .with_note(TcpState::SynSent as u32)
-            .with_deadline(deadline);
+    if numbers.client != sequence {
+        slot.words[SEQUENCE_WORD].store(Sequences { client: sequence, server: 0 }.word());
+        let idle = world.control.idle(TcpState::SynSent, service_idle(client.key.service));
+        let again = half_open.life.with_note(TcpState::SynSent as u32).with_deadline(world.now.plus(idle));
         let _changed_by_another = !slot.exchange(half_open.life, again);
     }
-    slot.words[HOP_WORD].store(segment.sender);
-    send(world, packet, segment, client, &to, &server);
-    Some(Reason::SynRepeated)
+    slot.words[HOP_WORD].store(sender);
+    Answer::word(word, Reason::SynRepeated)
 }
 
 #[inline(always)]
-fn service_idle(service: u16) -> lb_common::clock::Ticks {
-    maps::service(service).map_or(lb_common::clock::Ticks(1), |service| service.idle)
-}
-
-/// The server of the client's sticky record.
-#[inline(always)]
-fn recorded(world: &World, client: &Client) -> Option<u16> {
-    let key = StickyKey {
-        client: client.key.client,
-        service: client.key.service,
-    }
-    .words();
-    let found = find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash3(&world.key, key), key, world.now)?;
-    let to = StickyServer::from_word(found.slot.words[2].load());
-    if found.still() { Some(to.server) } else { None }
-}
-
-/// The scheduler's pick.
-#[inline(always)]
-fn scheduled(world: &World, service: u16, client: Address, attempt: u32) -> Option<u16> {
-    let size = maps::schedule(service, 0)? as u32;
-    if size == 0 {
-        return None;
-    }
-    let (value, shift) = lane(place(world.control.maglev_seed.load(), client, size, attempt));
-    let id = (maps::schedule(service, value)? >> shift) as u16;
-    if id == NOBODY { None } else { Some(id) }
+fn service_idle(service: u16) -> Ticks {
+    maps::service(service).map_or(Ticks(1), |service| service.idle)
 }
 
 /// Takes a half-open slot and a SNAT port.
@@ -192,75 +99,66 @@ fn scheduled(world: &World, service: u16, client: Address, attempt: u32) -> Opti
 fn half_open_flow(
     world: &World,
     client: &Client,
-    number: u16,
-    server: &Server,
+    server: u16,
+    endpoint: u16,
     sequence: u32,
     sender: u64,
 ) -> Result<FlowServer, Reason> {
     let (index, claimed) = claim_any::<FLOW_WORDS, FlowKind, _>(&HalfOpen, client.hash, world.now)
         .ok_or(Reason::HalfOpenBusy)?;
     let slot = (&HalfOpen).slot(index).ok_or(Reason::HalfOpenBusy)?;
-    let Some((source, snat_port)) = snat_port(world, client, server, index) else {
+    let Some((source, snat_port)) = any_port(world, endpoint, index, client.hash) else {
         release(slot, claimed);
         return Err(Reason::PortsExhausted);
     };
-    let to = FlowServer {
-        server: number,
-        endpoint: server.endpoint,
-        snat_port,
-        source,
-    };
-    let key = client.key.words();
-    let words = [
-        key[0],
-        key[1],
-        key[2],
-        to.word(),
-        sender,
-        Sequences {
-            client: sequence,
-            server: 0,
-        }
-        .word(),
-        FlowSticky {
-            made_at: world.now,
-            record: None,
-        }
-        .word(),
-    ];
-    let idle = world.control.idle(TcpState::SynSent, lb_common::clock::Ticks(1));
-    publish(
-        slot,
-        claimed,
-        &words,
-        TcpState::SynSent as u32,
-        world.now.plus(idle),
-    );
+    let to = FlowServer { server, endpoint, snat_port, source };
+    let [first, second, ports] = client.key.words();
+    slot.words[0].store(first);
+    slot.words[1].store(second);
+    slot.words[2].store(ports);
+    slot.words[SERVER_WORD].store(to.word());
+    slot.words[HOP_WORD].store(sender);
+    slot.words[SEQUENCE_WORD].store(Sequences { client: sequence, server: 0 }.word());
+    slot.words[STICKY_WORD].store(FlowSticky { made_at: world.now, record: None }.word());
+    let idle = world.control.idle(TcpState::SynSent, Ticks(1));
+    publish_filled(slot, claimed, TcpState::SynSent as u32, world.now.plus(idle));
     Ok(to)
 }
 
-/// A free SNAT port, from the client's own source address first: (source address, port as on the wire).
+/// A SNAT port towards an endpoint (as on the wire) and its source address, from the one that the hash says first.
 #[inline(always)]
-fn snat_port(world: &World, client: &Client, server: &Server, slot: u32) -> Option<(u8, u16)> {
-    let sources = u32::from(world.snat.sources);
-    if sources == 0 || world.snat.ports == 0 {
+fn any_port(world: &World, endpoint: u16, slot: u32, hash: u64) -> Option<(u8, u16)> {
+    let snat = world.snat();
+    let sources = u32::from(snat.sources);
+    if sources == 0 || snat.ports == 0 {
         return None;
     }
-    let quarantine = lb_common::clock::Ticks(world.control.quarantine.load() as u32);
-    let first = ((client.hash >> 16) as u32) % sources;
+    let first = ((hash >> 16) as u32) % sources;
     let mut attempt = 0;
-    while attempt < sources && attempt < lb_common::control::MAX_SOURCES as u32 {
-        let source = ((first + attempt) % sources) as u8;
-        let range = port_range(world, server.endpoint, source);
-        if let Some(offset) = claim(&Ports, range, slot, world.now, quarantine) {
-            return Some((
-                source,
-                (world.snat.first_port.wrapping_add(offset as u16)).to_be(),
-            ));
+    while attempt < sources && attempt < MAX_SOURCES as u32 {
+        let source = (first + attempt) % sources;
+        let offset = claim_port(endpoint, source, slot);
+        if offset != NO_PORT {
+            return Some((source as u8, snat.first_port.wrapping_add(offset as u16).to_be()));
         }
         attempt += 1;
     }
     None
+}
+
+/// No offset that [`claim_port`] gives.
+const NO_PORT: u32 = u32::MAX;
+
+/// Claims a port from a source address towards an endpoint for the half-open flow in a slot: its offset, or [`NO_PORT`].
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32) -> u32 {
+    let Some(world) = World::now() else { return NO_PORT };
+    let range = port_range(world.snat(), endpoint, source as u8);
+    let quarantine = Ticks(world.control.quarantine.load() as u32);
+    claim(&Ports, range, slot, world.now, quarantine).unwrap_or(NO_PORT)
 }
 
 /// A flow that found no room in the flow table lives on in the half-open table: its packets keep it.
@@ -268,9 +166,8 @@ fn snat_port(world: &World, client: &Client, server: &Server, slot: u32) -> Opti
 pub(crate) fn keep_overflow(world: &World, half_open: &Found<'_, FLOW_WORDS>, service: u16) {
     if matches!(TcpState::from_note(half_open.life.note()), TcpState::Established) {
         let deadline = world.now.plus(service_idle(service));
-        let _changed_by_another = !half_open
-            .slot
-            .exchange(half_open.life, half_open.life.with_deadline(deadline));
+        let _changed_by_another =
+            !half_open.slot.exchange(half_open.life, half_open.life.with_deadline(deadline));
     }
 }
 

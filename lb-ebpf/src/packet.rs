@@ -6,7 +6,7 @@
 
 use core::arch::asm;
 
-use aya_ebpf::{EbpfContext as _, helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_adjust_tail};
 use lb_common::{
     ICMP, TCP,
     address::Address,
@@ -80,7 +80,7 @@ access!(load32, store32, u32, "u32");
 /// A frame with an IPv4 header.
 #[derive(Clone, Copy)]
 pub(crate) struct Packet {
-    context: *mut aya_ebpf::bindings::xdp_md,
+    pub(crate) context: *mut xdp_md,
     start: *mut u8,
     network: *mut u8,
     length: u32,
@@ -97,18 +97,11 @@ pub(crate) struct Tuple {
     pub destination_port: u16,
 }
 
-/// A TCP segment with sound headers.
+/// A TCP segment with sound headers. What is needed later, or seldom, the packet tells when asked.
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
-    pub tuple: Tuple,
-    pub flags: TcpFlags,
-    /// Host byte order.
-    pub sequence: u32,
-    /// Host byte order.
-    pub acknowledgment: u32,
-    pub ttl: u8,
-    /// MAC address it came from, in the low 48 bits, bytes in memory order.
-    pub sender: u64,
+    pub(crate) tuple: Tuple,
+    pub(crate) flags: TcpFlags,
 }
 
 /// What a frame turned out to be.
@@ -136,20 +129,18 @@ impl Packet {
     /// # Errors
     /// Why the packet is none of ours.
     #[inline(always)]
-    pub(crate) fn parse(context: &XdpContext) -> Result<(Self, Parsed), Reason> {
-        let start = context.data() as *mut u8;
-        let end = context.data_end() as *mut u8;
+    pub(crate) fn parse(context: *mut xdp_md) -> Result<(Self, Parsed), Reason> {
+        // Volatile, or the compiler passes the two 32-bit values between functions instead of the context, and the
+        // verifier no longer knows them for pointers.
+        // SAFETY: the context is the one that the kernel called the program with.
+        let start = unsafe { (&raw const (*context).data).read_volatile() } as usize as *mut u8;
+        // SAFETY: as above.
+        let end = unsafe { (&raw const (*context).data_end).read_volatile() } as usize as *mut u8;
         let (network, offset) = network_header(start, end)?;
         if network.wrapping_add(IPV4) > end {
             return Err(Reason::Truncated);
         }
-        let packet = Self {
-            context: context.as_ptr().cast(),
-            start,
-            network,
-            length: (end as usize - start as usize) as u32,
-            offset,
-        };
+        let packet = Self { context, start, network, length: (end as usize - start as usize) as u32, offset };
         // SAFETY: 20 bytes of the network header are within the packet, checked above.
         let protocol = unsafe { load8::<9>(network) };
         match protocol {
@@ -169,8 +160,7 @@ impl Packet {
     fn tcp(&self, end: *mut u8) -> Result<Parsed, Reason> {
         let at = self.network;
         // SAFETY: 20 bytes of the network header were checked by `parse`.
-        let (version, total, fragment, ttl) =
-            unsafe { (load8::<0>(at), load16::<2>(at), load16::<6>(at), load8::<8>(at)) };
+        let (version, total, fragment) = unsafe { (load8::<0>(at), load16::<2>(at), load16::<6>(at)) };
         let fragment = u16::from_be(fragment);
         if version != 0x45 {
             return self.tcp_after_options(end, version, fragment);
@@ -189,14 +179,7 @@ impl Packet {
             return Ok(Parsed::Odd(tuple, Reason::Fragment));
         }
         // SAFETY: 40 bytes were checked above.
-        let (sequence, acknowledgment, offset, flags) = unsafe {
-            (
-                load32::<24>(at),
-                load32::<28>(at),
-                load8::<32>(at),
-                load8::<33>(at),
-            )
-        };
+        let (offset, flags) = unsafe { (load8::<32>(at), load8::<33>(at)) };
         let flags = TcpFlags(flags);
         let header = IPV4 + usize::from(offset >> 4) * 4;
         let total = usize::from(u16::from_be(total));
@@ -204,14 +187,7 @@ impl Packet {
         if offset < 0x50 || total < header || total > available || !plausible(flags) {
             return Ok(Parsed::Odd(tuple, Reason::BadHeader));
         }
-        Ok(Parsed::Segment(Segment {
-            tuple,
-            flags,
-            sequence: u32::from_be(sequence),
-            acknowledgment: u32::from_be(acknowledgment),
-            ttl,
-            sender: self.sender(),
-        }))
+        Ok(Parsed::Segment(Segment { tuple, flags }))
     }
 
     /// The ports behind a header with options, to know whether it is for us.
@@ -231,15 +207,7 @@ impl Packet {
         }
         // SAFETY: four bytes at `ports` were checked above.
         let (source_port, destination_port) = unsafe { (load16::<0>(ports), load16::<2>(ports)) };
-        Ok(Parsed::Odd(
-            Tuple {
-                source,
-                destination,
-                source_port,
-                destination_port,
-            },
-            Reason::IpOptions,
-        ))
+        Ok(Parsed::Odd(Tuple { source, destination, source_port, destination_port }, Reason::IpOptions))
     }
 
     #[inline(always)]
@@ -265,9 +233,30 @@ impl Packet {
         Ok(Parsed::IcmpError(tuple(inner), addresses(at).1, ttl))
     }
 
-    /// The MAC address that the frame came from.
+    /// The time to live.
     #[inline(always)]
-    fn sender(&self) -> u64 {
+    pub(crate) fn ttl(&self) -> u8 {
+        // SAFETY: part of the network header, which was checked.
+        unsafe { load8::<8>(self.network) }
+    }
+
+    /// A segment's sequence number, host byte order.
+    #[inline(always)]
+    pub(crate) fn sequence(&self, _: &Segment) -> u32 {
+        // SAFETY: `parse` checked 40 bytes before it gave out a segment.
+        u32::from_be(unsafe { load32::<24>(self.network) })
+    }
+
+    /// A segment's acknowledgement number, host byte order.
+    #[inline(always)]
+    pub(crate) fn acknowledgment(&self, _: &Segment) -> u32 {
+        // SAFETY: as in `sequence`.
+        u32::from_be(unsafe { load32::<28>(self.network) })
+    }
+
+    /// The MAC address that the frame came from, in the low 48 bits, bytes in memory order.
+    #[inline(always)]
+    pub(crate) fn sender(&self) -> u64 {
         // SAFETY: the Ethernet header lies before the network header, which was checked.
         unsafe { u64::from(load32::<6>(self.start)) | u64::from(load16::<10>(self.start)) << 32 }
     }
@@ -296,13 +285,8 @@ impl Packet {
         // SAFETY: `parse` checked 40 bytes before it gave out a segment.
         unsafe {
             store16::<10>(at, addresses.and(hop).apply(load16::<10>(at)));
-            store16::<36>(
-                at,
-                addresses
-                    .and(port_delta(&segment.tuple, &to.tuple))
-                    .apply(load16::<36>(at)),
-            );
-            store8::<8>(at, segment.ttl.wrapping_sub(1));
+            store16::<36>(at, addresses.and(port_delta(&segment.tuple, &to.tuple)).apply(load16::<36>(at)));
+            store8::<8>(at, self.ttl().wrapping_sub(1));
             store_tuple(at, &to.tuple);
         }
     }
@@ -348,8 +332,8 @@ impl Packet {
     #[inline(always)]
     pub(crate) fn answer_with_reset(&self, segment: &Segment) {
         let at = self.network;
-        self.address_frame(segment.sender);
         let (sequence, acknowledgment, flags) = self.reset_numbers(segment);
+        self.address_frame(self.sender());
         let tuple = &segment.tuple;
         let source = tuple.destination.v4_word();
         let destination = tuple.source.v4_word();
@@ -407,13 +391,13 @@ impl Packet {
     #[inline(always)]
     fn reset_numbers(&self, segment: &Segment) -> (u32, u32, u8) {
         if segment.flags.has(TcpFlags::ACK) {
-            return (segment.acknowledgment.to_be(), 0, TcpFlags::RST);
+            return (self.acknowledgment(segment).to_be(), 0, TcpFlags::RST);
         }
         // SAFETY: `parse` checked 40 bytes before it gave out a segment.
         let (total, offset) = unsafe { (load16::<2>(self.network), load8::<32>(self.network)) };
         let payload = u32::from(u16::from_be(total)) - IPV4 as u32 - u32::from(offset >> 4) * 4;
         let ends = u32::from(segment.flags.has(TcpFlags::SYN)) + u32::from(segment.flags.has(TcpFlags::FIN));
-        let next = segment.sequence.wrapping_add(payload).wrapping_add(ends);
+        let next = self.sequence(segment).wrapping_add(payload).wrapping_add(ends);
         (0, next.to_be(), TcpFlags::RST | TcpFlags::ACK)
     }
 }
@@ -458,23 +442,14 @@ fn network_header(start: *mut u8, end: *mut u8) -> Result<(*mut u8, u32), Reason
         return Err(Reason::NotIp);
     }
     // Broadcast and multicast frames are the host's business, whatever address is inside.
-    if group & 1 != 0 {
-        Err(Reason::NotOurs)
-    } else {
-        Ok((network, offset))
-    }
+    if group & 1 != 0 { Err(Reason::NotOurs) } else { Ok((network, offset)) }
 }
 
 /// Source and destination of an IPv4 header; the caller's packet view has checked its 20 bytes.
 #[inline(always)]
 fn addresses(at: *const u8) -> (Address, Address) {
     // SAFETY: see above.
-    unsafe {
-        (
-            Address::from_v4_word(load32::<12>(at)),
-            Address::from_v4_word(load32::<16>(at)),
-        )
-    }
+    unsafe { (Address::from_v4_word(load32::<12>(at)), Address::from_v4_word(load32::<16>(at))) }
 }
 
 /// Addresses and ports of an IPv4 header without options; the caller has checked its first 24 bytes.
@@ -483,12 +458,7 @@ fn tuple(at: *const u8) -> Tuple {
     let (source, destination) = addresses(at);
     // SAFETY: see above.
     let (source_port, destination_port) = unsafe { (load16::<20>(at), load16::<22>(at)) };
-    Tuple {
-        source,
-        destination,
-        source_port,
-        destination_port,
-    }
+    Tuple { source, destination, source_port, destination_port }
 }
 
 /// # Safety

@@ -6,7 +6,7 @@
 //!                -> an ICMP error:      the repeated packet's flow -> rewrite -> transmit
 //! ```
 
-use aya_ebpf::{helpers::generated::bpf_jiffies64, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_jiffies64};
 use lb_common::{
     TCP,
     address::Address,
@@ -18,30 +18,31 @@ use lb_common::{
 };
 
 use crate::{
-    from_client, from_server, icmp,
+    from_client, from_server,
+    handshake::reason_of,
+    icmp,
     maps::{self, ServiceIndex},
     packet::{Packet, Parsed, Tuple},
 };
 
-/// What every stage may need beside the packet.
+/// What every stage may need beside the packet. What else it knows it reads from the control map when asked: that costs
+/// less than keeping it, on 512 bytes of stack and ten registers.
+#[derive(Clone, Copy)]
 pub(crate) struct World {
-    pub control: &'static Control,
-    pub key: HashKey,
-    pub generation: u64,
-    pub snat: Snat,
-    pub now: Ticks,
+    pub(crate) control: &'static Control,
+    pub(crate) now: Ticks,
 }
 
 /// Decides what becomes of a packet, and makes it ready for that.
 #[inline(always)]
-pub(crate) fn run(context: &XdpContext) -> Reason {
+pub(crate) fn run(context: *mut xdp_md) -> Reason {
     match decide(context) {
         Ok(reason) | Err(reason) => reason,
     }
 }
 
 #[inline(always)]
-fn decide(context: &XdpContext) -> Result<Reason, Reason> {
+fn decide(context: *mut xdp_md) -> Result<Reason, Reason> {
     let (packet, parsed) = Packet::parse(context)?;
     let world = World::now().ok_or(Reason::NotConfigured)?;
     match parsed {
@@ -59,7 +60,7 @@ fn decide(context: &XdpContext) -> Result<Reason, Reason> {
             Some(hit) if hit.is(EntryKind::Address) => Err(Reason::Fragment),
             _ => Err(Reason::NotOurs),
         },
-        Parsed::IcmpError(tuple, destination, ttl) => icmp::error(&world, &packet, &tuple, destination, ttl),
+        Parsed::IcmpError(..) => Ok(reason_of(icmp::error(context))),
     }
 }
 
@@ -75,20 +76,27 @@ impl World {
     #[inline(always)]
     pub(crate) fn now() -> Option<Self> {
         let control = maps::control()?;
-        Some(Self {
-            control,
-            key: control.key(),
-            generation: control.generation.load(),
-            snat: Snat::from_word(control.snat.load()),
-            // SAFETY: the helper has no arguments and no effects.
-            now: Ticks::from_jiffies(unsafe { bpf_jiffies64() }),
-        })
+        // SAFETY: the helper has no arguments and no effects.
+        let now = Ticks::from_jiffies(unsafe { bpf_jiffies64() });
+        Some(Self { control, now })
+    }
+
+    /// The secret of the tables.
+    #[inline(always)]
+    pub(crate) fn key(&self) -> HashKey {
+        self.control.key()
+    }
+
+    /// SNAT ports and source addresses.
+    #[inline(always)]
+    pub(crate) fn snat(&self) -> Snat {
+        Snat::from_word(self.control.snat.load())
     }
 
     /// What listens on, or answers from, this address and port.
     #[inline(always)]
     pub(crate) fn entry(&self, address: Address, port: u16) -> Option<IndexHit> {
-        find_entry(&ServiceIndex, self.generation, &self.key, address, port, TCP)
+        find_entry(&ServiceIndex, self.control.generation.load(), &self.key(), address, port, TCP)
     }
 
     /// Whose packet this is.
@@ -105,12 +113,7 @@ impl World {
                 return Err(Reason::LocalService);
             }
         }
-        match self.endpoint(
-            tuple.source,
-            tuple.source_port,
-            tuple.destination,
-            tuple.destination_port,
-        ) {
+        match self.endpoint(tuple.source, tuple.source_port, tuple.destination, tuple.destination_port) {
             Some((endpoint, source)) => Ok(Owner::Server(endpoint, source)),
             None => Err(Reason::NotOurs),
         }
@@ -125,32 +128,18 @@ impl World {
         ours: Address,
         port: u16,
     ) -> Option<(u16, u8)> {
-        self.port_offset(port)?;
-        let source = self.source_number(ours)?;
+        let snat = self.snat();
+        snat.offset(port)?;
+        let source = self.source_number(snat.sources, ours)?;
         let hit = self.entry(server, server_port)?;
-        if hit.is(EntryKind::Endpoint) {
-            Some((hit.id, source))
-        } else {
-            None
-        }
-    }
-
-    /// How far into the SNAT ports this one (as on the wire) is.
-    #[inline(always)]
-    pub(crate) fn port_offset(&self, port: u16) -> Option<u32> {
-        let offset = u32::from(u16::from_be(port)).wrapping_sub(u32::from(self.snat.first_port));
-        if offset < self.snat.ports {
-            Some(offset)
-        } else {
-            None
-        }
+        if hit.is(EntryKind::Endpoint) { Some((hit.id, source)) } else { None }
     }
 
     #[inline(always)]
-    fn source_number(&self, address: Address) -> Option<u8> {
+    fn source_number(&self, sources: u16, address: Address) -> Option<u8> {
         let mut number = 0;
         while number < lb_common::control::MAX_SOURCES as u8 {
-            if u16::from(number) >= self.snat.sources {
+            if u16::from(number) >= sources {
                 return None;
             }
             if self.control.source(number) == address {

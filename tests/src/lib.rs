@@ -1,1 +1,3 @@
-//! The lab.
+//! The lab: a hospital's network in namespaces, and what the end-to-end tests need to look at it.
+
+pub mod lab;

@@ -1,2 +1,66 @@
-//! xtask
-fn main() {}
+//! `cargo xtask COMMAND`: set-up, build, lab and tests of Steadfast.
+
+mod build;
+mod clean;
+mod command;
+mod detach;
+mod kernel;
+mod privilege;
+mod run;
+mod setup;
+mod test;
+mod toolchain;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use workspace::Workspace;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about,
+    disable_help_subcommand = true
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing on this machine, saying what and why
+    Setup,
+    /// Build the XDP program, then the daemon and the command line
+    Build(build::Arguments),
+    /// Bring up the lab of network namespaces with the balancer in it, or run the balancer on a network card
+    Run(run::Arguments),
+    /// Run every rung of the tests
+    Test(test::Arguments),
+    /// Take the balancer off this machine's interfaces (what `steadfastd detach` does)
+    Detach,
+    /// Remove what a lab that was killed left behind
+    Clean,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = Workspace::find().and_then(|workspace| match arguments.command {
+        Command::Setup => setup::setup(&workspace),
+        Command::Build(arguments) => build::build(&workspace, &arguments),
+        Command::Run(arguments) => run::run(&workspace, &arguments),
+        Command::Test(arguments) => test::test(&workspace, &arguments),
+        Command::Detach => detach::detach(&workspace),
+        Command::Clean => clean::clean(&workspace),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

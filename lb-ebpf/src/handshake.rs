@@ -1,0 +1,163 @@
+//! A client's segment that is not of an open flow with a usable server: a SYN, the rest of a handshake, a late packet.
+//!
+//! Everything here works on numbers, none on the packet: the functions below are global ones, which the verifier
+//! checks once each, by themselves, whoever calls them.
+
+use lb_common::{
+    flow::{FLOW_WORDS, FlowKey, FlowServer, HOP_WORD, SEQUENCE_WORD, SERVER_WORD, Sequences},
+    ports::{Owner, PortCell},
+    reason::Reason,
+    server::ServerState,
+    table::Found,
+    tcp::{Direction, TcpFlags, TcpState},
+};
+
+use crate::{
+    count, flow,
+    from_client::{Client, serving},
+    open::keep_overflow,
+    pipeline::World,
+};
+
+/// What was decided, in one word: where the flow goes, and the reason's number in the highest byte.
+pub(crate) struct Answer {
+    pub(crate) to: FlowServer,
+    pub(crate) reason: Reason,
+}
+
+impl Answer {
+    #[inline(always)]
+    pub(crate) const fn word(to: u64, reason: Reason) -> u64 {
+        to & 0x00ff_ffff_ffff_ffff | (reason as u64) << 56
+    }
+
+    #[inline(always)]
+    pub(crate) fn from_word(word: u64) -> Self {
+        Self { to: FlowServer::from_word(word), reason: reason_of((word >> 56) as u32) }
+    }
+}
+
+/// The reason with this number, from a function that returns numbers.
+#[inline(always)]
+pub(crate) fn reason_of(number: u32) -> Reason {
+    Reason::from_number(number).unwrap_or(Reason::NotConfigured)
+}
+
+/// What of a segment matters here.
+#[derive(Clone, Copy)]
+struct Heard {
+    flags: TcpFlags,
+    sequence: u32,
+    acknowledgment: u32,
+    sender: u64,
+}
+
+/// Decides on a segment, not a SYN, with this key, sequence and acknowledgement number, sender's MAC address and flags.
+/// Gives an [`Answer`]; if that is [`Reason::Established`], the half-open slot's index (low half) and the
+/// server's id (above it) for `stick` and `establish` to go on with.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn decide(first: u64, second: u64, ports: u64, numbers: u64, sender: u64) -> u64 {
+    let Some(world) = World::now() else {
+        return Answer::word(0, Reason::NotConfigured);
+    };
+    let heard = Heard {
+        flags: TcpFlags((sender >> 48) as u8),
+        sequence: numbers as u32,
+        acknowledgment: (numbers >> 32) as u32,
+        sender: sender & 0xffff_ffff_ffff,
+    };
+    let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
+    if let Some(half_open) = client.find_half_open(&world) {
+        return of_half_open(&world, &client, &heard, &half_open);
+    }
+    // A closed flow, or one whose server is gone; or another core has established it since the first look.
+    if let Some(found) = client.find_flow(&world) {
+        return of_flow(&world, &client, &heard, &found);
+    }
+    unknown(&client, &heard)
+}
+
+/// A segment of a half-open flow, other than its SYN.
+#[inline(always)]
+fn of_half_open(world: &World, client: &Client, heard: &Heard, half_open: &Found<'_, FLOW_WORDS>) -> u64 {
+    let word = half_open.slot.words[SERVER_WORD].load();
+    let to = FlowServer::from_word(word);
+    if !owns_port(world, half_open.index, &to) || !half_open.still() {
+        return unknown(client, heard);
+    }
+    let Some(server) = serving(&to) else {
+        return gone(heard);
+    };
+    if !server.state.has(ServerState::REACHABLE) {
+        return Answer::word(0, Reason::NoNeighbour);
+    }
+    let numbers = Sequences::from_word(half_open.slot.words[SEQUENCE_WORD].load());
+    let state = TcpState::from_note(half_open.life.note());
+    let acknowledges = heard.flags.has(TcpFlags::ACK) && !heard.flags.has(TcpFlags::RST);
+    if matches!(state, TcpState::SynReceived)
+        && acknowledges
+        && completes(heard.sequence, heard.acknowledgment, numbers)
+    {
+        return Answer::word(u64::from(half_open.index) | u64::from(to.server) << 32, Reason::Established);
+    }
+    keep_overflow(world, half_open, client.key.service);
+    Answer::word(word, Reason::HandshakeForwarded)
+}
+
+/// Whether the segment acknowledges the server's SYN-ACK: exactly its number, and in sequence behind the client's SYN.
+#[inline(always)]
+pub(crate) fn completes(sequence: u32, acknowledgment: u32, numbers: Sequences) -> bool {
+    acknowledgment == numbers.server.wrapping_add(1)
+        && sequence.wrapping_sub(numbers.client).wrapping_sub(1) <= 0xffff
+}
+
+/// A segment of a flow that is closed, or whose server is down, halted or removed.
+#[inline(always)]
+fn of_flow(world: &World, client: &Client, heard: &Heard, found: &Found<'_, FLOW_WORDS>) -> u64 {
+    let service = client.key.service;
+    let word = found.slot.words[SERVER_WORD].load();
+    let to = FlowServer::from_word(word);
+    if !found.still() {
+        return unknown(client, heard);
+    }
+    let Some(server) = serving(&to) else {
+        let closed = TcpState::from_note(found.life.note()).is_closed();
+        if !closed && flow::change_state(found.index, found.life.word(), TcpState::ServerReset as u32) == 1 {
+            count::server_gone(service, to.server);
+        }
+        return gone(heard);
+    };
+    if !server.state.has(ServerState::REACHABLE) {
+        return Answer::word(0, Reason::NoNeighbour);
+    }
+    let near = flow::follow(world, found, service, heard.flags, heard.sequence, Direction::FromClient);
+    if near {
+        found.slot.words[HOP_WORD].store(heard.sender);
+    }
+    Answer::word(word, Reason::Forwarded)
+}
+
+/// A segment towards a server that is gone: the client is told, and may connect elsewhere.
+#[inline(always)]
+fn gone(heard: &Heard) -> u64 {
+    let stray = heard.flags.has(TcpFlags::RST);
+    Answer::word(0, if stray { Reason::StrayReset } else { Reason::ResetServerGone })
+}
+
+/// A segment of no flow.
+#[inline(always)]
+fn unknown(client: &Client, heard: &Heard) -> u64 {
+    if heard.flags.has(TcpFlags::RST) {
+        return Answer::word(0, Reason::StrayReset);
+    }
+    count::service_reset(client.key.service);
+    Answer::word(0, Reason::ResetNoFlow)
+}
+
+/// Whether a half-open flow still has its SNAT port: another may have taken it.
+#[inline(always)]
+pub(crate) fn owns_port(world: &World, slot: u32, to: &FlowServer) -> bool {
+    flow::cell_of(world, to)
+        .is_some_and(|cell| PortCell::from_word(cell.load()).owner == Owner::HalfOpen(slot))
+}

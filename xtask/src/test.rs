@@ -1,0 +1,170 @@
+//! `cargo xtask test`: every rung of the ladder, from pure logic on the host to packets through the lab.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::{
+    build,
+    command::{Cmd, find_program},
+    privilege::Privilege,
+    setup,
+    workspace::Workspace,
+};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// One step of the ladder; it may take a filter of test names.
+type Rung = fn(&Workspace, Option<&str>) -> Result<Outcome>;
+
+/// How a rung ended.
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped(&'static str),
+}
+
+pub(crate) fn test(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    setup::setup(workspace)?;
+    build::build(workspace, &build::Arguments { release: false })?;
+    let filter = arguments.filter.as_deref();
+    let rungs: [(&str, Rung); 4] = [
+        ("host: pure logic, configuration, health checks, plans", host),
+        ("loom: every interleaving of the tables' atomics", loom),
+        ("miri: undefined behaviour in the shared code", miri),
+        ("root: packets, the lab, end to end", root),
+    ];
+    let mut results = Vec::new();
+    for (name, rung) in rungs {
+        println!("\n=== {name}");
+        let start = Instant::now();
+        let outcome = rung(workspace, filter).unwrap_or_else(|error| {
+            println!("{error:#}");
+            Outcome::Failed
+        });
+        results.push((name, outcome, start.elapsed()));
+    }
+    summarise(&results)
+}
+
+fn summarise(results: &[(&str, Outcome, Duration)]) -> Result<()> {
+    println!("\n=== summary");
+    for (name, outcome, time) in results {
+        let seconds = time.as_secs_f64();
+        match outcome {
+            Outcome::Passed => println!("  passed  {seconds:7.1} s  {name}"),
+            Outcome::Failed => println!("  FAILED  {seconds:7.1} s  {name}"),
+            Outcome::Skipped(why) => println!("  skipped            {name}: {why}"),
+        }
+    }
+    let failed = results
+        .iter()
+        .filter(|(_, outcome, _)| matches!(outcome, Outcome::Failed))
+        .count();
+    if failed > 0 {
+        bail!("{failed} of {} rungs failed", results.len());
+    }
+    Ok(())
+}
+
+fn host(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
+    let mut cargo = workspace.cargo();
+    cargo.args([
+        "test",
+        "--no-fail-fast",
+        "--package",
+        "lb-common",
+        "--package",
+        "lb-userspace",
+    ]);
+    cargo.args(["--package", "xtask"]).args(filter);
+    outcome_of(&mut cargo)
+}
+
+/// The models are compiled with another `cfg`, so they have a target directory of their own.
+fn loom(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
+    let command = || {
+        let mut cargo = workspace.cargo();
+        cargo
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", workspace.target().join("loom"));
+        cargo
+            .args(["test", "--package", "lb-common", "--release", "--lib", "--"])
+            .arg("loom");
+        cargo
+    };
+    if !command().arg("--list").output()?.contains(": test") {
+        return Ok(Outcome::Skipped("lb-common has no test with `loom` in its name"));
+    }
+    if filter.is_some_and(|filter| !filter.contains("loom")) {
+        return Ok(Outcome::Skipped("the filter does not name it"));
+    }
+    outcome_of(&mut command())
+}
+
+fn miri(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
+    if !Cmd::new("rustup")
+        .args(["run", "nightly", "cargo", "miri", "--version"])
+        .succeeds()
+    {
+        let why = "miri is not installed (`rustup toolchain install nightly --component miri,rust-src`)";
+        println!("skipped: {why}");
+        return Ok(Outcome::Skipped(why));
+    }
+    let mut cargo = workspace.foreign_cargo("rustup");
+    cargo.env("CARGO_TARGET_DIR", workspace.target().join("miri"));
+    cargo
+        .args([
+            "run",
+            "nightly",
+            "cargo",
+            "miri",
+            "test",
+            "--package",
+            "lb-common",
+            "--lib",
+        ])
+        .args(filter);
+    outcome_of(&mut cargo)
+}
+
+/// Compiled as the user, run as root.
+fn root(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
+    let mut cargo = workspace.cargo();
+    cargo
+        .args(["test", "--no-fail-fast", "--package", "tests"])
+        .args(filter);
+    match Privilege::find() {
+        Privilege::Root => {}
+        Privilege::Sudo => {
+            cargo.env(runner_variable()?, "sudo -n -E --");
+        }
+        Privilege::None => bail!("these tests need root: run as root, or run `sudo -v` first"),
+    }
+    outcome_of(&mut cargo)
+}
+
+fn outcome_of(command: &mut Cmd) -> Result<Outcome> {
+    Ok(if command.status()?.success() {
+        Outcome::Passed
+    } else {
+        Outcome::Failed
+    })
+}
+
+/// Cargo's variable for the program that runs this host's test binaries.
+fn runner_variable() -> Result<String> {
+    let rustc = find_program("rustc").context("rustc is not on the PATH")?;
+    let verbose = Cmd::new(rustc).arg("-vV").output()?;
+    let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
+    let host = host.context("rustc -vV does not name its host")?;
+    Ok(format!(
+        "CARGO_TARGET_{}_RUNNER",
+        host.to_uppercase().replace('-', "_")
+    ))
+}
