@@ -22,6 +22,7 @@ pub mod map;
 mod map_decode;
 pub mod names;
 pub mod plan;
+pub mod program;
 pub mod rates;
 mod scheduler;
 pub mod server;
