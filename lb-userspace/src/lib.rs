@@ -5,6 +5,7 @@ pub mod config;
 pub mod dataplane;
 pub mod health;
 pub mod net;
+pub mod object;
 pub mod paths;
 pub mod redirect;
 pub mod view;
