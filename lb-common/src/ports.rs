@@ -141,11 +141,7 @@ pub fn claim<C: Cells>(
         return None;
     }
     let cell = cells.cell(range.index(second_best))?;
-    if cell.compare_exchange(second_seen, taken).is_ok() {
-        Some(second_best)
-    } else {
-        None
-    }
+    if cell.compare_exchange(second_seen, taken).is_ok() { Some(second_best) } else { None }
 }
 
 /// Hands a port from its half-open flow to the established one. False if another half-open flow took it.

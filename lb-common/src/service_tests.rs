@@ -44,13 +44,7 @@ fn v4(number: u32) -> Address {
 }
 
 fn entry(address: Address, port: u16, protocol: u8, kind: EntryKind, id: u16) -> IndexEntry {
-    IndexEntry {
-        address,
-        port,
-        protocol,
-        kind,
-        id,
-    }
+    IndexEntry { address, port, protocol, kind, id }
 }
 
 fn hit(entry: &IndexEntry) -> IndexHit {

@@ -148,10 +148,7 @@ impl<const N: usize> Slots<N> for Region<Slot<N>> {
         self.get(index as usize)
     }
 
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "tables have fewer than 2^32 slots"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "tables have fewer than 2^32 slots")]
     fn bucket_mask(&self) -> u32 {
         (self.len() as u32 / BUCKET).wrapping_sub(1)
     }

@@ -93,9 +93,7 @@ impl FromStr for Target {
             text.parse().map(Self::Server)
         } else {
             let label: Result<Label, _> = text.parse();
-            label
-                .map(Self::Service)
-                .map_err(|error| anyhow::anyhow!("the virtual service's label {error}"))
+            label.map(Self::Service).map_err(|error| anyhow::anyhow!("the virtual service's label {error}"))
         }
     }
 }

@@ -62,9 +62,7 @@ impl Daemon {
 }
 
 async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> anyhow::Result<Value> {
-    let stream = UnixStream::connect(socket)
-        .await
-        .map_err(|error| unreachable(socket, error))?;
+    let stream = UnixStream::connect(socket).await.map_err(|error| unreachable(socket, error))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::builder()
         .method(method)
@@ -126,7 +124,10 @@ mod tests {
     use super::*;
 
     /// Answers one request with these bytes; gives back what was asked.
-    fn served(answer: &'static str, ask: impl FnOnce(&Daemon) -> anyhow::Result<Value>) -> (String, anyhow::Result<Value>) {
+    fn served(
+        answer: &'static str,
+        ask: impl FnOnce(&Daemon) -> anyhow::Result<Value>,
+    ) -> (String, anyhow::Result<Value>) {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("api.sock");
         let listener = UnixListener::bind(&socket).unwrap();
@@ -143,9 +144,10 @@ mod tests {
 
     #[test]
     fn a_body_goes_out_as_json_and_the_answer_comes_back() {
-        let (request, answer) = served("HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{\"done\":\"ok\"}", |daemon| {
-            daemon.post("/v1/servers/set", &json!({ "weight": 5 }))
-        });
+        let (request, answer) =
+            served("HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{\"done\":\"ok\"}", |daemon| {
+                daemon.post("/v1/servers/set", &json!({ "weight": 5 }))
+            });
         assert!(request.starts_with("POST /v1/servers/set HTTP/1.1\r\n"), "{request}");
         assert!(request.ends_with("{\"weight\":5}"), "{request}");
         assert_eq!(answer.unwrap(), json!({ "done": "ok" }));

@@ -119,7 +119,8 @@ fn diff_text(changes: &[Change], file: &Path) -> String {
 
 fn applied_text(answer: &Value, file: &Path) -> String {
     let done = answer.get("done").and_then(Value::as_str);
-    let mut out = done.map_or_else(|| format!("{} is in force\n", file.display()), |done| format!("{done}\n"));
+    let mut out =
+        done.map_or_else(|| format!("{} is in force\n", file.display()), |done| format!("{done}\n"));
     if let Some(plan) = answer.get("plan") {
         out.push_str(&plan::text(plan));
     }

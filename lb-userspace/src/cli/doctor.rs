@@ -14,8 +14,7 @@ use crate::{
     net::{self, Net, Offload},
     paths::Paths,
     view::{
-        Snapshot,
-        flow,
+        Snapshot, flow,
         format::plural,
         program::ProgramRecord,
         server::{AdminState, Health},
@@ -70,14 +69,7 @@ impl Findings {
         self.add(check, Status::Ok, finding, "");
     }
 
-    fn when(
-        &mut self,
-        good: bool,
-        bad: Status,
-        check: &'static str,
-        finding: String,
-        advice: &'static str,
-    ) {
+    fn when(&mut self, good: bool, bad: Status, check: &'static str, finding: String, advice: &'static str) {
         self.add(check, if good { Status::Ok } else { bad }, finding, advice);
     }
 }
@@ -117,7 +109,8 @@ pub(super) fn run(
     findings.add(
         "return path",
         Status::Unknown,
-        "not looked at: that answers of the servers come back here shows in `returned` counting up".to_owned(),
+        "not looked at: that answers of the servers come back here shows in `returned` counting up"
+            .to_owned(),
         "steadfast stats --watch while a client connects",
     );
     screen.show(&findings.0, || text(&findings.0))?;
@@ -149,7 +142,12 @@ fn programs(findings: &mut Findings, world: &World, paths: &Paths) -> Option<Str
     let programs = match (world.programs)(&paths.pin_dir) {
         Ok(programs) => programs,
         Err(error) => {
-            findings.add("program", Status::Fail, format!("{error:#}"), "start the daemon: it loads the program");
+            findings.add(
+                "program",
+                Status::Fail,
+                format!("{error:#}"),
+                "start the daemon: it loads the program",
+            );
             return None;
         }
     };
@@ -172,7 +170,9 @@ fn attachment(findings: &mut Findings, programs: &[ProgramRecord]) -> Option<Str
         Some(mode) => findings.add(
             "driver mode",
             Status::Warn,
-            format!("{mode} on {interface}: after the kernel has built a packet of each frame, which is slower"),
+            format!(
+                "{mode} on {interface}: after the kernel has built a packet of each frame, which is slower"
+            ),
             "use a network card whose driver has native XDP, and xdp_mode: native to insist on it",
         ),
         None => findings.add(
@@ -273,18 +273,26 @@ fn troubles(findings: &mut Findings, stats: &Stats) {
         if packets > 0 {
             quiet = false;
             let packets = plural(packets, "packet", "packets");
-            findings.add("reasons", Status::Warn, format!("{packets} with reason {}", reason.label()), advice);
+            findings.add(
+                "reasons",
+                Status::Warn,
+                format!("{packets} with reason {}", reason.label()),
+                advice,
+            );
         }
     }
     if quiet {
-        findings.ok("reasons", "no packet met a full table, a missing port or an unknown neighbour".to_owned());
+        findings
+            .ok("reasons", "no packet met a full table, a missing port or an unknown neighbour".to_owned());
     }
 }
 
 /// What the host tells of the interface.
 fn on_interface(findings: &mut Findings, interface: &str, maps: Option<&Maps>) {
     match net::driver(interface) {
-        Ok(driver) => findings.ok("driver", format!("{} on {interface}, {}", driver.name, or_none(&driver.bus))),
+        Ok(driver) => {
+            findings.ok("driver", format!("{} on {interface}, {}", driver.name, or_none(&driver.bus)))
+        }
         Err(error) => findings.add("driver", Status::Unknown, error.to_string(), ""),
     }
     offloads(findings, interface);
@@ -306,7 +314,11 @@ fn or_none(text: &str) -> &str {
 
 fn offloads(findings: &mut Findings, interface: &str) {
     let unwanted = [
-        (Offload::LargeReceive, "large receive (LRO) merges packets that are to be forwarded", "ethtool -K IF lro off"),
+        (
+            Offload::LargeReceive,
+            "large receive (LRO) merges packets that are to be forwarded",
+            "ethtool -K IF lro off",
+        ),
         (
             Offload::RxVlan,
             "receive VLAN (rxvlan) hides 802.1Q tags from the program",

@@ -106,7 +106,9 @@ pub(super) fn sticky(
             let records = stickies::of_client(snapshot, client_address(*client));
             screen.show(&records, || {
                 if records.is_empty() {
-                    format!("{client} has no sticky record; steadfast explain {client} says where it would go\n")
+                    format!(
+                        "{client} has no sticky record; steadfast explain {client} says where it would go\n"
+                    )
                 } else {
                     stickies::table(&records, records.len())
                 }
@@ -129,12 +131,7 @@ fn ids(
 
 fn filter(names: &Names, filter: &FlowFilter) -> anyhow::Result<flows::Filter> {
     let (service, server) = ids(names, filter.vip.as_ref(), filter.server.as_ref())?;
-    Ok(flows::Filter {
-        service,
-        server,
-        client: filter.client.map(client_address),
-        state: filter.state,
-    })
+    Ok(flows::Filter { service, server, client: filter.client.map(client_address), state: filter.state })
 }
 
 pub(super) fn flow(

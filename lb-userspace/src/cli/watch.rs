@@ -34,12 +34,7 @@ pub(super) fn stats(
     })
 }
 
-pub(super) fn top(
-    args: &Top,
-    world: &World,
-    paths: &Paths,
-    screen: &mut Screen<'_>,
-) -> anyhow::Result<()> {
+pub(super) fn top(args: &Top, world: &World, paths: &Paths, screen: &mut Screen<'_>) -> anyhow::Result<()> {
     let show = |rates: &Rates| rates::text(rates, true, false);
     watch(args.seconds, args.count, true, show, world, paths, screen)
 }

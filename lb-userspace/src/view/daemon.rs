@@ -28,12 +28,7 @@ impl Daemon {
         let heartbeat = control.heartbeat.load();
         let pid = control.daemon.load();
         if heartbeat == 0 {
-            return Self {
-                running: false,
-                pid: None,
-                last_seen: None,
-                silent: None,
-            };
+            return Self { running: false, pid: None, last_seen: None, silent: None };
         }
         let silent = clock.seconds_of_jiffies(jiffies.saturating_sub(heartbeat));
         Self {

@@ -77,12 +77,7 @@ pub fn explain(
     client: Address,
     service: Option<u16>,
 ) -> anyhow::Result<Vec<Explanation>> {
-    let is_http = |id: u16| {
-        snapshot
-            .names
-            .service_info(id)
-            .is_some_and(|info| info.protocol == HTTP)
-    };
+    let is_http = |id: u16| snapshot.names.service_info(id).is_some_and(|info| info.protocol == HTTP);
     if let Some(id) = service.filter(|id| is_http(*id)) {
         anyhow::bail!(
             "{} is answered by the daemon itself (a redirect to https): no server is picked",
@@ -110,10 +105,7 @@ fn one(snapshot: &Snapshot<'_>, client: Address, service: u16) -> anyhow::Result
     Ok(Explanation {
         service: snapshot.names.service_label(service),
         client: client.into(),
-        record: case
-            .record
-            .as_ref()
-            .map(|record| StickyRecord::new(snapshot, record)),
+        record: case.record.as_ref().map(|record| StickyRecord::new(snapshot, record)),
         flows: case.open_flows(),
         verdict: landing.verdict,
         server: landing.server,
@@ -165,10 +157,7 @@ impl Case<'_> {
             Choice::Scheduled(id, _) => (Verdict::Scheduled, Some(id)),
             Choice::Nobody => (Verdict::Nobody, None),
         };
-        Landing {
-            verdict,
-            server: id.map(|id| self.label(id)),
-        }
+        Landing { verdict, server: id.map(|id| self.label(id)) }
     }
 
     fn open_flows(&self) -> u64 {
@@ -187,11 +176,7 @@ impl Case<'_> {
         let mut why = self.why_not_sticky(choice);
         match choice {
             Choice::Sticky(id, _) => {
-                why = format!(
-                    "its sticky record names {}, {}",
-                    self.label(id),
-                    self.condition(id)
-                );
+                why = format!("its sticky record names {}, {}", self.label(id), self.condition(id));
             }
             Choice::Scheduled(id, _) => {
                 let _ = write!(why, "; {}", self.why_scheduled(id));
@@ -247,11 +232,8 @@ impl Case<'_> {
         });
         let attempt = attempt.unwrap_or(0);
         let place = self.scheduler.place(self.client, attempt).unwrap_or(0);
-        let mut why = format!(
-            "the scheduler gives it {} (place {place} of {})",
-            self.label(id),
-            self.scheduler.size()
-        );
+        let mut why =
+            format!("the scheduler gives it {} (place {place} of {})", self.label(id), self.scheduler.size());
         if attempt > 0 {
             let first = self.scheduler.pick(self.client, 0).unwrap_or_default();
             let _ = write!(
@@ -332,15 +314,9 @@ fn paragraph(explanation: &Explanation) -> String {
         }
         None => line("sticky record", "none"),
     }
-    line(
-        "open now",
-        &plural(explanation.flows, "connection", "connections"),
-    );
+    line("open now", &plural(explanation.flows, "connection", "connections"));
     if explanation.record.is_some() {
-        line(
-            "without record",
-            explanation.without_record.server.as_deref().unwrap_or("nobody"),
-        );
+        line("without record", explanation.without_record.server.as_deref().unwrap_or("nobody"));
     }
     out
 }

@@ -40,14 +40,8 @@ fn a_client_with_a_record_goes_to_its_server_and_learns_where_it_would_go_withou
     assert_eq!(found.verdict, Verdict::Sticky);
     assert_eq!(found.server.as_deref(), Some(&*format!("Hyperspace_Srv_{other}")));
     assert_eq!(found.without_record.verdict, Verdict::Scheduled);
-    assert_eq!(
-        found.without_record.server,
-        Some(format!("Hyperspace_Srv_{natural}"))
-    );
-    assert_eq!(
-        found.why,
-        format!("its sticky record names Hyperspace_Srv_{other}, which is online and up")
-    );
+    assert_eq!(found.without_record.server, Some(format!("Hyperspace_Srv_{natural}")));
+    assert_eq!(found.why, format!("its sticky record names Hyperspace_Srv_{other}, which is online and up"));
     assert!(found.reachable);
 }
 
@@ -57,10 +51,7 @@ fn a_draining_server_keeps_its_client() {
     builder.sticky(0, address(CLIENT), 3, 0, 10);
     builder.change(3, DRAINING, |info| info.state = 2);
     let found = hyperspace(&builder, CLIENT);
-    assert_eq!(
-        (found.verdict, found.server.as_deref()),
-        (Verdict::Sticky, Some("Hyperspace_Srv_3"))
-    );
+    assert_eq!((found.verdict, found.server.as_deref()), (Verdict::Sticky, Some("Hyperspace_Srv_3")));
     assert!(found.why.contains("draining"), "{}", found.why);
 }
 
@@ -75,10 +66,7 @@ fn a_client_of_a_server_that_is_down_is_told_why_and_where_it_goes_instead() {
     builder.schedule(0, &[1, 2]);
     let found = hyperspace(&builder, CLIENT);
     assert_eq!(found.verdict, Verdict::Scheduled);
-    assert_eq!(
-        found.server,
-        Some(format!("Hyperspace_Srv_{}", scheduled(&builder)))
-    );
+    assert_eq!(found.server, Some(format!("Hyperspace_Srv_{}", scheduled(&builder))));
     assert!(
         found.why.starts_with(
             "its sticky record names Hyperspace_Srv_3, which is online and down (connection refused), which takes no \
@@ -113,11 +101,7 @@ fn a_server_without_a_known_next_hop_is_named_as_such() {
     builder.sticky(0, address(CLIENT), 1, 0, 10);
     builder.change(1, UP & !ServerState::REACHABLE, |_| {});
     let found = hyperspace(&builder, CLIENT);
-    assert!(
-        !found.reachable && found.why.ends_with("the SYN is dropped (no-neighbour)"),
-        "{}",
-        found.why
-    );
+    assert!(!found.reachable && found.why.ends_with("the SYN is dropped (no-neighbour)"), "{}", found.why);
 }
 
 #[test]
@@ -129,11 +113,7 @@ fn an_expired_record_is_no_record_and_a_service_without_persistence_uses_none() 
     builder.service(0, "Hyperspace", "192.168.85.150", Ticks(0));
     let found = hyperspace(&builder, "10.1.2.4");
     assert_eq!(found.record, None);
-    assert!(
-        found.why.starts_with("the service keeps no sticky records"),
-        "{}",
-        found.why
-    );
+    assert!(found.why.starts_with("the service keeps no sticky records"), "{}", found.why);
 }
 
 #[test]
@@ -167,12 +147,7 @@ fn brute_force_record(builder: &Builder, client: Address) -> Option<u16> {
 fn independent(builder: &Builder, client: Address) -> Choice {
     let persistent = builder.maps.services[0][2].load() & 0xffff_ffff != 0;
     let record = brute_force_record(builder, client).filter(|_| persistent);
-    let table = builder
-        .maps
-        .kernel
-        .schedule(0)
-        .unwrap()
-        .and_then(|values| Table::from_values(&values));
+    let table = builder.maps.kernel.schedule(0).unwrap().and_then(|values| Table::from_values(&values));
     choose(&builder.maps.servers, 0, record, |attempt| {
         let table = table.as_ref()?;
         let id = table.places()[place(55, client, table.size(), attempt) as usize];

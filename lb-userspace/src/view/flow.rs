@@ -198,10 +198,7 @@ pub fn table(records: &[FlowRecord], total: usize) -> String {
     });
     let mut out = render(&columns, rows);
     if records.len() < total {
-        out.push_str(&format!(
-            "\n{} of {total} flows; --limit N shows more\n",
-            records.len()
-        ));
+        out.push_str(&format!("\n{} of {total} flows; --limit N shows more\n", records.len()));
     }
     out
 }
@@ -236,22 +233,13 @@ pub fn count(snapshot: &Snapshot<'_>, filter: Filter) -> FlowCount {
             _ => {}
         }
     }
-    FlowCount {
-        flows,
-        open: flows - half_open - closed,
-        half_open,
-        closed,
-        states,
-    }
+    FlowCount { flows, open: flows - half_open - closed, half_open, closed, states }
 }
 
 /// The count in words.
 #[must_use]
 pub fn count_text(count: &FlowCount) -> String {
-    let mut out = format!(
-        "{} open, {} half-open, {} closed\n",
-        count.open, count.half_open, count.closed
-    );
+    let mut out = format!("{} open, {} half-open, {} closed\n", count.open, count.half_open, count.closed);
     for (state, number) in count.states.iter().filter(|(_, number)| **number > 0) {
         out.push_str(&format!("  {state:<14}{number}\n"));
     }

@@ -9,11 +9,7 @@ pub fn duration(seconds: u64) -> String {
         3_600..86_400 => (seconds / 3_600, seconds % 3_600 / 60, "h", "m"),
         _ => (seconds / 86_400, seconds % 86_400 / 3_600, "d", "h"),
     };
-    if small == 0 {
-        format!("{large}{unit}")
-    } else {
-        format!("{large}{unit} {small}{next}")
-    }
+    if small == 0 { format!("{large}{unit}") } else { format!("{large}{unit} {small}{next}") }
 }
 
 /// A number with three digits or more of its value: `999`, `12.3k`, `4.56M`.

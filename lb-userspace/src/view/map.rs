@@ -125,11 +125,7 @@ pub fn lookup(snapshot: &Snapshot<'_>, spec: &MapSpec, key: &str) -> anyhow::Res
     let index = index_of(snapshot, spec, key)?;
     let size = entries(snapshot.maps(), spec);
     if index >= size {
-        bail!(
-            "{} has entries 0 to {}, not {index}",
-            spec.name,
-            size.saturating_sub(1)
-        );
+        bail!("{} has entries 0 to {}, not {index}", spec.name, size.saturating_sub(1));
     }
     decode(snapshot, spec, index)?.with_context(|| format!("entry {index} of {} is not in use", spec.name))
 }
@@ -147,10 +143,8 @@ fn index_of(snapshot: &Snapshot<'_>, spec: &MapSpec, key: &str) -> anyhow::Resul
             Ok(usize::from(snapshot.names.server_id(&name)?.1))
         }
         "REASONS" => {
-            let labels: Vec<&str> = lb_common::reason::Reason::ALL
-                .iter()
-                .map(|reason| reason.label())
-                .collect();
+            let labels: Vec<&str> =
+                lb_common::reason::Reason::ALL.iter().map(|reason| reason.label()).collect();
             let found = labels.iter().position(|label| *label == key);
             found.with_context(|| format!("there is no reason {key:?}; known: {}", labels.join(", ")))
         }

@@ -31,55 +31,25 @@ pub(super) fn decode(snapshot: &Snapshot<'_>, spec: &MapSpec, index: usize) -> a
     let id = u16::try_from(index).ok();
     Ok(match spec.name {
         "CONTROL" => (index == 0).then(|| control(snapshot, maps.control())),
-        "SERVICE_INDEX" => maps
-            .service_index
-            .get(index)
-            .and_then(|slot| index_entry(snapshot, index, slot)),
-        "SERVICES" => maps
-            .services
-            .get(index)
-            .and_then(|slot| service(snapshot, index, slot)),
-        "SERVERS" => maps
-            .servers
-            .get(index)
-            .and_then(|slot| server(snapshot, index, slot)),
-        "FLOWS" => maps
-            .flows
-            .get(index)
-            .and_then(|slot| flow_slot(snapshot, index, slot)),
-        "HALF_OPEN" => maps
-            .half_open
-            .get(index)
-            .and_then(|slot| flow_slot(snapshot, index, slot)),
-        "STICKY" => maps
-            .sticky
-            .get(index)
-            .and_then(|slot| sticky(snapshot, index, slot)),
-        "PORT_CELLS" => maps
-            .port_cells
-            .get(index)
-            .and_then(|word| port_cell(snapshot, index, word)),
-        "PORT_CURSORS" => maps
-            .port_cursors
-            .get(index)
-            .and_then(|word| port_cursor(snapshot, index, word)),
-        "SCHEDULE" => match id
-            .map(|id| Ok::<_, anyhow::Error>((id, maps.kernel.schedule(id)?)))
-            .transpose()?
-        {
-            Some((id, Some(values))) => Some(schedule(snapshot, id, &values)),
-            _ => None,
-        },
+        "SERVICE_INDEX" => maps.service_index.get(index).and_then(|slot| index_entry(snapshot, index, slot)),
+        "SERVICES" => maps.services.get(index).and_then(|slot| service(snapshot, index, slot)),
+        "SERVERS" => maps.servers.get(index).and_then(|slot| server(snapshot, index, slot)),
+        "FLOWS" => maps.flows.get(index).and_then(|slot| flow_slot(snapshot, index, slot)),
+        "HALF_OPEN" => maps.half_open.get(index).and_then(|slot| flow_slot(snapshot, index, slot)),
+        "STICKY" => maps.sticky.get(index).and_then(|slot| sticky(snapshot, index, slot)),
+        "PORT_CELLS" => maps.port_cells.get(index).and_then(|word| port_cell(snapshot, index, word)),
+        "PORT_CURSORS" => maps.port_cursors.get(index).and_then(|word| port_cursor(snapshot, index, word)),
+        "SCHEDULE" => {
+            match id.map(|id| Ok::<_, anyhow::Error>((id, maps.kernel.schedule(id)?))).transpose()? {
+                Some((id, Some(values))) => Some(schedule(snapshot, id, &values)),
+                _ => None,
+            }
+        }
         "REASONS" => reason(index, &maps.kernel.reasons()?),
         "SERVICE_COUNTERS" => match id {
             Some(id) => {
                 let name = snapshot.names.service_label(id);
-                Some(traffic(
-                    index,
-                    "service",
-                    &name,
-                    &maps.kernel.service_traffic(id)?,
-                ))
+                Some(traffic(index, "service", &name, &maps.kernel.service_traffic(id)?))
             }
             None => None,
         },
@@ -108,10 +78,8 @@ fn control(snapshot: &Snapshot<'_>, control: &Control) -> Value {
     let clock = &snapshot.clock;
     #[expect(clippy::cast_possible_truncation, reason = "the words hold 32 bits of ticks")]
     let seconds = |word: &Word| clock.seconds(lb_common::clock::Ticks(word.load() as u32));
-    let sources: Vec<Option<IpAddr>> = (0..8u8)
-        .take(usize::from(snat.sources))
-        .map(|number| flow::source(control, number))
-        .collect();
+    let sources: Vec<Option<IpAddr>> =
+        (0..8u8).take(usize::from(snat.sources)).map(|number| flow::source(control, number)).collect();
     json!({
         "index": 0,
         "layout": control.layout.load(),
@@ -317,11 +285,7 @@ fn schedule(snapshot: &Snapshot<'_>, id: u16, values: &[u64]) -> Value {
     let table = Table::from_values(values);
     let mut places: BTreeMap<String, u64> = BTreeMap::new();
     for place in table.iter().flat_map(Table::places) {
-        let name = if *place == NOBODY {
-            "(nobody)".to_owned()
-        } else {
-            snapshot.names.server_label(*place)
-        };
+        let name = if *place == NOBODY { "(nobody)".to_owned() } else { snapshot.names.server_label(*place) };
         *places.entry(name).or_default() += 1;
     }
     json!({

@@ -36,14 +36,9 @@ impl FromStr for ServerName {
         let Some((service, server)) = text.split_once('/') else {
             bail!("write it as VIP/SERVER, such as Hyperspace/Hyperspace_Srv_1");
         };
-        let label = |what, text: &str| {
-            text.parse::<Label>()
-                .map_err(|error| anyhow!("the {what}'s label {error}"))
-        };
-        Ok(Self {
-            service: label("virtual service", service)?,
-            server: label("real server", server)?,
-        })
+        let label =
+            |what, text: &str| text.parse::<Label>().map_err(|error| anyhow!("the {what}'s label {error}"));
+        Ok(Self { service: label("virtual service", service)?, server: label("real server", server)? })
     }
 }
 
@@ -97,17 +92,13 @@ impl Names {
     /// The label of a service; `#7` for an id that has none (any more).
     #[must_use]
     pub fn service_label(&self, id: u16) -> String {
-        self.services
-            .get(&id)
-            .map_or_else(|| format!("#{id}"), |info| text(&info.label))
+        self.services.get(&id).map_or_else(|| format!("#{id}"), |info| text(&info.label))
     }
 
     /// The label of a server; `#7` for an id that has none (any more).
     #[must_use]
     pub fn server_label(&self, id: u16) -> String {
-        self.servers
-            .get(&id)
-            .map_or_else(|| format!("#{id}"), |info| text(&info.label))
+        self.servers.get(&id).map_or_else(|| format!("#{id}"), |info| text(&info.label))
     }
 
     /// The id of the service with this label.
@@ -128,11 +119,7 @@ impl Names {
     /// There is no such service or server; lists those that exist, the likeliest first.
     pub fn server_id(&self, name: &ServerName) -> anyhow::Result<(u16, u16)> {
         let service = self.service_id(name.service.as_str())?;
-        let ours = || {
-            self.servers()
-                .into_iter()
-                .filter(|(_, info)| info.service == service)
-        };
+        let ours = || self.servers().into_iter().filter(|(_, info)| info.service == service);
         let found = ours().find(|(_, info)| text(&info.label) == name.server.as_str());
         let server = found.map(|(id, _)| id).with_context(|| {
             let known: Vec<String> = ours().map(|(_, info)| text(&info.label)).collect();
@@ -157,10 +144,7 @@ pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let lower: Vec<String> = known.iter().map(|known| known.to_lowercase()).collect();
     let lower: Vec<&str> = lower.iter().map(String::as_str).collect();
     let guess = suggest(word, &lower)?;
-    lower
-        .iter()
-        .position(|known| *known == guess)
-        .map(|index| known[index])
+    lower.iter().position(|known| *known == guess).map(|index| known[index])
 }
 
 /// Text of a fixed size, up to its first zero; what is not printable is replaced, for the terminal's sake.

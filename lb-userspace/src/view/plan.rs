@@ -70,13 +70,11 @@ fn list(name: &str, items: &[Value]) -> String {
             out.push_str(&format!("  {}\n", scalar(item)));
         }
     } else {
-        let headings: Vec<String> = columns
-            .iter()
-            .map(|name| name.to_uppercase().replace('_', " "))
-            .collect();
+        let headings: Vec<String> =
+            columns.iter().map(|name| name.to_uppercase().replace('_', " ")).collect();
         let headings: Vec<(&str, Align)> = headings.iter().map(|name| (name.as_str(), Align::Left)).collect();
         let rows = shown.iter().map(|item| {
-            let cell = |name: &String| item.get(name).map_or_else(String::new, scalar);
+            let cell = |name: &String| item.get(name).map_or_else(String::new, |value| field(name, value));
             columns.iter().map(cell).collect()
         });
         for line in render(&headings, rows).lines() {
@@ -84,10 +82,7 @@ fn list(name: &str, items: &[Value]) -> String {
         }
     }
     if items.len() > ROWS {
-        out.push_str(&format!(
-            "  ... and {} more (--json shows all)\n",
-            items.len() - ROWS
-        ));
+        out.push_str(&format!("  ... and {} more (--json shows all)\n", items.len() - ROWS));
     }
     out
 }
@@ -113,10 +108,34 @@ fn columns(items: &[Value]) -> Vec<String> {
 
 fn heading(name: &str) -> String {
     match name {
-        "moved" => "clients that would move".to_owned(),
-        "unknown_changed" => "unknown clients that the scheduler would send elsewhere".to_owned(),
+        "moved" => "clients whose next connection goes elsewhere".to_owned(),
+        "moves" => "clients that move".to_owned(),
+        "resets" => "connections that are reset or end".to_owned(),
+        "unknown_changed" => "new clients that the scheduler would send elsewhere".to_owned(),
+        "draining" => "servers that drain".to_owned(),
         other => other.replace('_', " "),
     }
+}
+
+/// A field of a row: where a client comes from or goes to may be nowhere, and shares are shares.
+fn field(name: &str, value: &Value) -> String {
+    match (name, value) {
+        ("from" | "to", Value::Null) => "(refused)".to_owned(),
+        ("percent", Value::Number(number)) => percent(number.as_f64()),
+        (_, other) => scalar(other),
+    }
+}
+
+fn percent(number: Option<f64>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| format!("{number:.1}%"))
+}
+
+/// What moves from where to where, if that is what the object says.
+fn movement(parts: &Map<String, Value>) -> Option<String> {
+    let (from, to) = (parts.get("from")?, parts.get("to")?);
+    let share =
+        parts.get("percent").map_or_else(String::new, |share| format!(" {}", percent(share.as_f64())));
+    Some(format!("{} -> {}{share}", field("from", from), field("to", to)))
 }
 
 fn scalar(value: &Value) -> String {
@@ -124,11 +143,10 @@ fn scalar(value: &Value) -> String {
         Value::Null => "-".to_owned(),
         Value::String(text) => text.clone(),
         Value::Array(items) => items.iter().map(scalar).collect::<Vec<_>>().join(", "),
-        Value::Object(parts) => parts
-            .iter()
-            .map(|(name, value)| format!("{name} {}", scalar(value)))
-            .collect::<Vec<_>>()
-            .join(", "),
+        Value::Object(parts) => movement(parts).unwrap_or_else(|| {
+            let part = |(name, value): (&String, &Value)| format!("{name} {}", scalar(value));
+            parts.iter().map(part).collect::<Vec<_>>().join(", ")
+        }),
         other => other.to_string(),
     }
 }
@@ -150,10 +168,25 @@ mod tests {
         assert_eq!(
             text(&plan),
             "connections reset: 3\n\n\
-             clients that would move (1):\n  \
+             clients whose next connection goes elsewhere (1):\n  \
                SERVICE     CLIENT    FROM  TO\n  \
                Hyperspace  10.0.0.9  A     B\n"
         );
+    }
+
+    #[test]
+    fn shares_and_refusals_are_readable() {
+        let plan = json!({
+            "changes": ["~ real server V/A: weight 100 -> 50"],
+            "moves": [{ "service": "V", "from": "A", "to": null, "clients": 2 }],
+            "unknown_changed": [{ "service": "V", "percent": 12.345, "shares": [
+                { "from": "A", "to": "B", "percent": 12.0 }, { "from": null, "to": "B", "percent": 0.345 },
+            ] }],
+        });
+        let text = text(&plan);
+        assert!(text.contains("  ~ real server V/A: weight 100 -> 50\n"), "{text}");
+        assert!(text.contains("  V        A     (refused)  2\n"), "{text}");
+        assert!(text.contains("12.3%    A -> B 12.0%, (refused) -> B 0.3%\n"), "{text}");
     }
 
     #[test]
@@ -166,14 +199,9 @@ mod tests {
 
     #[test]
     fn a_long_list_is_cut_and_says_how_much_is_left() {
-        let moved: Vec<Value> = (0..25)
-            .map(|n| json!({ "client": format!("10.0.0.{n}") }))
-            .collect();
+        let moved: Vec<Value> = (0..25).map(|n| json!({ "client": format!("10.0.0.{n}") })).collect();
         let text = text(&json!({ "moved": moved }));
-        assert!(
-            text.contains("(25):") && text.contains("... and 5 more"),
-            "{text}"
-        );
+        assert!(text.contains("(25):") && text.contains("... and 5 more"), "{text}");
         assert_eq!(text.lines().count(), 1 + 1 + 20 + 1);
     }
 }

@@ -93,29 +93,19 @@ impl Rates {
     #[must_use]
     pub fn between(before: &Stats, after: &Stats, interval: Duration) -> Self {
         let seconds = interval.as_secs_f64().max(0.001);
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a rate for the eye: 53 bits are plenty"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "a rate for the eye: 53 bits are plenty")]
         let per_second = |number: u64| (number as f64 / seconds * 10.0).round() / 10.0;
         let reasons = Reason::ALL.iter().filter_map(|reason| {
             let (now, then) = (after.reasons.of(*reason), before.reasons.of(*reason));
             let packets = now.saturating_sub(then);
             (packets > 0).then(|| (reason.label(), per_second(packets)))
         });
-        let services = after
-            .services
-            .iter()
-            .filter(|service| service.protocol == "tcp")
-            .map(|service| {
-                let earlier = before
-                    .services
-                    .iter()
-                    .find(|other| other.service == service.service);
-                let earlier = earlier.map(|earlier| counters!(earlier));
-                let change = counters!(service).since(earlier.as_ref(), &per_second);
-                rate(service.service.clone(), None, service.connections, change)
-            });
+        let services = after.services.iter().filter(|service| service.protocol == "tcp").map(|service| {
+            let earlier = before.services.iter().find(|other| other.service == service.service);
+            let earlier = earlier.map(|earlier| counters!(earlier));
+            let change = counters!(service).since(earlier.as_ref(), &per_second);
+            rate(service.service.clone(), None, service.connections, change)
+        });
         let servers = after.servers.iter().map(|server| {
             let same = |other: &&super::server::ServerRecord| {
                 other.service == server.service && other.server == server.server
@@ -146,14 +136,7 @@ impl Rates {
 }
 
 fn rate(service: String, server: Option<(String, &'static str)>, connections: u64, change: [f64; 6]) -> Rate {
-    let [
-        new_connections,
-        resets,
-        packets_in,
-        packets_out,
-        bytes_in,
-        bytes_out,
-    ] = change;
+    let [new_connections, resets, packets_in, packets_out, bytes_in, bytes_out] = change;
     let (server, health) = server.unzip();
     Rate {
         service,
@@ -198,18 +181,10 @@ pub fn text(rates: &Rates, only_servers: bool, with_reasons: bool) -> String {
 }
 
 fn reasons(rates: &Rates) -> String {
-    let columns = [
-        ("REASON", Align::Left),
-        ("PACKETS/S", Align::Right),
-        ("DONE", Align::Left),
-    ];
+    let columns = [("REASON", Align::Left), ("PACKETS/S", Align::Right), ("DONE", Align::Left)];
     let rows = Reason::ALL.iter().filter_map(|reason| {
         let packets = rates.reasons.get(reason.label())?;
-        Some(vec![
-            reason.label().to_owned(),
-            number(*packets),
-            done(*reason).to_owned(),
-        ])
+        Some(vec![reason.label().to_owned(), number(*packets), done(*reason).to_owned()])
     });
     let rows: Vec<_> = rows.collect();
     if rows.is_empty() {
@@ -237,11 +212,7 @@ fn row(rate: &Rate) -> Vec<String> {
 
 /// Small rates with a decimal: 0.3 connections a second are not none.
 fn number(rate: f64) -> String {
-    if rate < 100.0 && rate.fract() != 0.0 {
-        format!("{rate:.1}")
-    } else {
-        count(whole(rate))
-    }
+    if rate < 100.0 && rate.fract() != 0.0 { format!("{rate:.1}") } else { count(whole(rate)) }
 }
 
 #[expect(

@@ -139,15 +139,8 @@ fn a_sticky_record_has_the_fields_of_the_contract() {
             "verified": true,
         })
     );
-    assert_eq!(
-        json_of(&records[2])["expires_in"],
-        Value::Null,
-        "never while a flow is open"
-    );
-    let drained = sticky::Filter {
-        server: Some(3),
-        ..sticky::Filter::default()
-    };
+    assert_eq!(json_of(&records[2])["expires_in"], Value::Null, "never while a flow is open");
+    let drained = sticky::Filter { server: Some(3), ..sticky::Filter::default() };
     let (records, total) = sticky::records(&snapshot, drained, Some(1));
     assert_eq!((records.len(), total), (1, 2));
     assert!(sticky::table(&records, total).ends_with("\n1 of 2 records; --limit N shows more\n"));
@@ -159,10 +152,7 @@ fn a_sticky_record_has_the_fields_of_the_contract() {
 fn a_flow_record_has_the_fields_of_the_contract() {
     let builder = night();
     let snapshot = builder.snapshot();
-    let of_client = flow::Filter {
-        client: Some(address("10.0.0.1")),
-        ..flow::Filter::default()
-    };
+    let of_client = flow::Filter { client: Some(address("10.0.0.1")), ..flow::Filter::default() };
     let (records, total) = flow::records(&snapshot, of_client, None);
     assert_eq!(total, 1);
     assert_eq!(
@@ -174,21 +164,10 @@ fn a_flow_record_has_the_fields_of_the_contract() {
             "sticky": false, "return_hop": "02:00:00:00:00:09",
         })
     );
-    let closing = flow::Filter {
-        state: Some(TcpState::ClientFin),
-        ..flow::Filter::default()
-    };
+    let closing = flow::Filter { state: Some(TcpState::ClientFin), ..flow::Filter::default() };
     assert_eq!(flow::records(&snapshot, closing, None).1, 1);
     assert_eq!(
-        flow::records(
-            &snapshot,
-            flow::Filter {
-                server: Some(3),
-                ..flow::Filter::default()
-            },
-            None
-        )
-        .1,
+        flow::records(&snapshot, flow::Filter { server: Some(3), ..flow::Filter::default() }, None).1,
         3
     );
     assert!(
@@ -201,17 +180,10 @@ fn a_flow_record_has_the_fields_of_the_contract() {
 fn flows_are_counted_by_what_they_are() {
     let builder = night();
     let count = flow::count(&builder.snapshot(), flow::Filter::default());
-    assert_eq!(
-        (count.flows, count.open, count.half_open, count.closed),
-        (5, 3, 1, 1)
-    );
+    assert_eq!((count.flows, count.open, count.half_open, count.closed), (5, 3, 1, 1));
     assert_eq!(count.states["client-fin"], 1);
     assert_eq!(flow::state("time-wait"), Ok(TcpState::TimeWait));
-    assert!(
-        flow::state("open")
-            .unwrap_err()
-            .contains("syn-sent, syn-received")
-    );
+    assert!(flow::state("open").unwrap_err().contains("syn-sent, syn-received"));
 }
 
 #[test]
@@ -233,10 +205,7 @@ fn stats_have_the_fields_of_the_contract() {
         ])
     );
     let text = stats::text(&stats, false);
-    assert!(
-        text.contains("REASON         PACKETS  DONE\nreturned             3  transmit\n"),
-        "{text}"
-    );
+    assert!(text.contains("REASON         PACKETS  DONE\nreturned             3  transmit\n"), "{text}");
     assert!(stats::text(&stats, true).contains("From a real server, of a known flow."));
 }
 
@@ -253,11 +222,7 @@ fn rates_are_what_changed_a_second_and_a_cleared_counter_starts_anew() {
     after.reasons = stats::Reasons::new(counters);
     let mut rates = rates::Rates::between(&before, &after, std::time::Duration::from_secs(2));
     assert!((rates.services[0].packets_in - 25.0).abs() < f64::EPSILON);
-    assert!(
-        (rates.servers[0].bytes_out - 3.5).abs() < f64::EPSILON,
-        "{:?}",
-        rates.servers[0]
-    );
+    assert!((rates.servers[0].bytes_out - 3.5).abs() < f64::EPSILON, "{:?}", rates.servers[0]);
     assert_eq!(json_of(&rates.reasons), json!({ "returned": 2.5 }));
     rates.busiest_first();
     assert_eq!(rates.servers[0].server.as_deref(), Some("Hyperspace_Srv_2"));
@@ -281,14 +246,7 @@ fn a_silent_daemon_is_announced_with_when_it_was_last_seen() {
         )
     );
     control.heartbeat.store(0);
-    assert!(
-        builder
-            .snapshot()
-            .daemon
-            .warning()
-            .unwrap()
-            .contains("never seen")
-    );
+    assert!(builder.snapshot().daemon.warning().unwrap().contains("never seen"));
 }
 
 #[test]
@@ -305,32 +263,19 @@ fn an_unknown_label_is_answered_with_the_known_ones_and_a_guess() {
         error(names.server_id(&"MyChart/Srv_9".parse().unwrap())),
         "there is no real server of MyChart \"Srv_9\"; known: MyChart_Srv_1, MyChart_Srv_2"
     );
-    assert_eq!(
-        names
-            .server_id(&"MyChart/MyChart_Srv_2".parse().unwrap())
-            .unwrap(),
-        (2, 5)
-    );
+    assert_eq!(names.server_id(&"MyChart/MyChart_Srv_2".parse().unwrap()).unwrap(), (2, 5));
     assert_eq!(names.server_label(77), "#77");
 }
 
 #[test]
 fn maps_that_are_not_set_up_or_of_another_layout_are_refused() {
     let builder = Builder::example();
-    let refusal = || {
-        Snapshot::read(&builder.maps, wall())
-            .err()
-            .map(|error| error.to_string())
-    };
+    let refusal = || Snapshot::read(&builder.maps, wall()).err().map(|error| error.to_string());
     builder.maps.control().layout.store(0);
     assert!(refusal().unwrap().contains("not set up yet"));
     builder.maps.control().layout.store(99);
     assert!(refusal().unwrap().contains("layout version 99"));
-    builder
-        .maps
-        .control()
-        .layout
-        .store(lb_common::control::LAYOUT_VERSION);
+    builder.maps.control().layout.store(lb_common::control::LAYOUT_VERSION);
     builder.maps.control().hz.store(0);
     assert!(refusal().unwrap().contains("hz is 0"));
 }
@@ -392,20 +337,14 @@ fn an_entry_is_found_by_index_or_by_name_and_shows_its_bytes() {
     assert_eq!(by_name["raw"], raw);
     assert_eq!(look_up(&builder, "REASONS", "returned").unwrap()["packets"], 3);
     assert_eq!(look_up(&builder, "SCHEDULE", "MyChart").unwrap()["size"], 4099);
-    assert_eq!(
-        look_up(&builder, "services", "MyChart").unwrap()["persistence_timeout"],
-        3600
-    );
+    assert_eq!(look_up(&builder, "services", "MyChart").unwrap()["persistence_timeout"], 3600);
 }
 
 #[test]
 fn the_secrets_are_not_shown() {
     let builder = night();
     let control = look_up(&builder, "CONTROL", "0").unwrap();
-    assert_eq!(
-        (&control["hash_key"], &control["maglev_seed"]),
-        (&json!("secret"), &json!("secret"))
-    );
+    assert_eq!((&control["hash_key"], &control["maglev_seed"]), (&json!("secret"), &json!("secret")));
     assert!(control.get("raw").is_none());
     assert_eq!(control["snat_addresses"], json!(["192.168.85.10"]));
     assert_eq!(control["daemon"]["pid"], 4711);

@@ -85,10 +85,7 @@ impl Health {
 
 /// A real server.
 #[derive(Clone, Debug, Serialize)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a bit of the map, under its own name in JSON"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a bit of the map, under its own name in JSON")]
 pub struct ServerRecord {
     /// The virtual service's label.
     pub service: String,
@@ -188,9 +185,7 @@ impl ServerRecord {
             takes_known: has(ServerState::TAKES_KNOWN),
             resets_flows: has(ServerState::RESETS),
             reachable: has(ServerState::REACHABLE),
-            mac: live
-                .filter(|server| server.state.has(ServerState::REACHABLE))
-                .map(|server| mac(server.mac)),
+            mac: live.filter(|server| server.state.has(ServerState::REACHABLE)).map(|server| mac(server.mac)),
             certificate_expires: Time::from_unix(info.certificate_expires),
             id,
             service_id: info.service,
@@ -209,13 +204,8 @@ impl ServerRecord {
     pub fn note(&self) -> Option<String> {
         let mut notes = Vec::new();
         if self.health != Health::Up {
-            let since = self
-                .since()
-                .map_or_else(String::new, |since| format!(" since {since}"));
-            let why = self
-                .health_reason
-                .as_ref()
-                .map_or_else(String::new, |why| format!(": {why}"));
+            let since = self.since().map_or_else(String::new, |since| format!(" since {since}"));
+            let why = self.health_reason.as_ref().map_or_else(String::new, |why| format!(": {why}"));
             notes.push(format!("{}{since}{why}", self.health.as_str()));
         }
         match self.state {
@@ -248,10 +238,7 @@ impl ServerRecord {
             } else {
                 "the last idle one's record expires"
             };
-            left.push_str(&format!(
-                ", {if_quiet} at {at} (in {}) if nobody reconnects",
-                duration(seconds)
-            ));
+            left.push_str(&format!(", {if_quiet} at {at} (in {}) if nobody reconnects", duration(seconds)));
         } else if self.sticky_clients > 0 {
             left.push_str(", all of them connected");
         }
@@ -338,10 +325,7 @@ pub fn detail(server: &ServerRecord) -> String {
     line("\nnew clients", yes(server.takes_new).to_owned());
     line("known clients", yes(server.takes_known).to_owned());
     line("open flows are reset", yes(server.resets_flows).to_owned());
-    line(
-        "next hop",
-        server.mac.clone().unwrap_or_else(|| "not known".to_owned()),
-    );
+    line("next hop", server.mac.clone().unwrap_or_else(|| "not known".to_owned()));
     line(
         "connections",
         format!(
@@ -351,10 +335,7 @@ pub fn detail(server: &ServerRecord) -> String {
     );
     line(
         "sticky clients",
-        format!(
-            "{}, {} of them without a connection",
-            server.sticky_clients, server.sticky_clients_idle
-        ),
+        format!("{}, {} of them without a connection", server.sticky_clients, server.sticky_clients_idle),
     );
     if let Some(reason) = &server.health_reason {
         line("health check", reason.clone());

@@ -69,10 +69,7 @@ impl ServiceRecord {
         let traffic = snapshot.maps().kernel.service_traffic(id)?;
         let load = census.service(id);
         let ours = |wanted: &dyn Fn(&ServerRecord) -> bool| {
-            servers
-                .iter()
-                .filter(|server| server.service_id == id && wanted(server))
-                .count() as u64
+            servers.iter().filter(|server| server.service_id == id && wanted(server)).count() as u64
         };
         let tcp = info.protocol != HTTP;
         Ok(Self {
@@ -199,12 +196,7 @@ pub fn detail(service: &ServiceRecord, servers: &[ServerRecord]) -> String {
     }
     let persistence = service.persistence_timeout.map_or_else(
         || "none".to_owned(),
-        |timeout| {
-            format!(
-                "a client's record is kept for {} after its last connection",
-                duration(timeout)
-            )
-        },
+        |timeout| format!("a client's record is kept for {} after its last connection", duration(timeout)),
     );
     out.push_str(&format!(
         "\npersistence   {persistence}\nidle timeout  {}\nconnections   {} ever, {} answered with RST\n\

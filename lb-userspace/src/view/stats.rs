@@ -101,24 +101,14 @@ impl Stats {
 fn tables(snapshot: &Snapshot<'_>, census: &Census) -> Vec<TableUse> {
     let maps = snapshot.maps();
     vec![
-        TableUse {
-            table: "flows",
-            capacity: maps.flows.len() as u64,
-            used: census.flows,
-            half_open: 0,
-        },
+        TableUse { table: "flows", capacity: maps.flows.len() as u64, used: census.flows, half_open: 0 },
         TableUse {
             table: "half_open",
             capacity: maps.half_open.len() as u64,
             used: census.half_open,
             half_open: census.half_open - census.overflow,
         },
-        TableUse {
-            table: "sticky",
-            capacity: maps.sticky.len() as u64,
-            used: census.sticky,
-            half_open: 0,
-        },
+        TableUse { table: "sticky", capacity: maps.sticky.len() as u64, used: census.sticky, half_open: 0 },
     ]
 }
 
@@ -179,12 +169,8 @@ fn counted(stats: &Stats) -> String {
 /// How full the tables are, as text.
 #[must_use]
 pub fn tables_text(tables: &[TableUse]) -> String {
-    let columns = [
-        ("TABLE", Align::Left),
-        ("USED", Align::Right),
-        ("CAPACITY", Align::Right),
-        ("FULL", Align::Right),
-    ];
+    let columns =
+        [("TABLE", Align::Left), ("USED", Align::Right), ("CAPACITY", Align::Right), ("FULL", Align::Right)];
     render(
         &columns,
         tables.iter().map(|table| {
@@ -213,30 +199,18 @@ fn seen_reasons(reasons: &Reasons) -> String {
     if seen.is_empty() {
         return "no packet has been counted\n".to_owned();
     }
-    let columns = [
-        ("REASON", Align::Left),
-        ("PACKETS", Align::Right),
-        ("DONE", Align::Left),
-    ];
+    let columns = [("REASON", Align::Left), ("PACKETS", Align::Right), ("DONE", Align::Left)];
     render(
         &columns,
         seen.into_iter().map(|(reason, packets)| {
-            vec![
-                reason.label().to_owned(),
-                packets.to_string(),
-                done(reason).to_owned(),
-            ]
+            vec![reason.label().to_owned(), packets.to_string(), done(reason).to_owned()]
         }),
     )
 }
 
 fn reasons_text(reasons: &Reasons) -> String {
-    let columns = [
-        ("REASON", Align::Left),
-        ("PACKETS", Align::Right),
-        ("DONE", Align::Left),
-        ("MEANING", Align::Left),
-    ];
+    let columns =
+        [("REASON", Align::Left), ("PACKETS", Align::Right), ("DONE", Align::Left), ("MEANING", Align::Left)];
     render(
         &columns,
         reasons.iter().map(|(reason, packets)| {

@@ -77,10 +77,7 @@ pub fn records(snapshot: &Snapshot<'_>, filter: Filter, limit: Option<usize>) ->
     let total = found.len();
     found.sort_by_key(|record| (record.to.service, IpAddr::from(record.client)));
     found.truncate(limit.unwrap_or(usize::MAX));
-    let records = found
-        .iter()
-        .map(|record| StickyRecord::new(snapshot, record))
-        .collect();
+    let records = found.iter().map(|record| StickyRecord::new(snapshot, record)).collect();
     (records, total)
 }
 
@@ -140,10 +137,7 @@ pub fn table(records: &[StickyRecord], total: usize) -> String {
     });
     let mut out = render(&columns, rows);
     if records.len() < total {
-        out.push_str(&format!(
-            "\n{} of {total} records; --limit N shows more\n",
-            records.len()
-        ));
+        out.push_str(&format!("\n{} of {total} records; --limit N shows more\n", records.len()));
     }
     out
 }

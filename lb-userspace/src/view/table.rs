@@ -73,9 +73,6 @@ mod tests {
 
     #[test]
     fn paint_colours_whole_words_and_changes_nothing_else() {
-        assert_eq!(
-            paint("a down\nupper  up"),
-            "a \x1b[31mdown\x1b[0m\nupper  \x1b[32mup\x1b[0m"
-        );
+        assert_eq!(paint("a down\nupper  up"), "a \x1b[31mdown\x1b[0m\nupper  \x1b[32mup\x1b[0m");
     }
 }

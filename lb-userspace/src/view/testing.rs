@@ -97,22 +97,16 @@ impl Builder {
         let mut maps = fake::maps(FakeKernel::default());
         let inner = FakeKernel::default();
         inner.jiffies.store(NOW, Ordering::Relaxed);
-        maps.kernel = Box::new(CountingKernel {
-            inner,
-            reasons: Mutex::new(vec![(6, 3), (7, 4)]),
-        });
+        maps.kernel = Box::new(CountingKernel { inner, reasons: Mutex::new(vec![(6, 3), (7, 4)]) });
         let control = maps.control();
         control.heartbeat.store(NOW - 500);
         control.daemon.store(4711);
         let source = address("192.168.85.10");
         control.sources[0][0].store(source.0[0]);
         control.sources[0][1].store(source.0[1]);
-        for word in [
-            &control.idle_syn,
-            &control.idle_handshake,
-            &control.idle_half_closed,
-            &control.idle_closed,
-        ] {
+        for word in
+            [&control.idle_syn, &control.idle_handshake, &control.idle_half_closed, &control.idle_closed]
+        {
             word.store(u64::from(Ticks::span_of_millis(60_000, 1000).0));
         }
         Self { maps }
@@ -143,11 +137,7 @@ impl Builder {
     }
 
     pub(crate) fn service(&self, id: u16, label: &str, at: &str, persistence: Ticks) {
-        let service = Service {
-            address: address(at),
-            persistence,
-            idle: Ticks(HOUR.0 * 3),
-        };
+        let service = Service { address: address(at), persistence, idle: Ticks(HOUR.0 * 3) };
         for (word, value) in self.maps.services[usize::from(id)].iter().zip(service.words()) {
             word.store(value);
         }
@@ -242,10 +232,7 @@ impl Builder {
             .collect();
         let seed = self.maps.control().maglev_seed.load();
         let table = build(seed, &candidates, size_for(candidates.len()));
-        self.maps
-            .kernel
-            .set_schedule(service, &table.to_values())
-            .unwrap();
+        self.maps.kernel.set_schedule(service, &table.to_values()).unwrap();
     }
 
     /// A sticky record made ten minutes ago, whose deadline is `left` ahead (behind, if negative).
@@ -282,30 +269,15 @@ impl Builder {
                 service_port: 443u16.to_be(),
                 service,
             },
-            to: FlowServer {
-                server,
-                endpoint: server,
-                snat_port: (1024 + port % 1024).to_be(),
-                source: 0,
-            },
+            to: FlowServer { server, endpoint: server, snat_port: (1024 + port % 1024).to_be(), source: 0 },
             return_hop: [2, 0, 0, 0, 0, 9],
             sequences: Sequences { client: 1, server: 2 },
-            sticky: FlowSticky {
-                made_at: Ticks(now.0 - 1000),
-                record: None,
-            },
+            sticky: FlowSticky { made_at: Ticks(now.0 - 1000), record: None },
             state,
             deadline: Ticks(now.0 - 100 + idle.0),
         };
-        let half_open = matches!(
-            state,
-            TcpState::SynSent | TcpState::SynReceived | TcpState::Promoting
-        );
-        let table = if half_open {
-            &self.maps.half_open
-        } else {
-            &self.maps.flows
-        };
+        let half_open = matches!(state, TcpState::SynSent | TcpState::SynReceived | TcpState::Promoting);
+        let table = if half_open { &self.maps.half_open } else { &self.maps.flows };
         let inserted = insert_if_absent::<FLOW_WORDS, Flows, _>(
             table,
             hash3(&self.maps.key(), flow.key.words()),

@@ -23,9 +23,7 @@ impl Time {
         if seconds == 0 {
             return None;
         }
-        Timestamp::from_second(i64::try_from(seconds).ok()?)
-            .ok()
-            .map(Self)
+        Timestamp::from_second(i64::try_from(seconds).ok()?).ok().map(Self)
     }
 
     /// Seconds from this moment to a later one; zero if it is not later.
@@ -61,11 +59,7 @@ impl Clock {
     /// `jiffies` of the kernel at `wall`, at `hz` (not zero) jiffies a second.
     #[must_use]
     pub const fn new(jiffies: u64, hz: u64, wall: Timestamp) -> Self {
-        Self {
-            now: Ticks::from_jiffies(jiffies),
-            wall,
-            hz,
-        }
+        Self { now: Ticks::from_jiffies(jiffies), wall, hz }
     }
 
     /// The wall's time, to the second.
@@ -117,14 +111,8 @@ mod tests {
         let clock = Clock::new(64_000_000, 1000, "2026-03-01T03:00:00.9Z".parse().unwrap());
         assert_eq!(clock.at(clock.now).to_string(), "2026-03-01T03:00:00Z");
         // 1,000 ticks of 64 ms are 64 s.
-        assert_eq!(
-            clock.at(Ticks(clock.now.0 + 1000)).to_string(),
-            "2026-03-01T03:01:04Z"
-        );
-        assert_eq!(
-            clock.at(Ticks(clock.now.0 - 1000)).to_string(),
-            "2026-03-01T02:58:56Z"
-        );
+        assert_eq!(clock.at(Ticks(clock.now.0 + 1000)).to_string(), "2026-03-01T03:01:04Z");
+        assert_eq!(clock.at(Ticks(clock.now.0 - 1000)).to_string(), "2026-03-01T02:58:56Z");
         assert_eq!(clock.seconds_since(Ticks(clock.now.0 - 1000)), 64);
         assert_eq!(clock.seconds_since(Ticks(clock.now.0 + 1000)), 0);
         assert_eq!(clock.seconds_until(Ticks(clock.now.0 + 1)), 1);
@@ -134,10 +122,7 @@ mod tests {
     #[test]
     fn zero_seconds_since_1970_is_never() {
         assert_eq!(Time::from_unix(0), None);
-        assert_eq!(
-            Time::from_unix(1).map(|time| time.to_string()).as_deref(),
-            Some("1970-01-01T00:00:01Z")
-        );
+        assert_eq!(Time::from_unix(1).map(|time| time.to_string()).as_deref(), Some("1970-01-01T00:00:01Z"));
         assert_eq!(Time::from_unix(u64::MAX), None);
     }
 }
