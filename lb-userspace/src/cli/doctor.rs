@@ -291,7 +291,7 @@ fn troubles(findings: &mut Findings, stats: &Stats) {
 fn on_interface(findings: &mut Findings, interface: &str, maps: Option<&Maps>) {
     match net::driver(interface) {
         Ok(driver) => {
-            findings.ok("driver", format!("{} on {interface}, {}", driver.name, or_none(&driver.bus)))
+            findings.ok("driver", format!("{} on {interface}, {}", driver.name, or_none(&driver.bus)));
         }
         Err(error) => findings.add("driver", Status::Unknown, error.to_string(), ""),
     }

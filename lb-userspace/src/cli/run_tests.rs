@@ -81,9 +81,12 @@ fn world() -> World {
     }
 }
 
+/// What a daemon was asked: path and body.
+type Asked = Rc<RefCell<Vec<(String, Value)>>>;
+
 /// A daemon that answers everything with this, and remembers what it was asked.
-fn with_daemon(answer: Value) -> (World, Rc<RefCell<Vec<(String, Value)>>>) {
-    let asked = Rc::new(RefCell::new(Vec::new()));
+fn with_daemon(answer: Value) -> (World, Asked) {
+    let asked = Asked::default();
     let log = Rc::clone(&asked);
     let ask = move |_: &_, request: Request<'_>| {
         let (path, body) = match request {
