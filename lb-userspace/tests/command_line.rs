@@ -1,6 +1,7 @@
 //! The binary itself: exit status, standard error, and reading maps that are really pinned, without a daemon.
 //!
 //! Needs root: each test has a network and a mount namespace of its own, which end with its thread.
+#![expect(clippy::unwrap_used, reason = "a helper fails as its test does")]
 
 use std::{
     io::Read as _,

@@ -52,7 +52,7 @@ struct Finding {
     status: Status,
     finding: String,
     /// What to do about it.
-    advice: Option<&'static str>,
+    advice: Option<String>,
 }
 
 /// What was found so far.
@@ -60,8 +60,8 @@ struct Finding {
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, check: &'static str, status: Status, finding: String, advice: &'static str) {
-        let advice = (status != Status::Ok && !advice.is_empty()).then_some(advice);
+    fn add(&mut self, check: &'static str, status: Status, finding: String, advice: &str) {
+        let advice = (status != Status::Ok && !advice.is_empty()).then(|| advice.to_owned());
         self.0.push(Finding { check, status, finding, advice });
     }
 
@@ -69,7 +69,7 @@ impl Findings {
         self.add(check, Status::Ok, finding, "");
     }
 
-    fn when(&mut self, good: bool, bad: Status, check: &'static str, finding: String, advice: &'static str) {
+    fn when(&mut self, good: bool, bad: Status, check: &'static str, finding: String, advice: &str) {
         self.add(check, if good { Status::Ok } else { bad }, finding, advice);
     }
 }
@@ -127,7 +127,7 @@ fn text(findings: &[Finding]) -> String {
     render(
         &columns,
         findings.iter().map(|finding| {
-            let advice = finding.advice.map_or_else(String::new, |advice| format!("; {advice}"));
+            let advice = finding.advice.as_ref().map_or_else(String::new, |advice| format!("; {advice}"));
             vec![
                 finding.check.to_owned(),
                 finding.status.as_str().to_owned(),
@@ -317,16 +317,16 @@ fn offloads(findings: &mut Findings, interface: &str) {
         (
             Offload::LargeReceive,
             "large receive (LRO) merges packets that are to be forwarded",
-            "ethtool -K IF lro off",
+            format!("ethtool -K {interface} lro off"),
         ),
         (
             Offload::RxVlan,
             "receive VLAN (rxvlan) hides 802.1Q tags from the program",
-            "ethtool -K IF rxvlan off, where the balancer is on a tagged VLAN",
+            format!("ethtool -K {interface} rxvlan off, where the balancer is on a tagged VLAN"),
         ),
     ];
-    for (offload, what, advice) in unwanted {
-        match net::offload(interface, offload) {
+    for (offload, what, advice) in &unwanted {
+        match net::offload(interface, *offload) {
             Ok(true) => findings.add("offloads", Status::Warn, format!("{what}, and is on"), advice),
             Ok(false) => findings.ok("offloads", format!("{what}; it is off")),
             Err(error) => findings.add("offloads", Status::Unknown, error.to_string(), ""),
@@ -366,7 +366,7 @@ async fn network(findings: &mut Findings, interface: &str, maps: Option<&Maps>) 
         Status::Fail,
         "interface",
         format!("{interface} is {}", if link.up { "operational" } else { "not operational" }),
-        "ip link set IF up, and check the cable",
+        &format!("ip link set {interface} up, and check the cable"),
     );
     findings.when(
         (1_280..=LARGEST_MTU).contains(&link.mtu),

@@ -2,14 +2,12 @@
 
 use lb_common::{
     clock::Ticks,
-    flow::{FLOW_WORDS, FlowKey, FlowServer, Flows, SERVER_WORD},
-    life::{Life, SlotState},
+    flow::{FLOW_WORDS, Flow, FlowSlot, Flows},
     sticky::{STICKY_WORDS, Stickies, Sticky, StickySlot},
-    table::{Kind, Slot},
     tcp::TcpState,
 };
 
-use crate::dataplane::Maps;
+use crate::dataplane::{Maps, census::rows};
 
 /// What a service or server has in the tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,20 +60,18 @@ impl Census {
             overflow: 0,
             sticky: 0,
         };
-        for row in rows::<FLOW_WORDS, Flows>(&maps.flows, now) {
+        for flow in flows(&maps.flows, now) {
             census.flows += 1;
-            census.flow(&row);
+            census.flow(&flow);
         }
-        for row in rows::<FLOW_WORDS, Flows>(&maps.half_open, now) {
+        for flow in flows(&maps.half_open, now) {
             census.half_open += 1;
-            if TcpState::from_note(row.life.note()) == TcpState::Established {
-                census.overflow += 1;
-            }
-            census.flow(&row);
+            census.overflow += u64::from(flow.state == TcpState::Established);
+            census.flow(&flow);
         }
-        for row in rows::<STICKY_WORDS, Stickies>(&maps.sticky, now) {
+        for record in stickies(&maps.sticky, now) {
             census.sticky += 1;
-            census.record(&Sticky::unpack(&row.words, row.life));
+            census.record(&record);
         }
         census
     }
@@ -92,11 +88,8 @@ impl Census {
         self.servers.get(usize::from(id)).copied().unwrap_or_default()
     }
 
-    fn flow(&mut self, row: &Row<FLOW_WORDS>) {
-        let service = FlowKey::from_words(&row.words).service;
-        let server = FlowServer::from_word(row.words[SERVER_WORD]).server;
-        let state = TcpState::from_note(row.life.note());
-        self.both(service, server, |load| match state {
+    fn flow(&mut self, flow: &Flow) {
+        self.both(flow.key.service, flow.to.server, |load| match flow.state {
             TcpState::SynSent | TcpState::SynReceived | TcpState::Promoting => load.half_open += 1,
             state if state.is_closed() => load.closed += 1,
             _ => load.open += 1,
@@ -123,30 +116,12 @@ impl Census {
     }
 }
 
-/// A slot in force.
-#[derive(Clone, Copy, Debug)]
-pub struct Row<const N: usize> {
-    /// Where it is.
-    pub index: usize,
-    /// Its words, all of one life.
-    pub words: [u64; N],
-    /// That life.
-    pub life: Life,
-}
-
-/// The slots in force at `now`. One that changes hands while it is read is left out.
-pub fn rows<const N: usize, K: Kind<N>>(slots: &[Slot<N>], now: Ticks) -> impl Iterator<Item = Row<N>> {
-    slots.iter().enumerate().filter_map(move |(index, slot)| {
-        let life = slot.life();
-        if life.state() != SlotState::Live || K::expired(life, now) {
-            return None;
-        }
-        let words = slot.read();
-        slot.life().same_life(life).then_some(Row { index, words, life })
-    })
-}
-
 /// The sticky records in force at `now`.
 pub fn stickies(slots: &[StickySlot], now: Ticks) -> impl Iterator<Item = Sticky> {
-    rows::<STICKY_WORDS, Stickies>(slots, now).map(|row| Sticky::unpack(&row.words, row.life))
+    rows::<STICKY_WORDS, Stickies>(slots, now).map(|(life, words)| Sticky::unpack(&words, life))
+}
+
+/// The flows in force at `now`.
+pub fn flows(slots: &[FlowSlot], now: Ticks) -> impl Iterator<Item = Flow> {
+    rows::<FLOW_WORDS, Flows>(slots, now).map(|(life, words)| Flow::unpack(&words, life))
 }

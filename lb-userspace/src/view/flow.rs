@@ -6,7 +6,7 @@ use lb_common::{
     address::Address,
     clock::Ticks,
     control::{Control, MAX_SOURCES},
-    flow::{FLOW_WORDS, Flow, Flows},
+    flow::Flow,
     tcp::TcpState,
 };
 use serde::Serialize;
@@ -142,9 +142,8 @@ impl Filter {
 /// The flows in force, established and half-open.
 pub fn wanted<'s>(snapshot: &'s Snapshot<'_>, filter: Filter) -> impl Iterator<Item = Flow> + 's {
     let (maps, now) = (snapshot.maps(), snapshot.clock.now);
-    census::rows::<FLOW_WORDS, Flows>(&maps.flows, now)
-        .chain(census::rows::<FLOW_WORDS, Flows>(&maps.half_open, now))
-        .map(|row| Flow::unpack(&row.words, row.life))
+    census::flows(&maps.flows, now)
+        .chain(census::flows(&maps.half_open, now))
         .filter(move |flow| filter.wants(flow))
 }
 
