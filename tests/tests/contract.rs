@@ -83,7 +83,7 @@ fn global_of(name: &str) -> u32 {
     let [first, second] = [0x5555_5555u32, 0xaaaa_aaaa].map(|mark| {
         let mark = mark.to_ne_bytes();
         let globals = HashMap::from([(name, (mark.as_slice(), true))]);
-        after.patch_map_data(globals).unwrap_or_else(|error| panic!("{name}: {error}"));
+        after.patch_map_data(globals).expect(name);
         read_only_data(&after)
     });
     let place = first
