@@ -73,6 +73,8 @@ impl DataPath {
     /// Attaches the program to an interface, or adopts the one that is there.
     ///
     /// The control map's `layout` is zero after the first start, and the program passes everything until it is written.
+    /// This blocks for as long as the kernel's verifier takes, about a second; it may be called in an async runtime's
+    /// blocking thread or before the runtime starts.
     ///
     /// # Errors
     /// One sentence: what the host lacks, what is in the way, or how the pinned maps differ; and what to do. What was
@@ -85,11 +87,12 @@ impl DataPath {
     ) -> anyhow::Result<(Self, Started)> {
         host::check()?;
         geometry.check()?;
-        let target = host::interface(interface)?;
         let pins = Pins::new(pin_dir);
-        refuse_foreign(&pins, &target)?;
+        refuse_foreign(&pins, &host::interface(interface)?)?;
         host::make_pin_dir(pin_dir)?;
         let lock = Lock::take(pin_dir)?;
+        // Asked again: whoever had the lock a moment ago may have attached or detached.
+        let target = host::interface(interface)?;
         let nothing_was_there = !pins.map(maps::CONTROL.name).exists();
         settle_pins(&pins, &geometry)?;
         let begun = bring_up(&pins, &target, mode, &geometry);
@@ -110,6 +113,12 @@ fn bring_up(
     mode: XdpMode,
     geometry: &Geometry,
 ) -> anyhow::Result<(Attached, Started)> {
+    let elsewhere = program::link_pins(pins)?;
+    for other in elsewhere.iter().filter(|other| **other != target.name) {
+        warn!(
+            "the program is pinned on {other} too, from an earlier start: `steadfastd detach` takes it off"
+        );
+    }
     let mut object = program::load(pins, geometry)?;
     for spec in &maps::ALL {
         pinned::create_user_map(pins, spec, geometry.entries(spec))?;
@@ -362,9 +371,7 @@ fn control(pins: &Pins) -> anyhow::Result<Option<Region<Control>>> {
     if !pins.map(maps::CONTROL.name).exists() {
         return Ok(None);
     }
-    let map = pinned::open_map(pins, &maps::CONTROL, Access::ReadOnly)?;
-    let region = Region::map(map.fd().as_fd(), 1, false).context("cannot map CONTROL into memory")?;
-    Ok(Some(region))
+    pinned::region(pins, &maps::CONTROL, Access::ReadOnly).map(Some)
 }
 
 /// What [`detach`] removed.

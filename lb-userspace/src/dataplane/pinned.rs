@@ -138,8 +138,9 @@ pub(super) fn open_map(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::R
     Ok(map)
 }
 
-fn region<T: Plain>(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::Result<Region<T>> {
-    let map = open_map(pins, spec, access)?;
+pub(super) fn region<T: Plain>(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::Result<Region<T>> {
+    // The kernel maps a map into memory only for who may write it; the mapping itself is read-only if so wanted.
+    let map = open_map(pins, spec, Access::ReadWrite)?;
     ensure!(size_of::<T>() == spec.value_size as usize, "the table of maps is wrong about {}", spec.name);
     let entries = map.info()?.max_entries() as usize;
     Region::map(map.fd().as_fd(), entries, access == Access::ReadWrite)
