@@ -1,6 +1,6 @@
 //! The maps themselves: what there is, and what is in it.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use lb_common::maps::{self, MapKind, MapSpec, Users};
 use serde::Serialize;
 use serde_json::Value;
@@ -20,7 +20,7 @@ pub struct MapRecord {
     pub name: &'static str,
     /// Its kind, as bpftool calls it.
     pub kind: &'static str,
-    /// Entries.
+    /// Entries; of a ring buffer, bytes.
     pub entries: u64,
     /// Bytes of an entry.
     pub value_size: u32,
@@ -57,6 +57,7 @@ pub fn list(maps: &Maps) -> Vec<MapRecord> {
             MapKind::Array => "array",
             MapKind::PerCpuArray => "percpu_array",
             MapKind::ArrayOfMaps => "array_of_maps",
+            MapKind::RingBuf => "ringbuf",
         },
         entries: entries(maps, spec) as u64,
         value_size: spec.value_size,
@@ -86,11 +87,23 @@ pub(super) fn entries(maps: &Maps, spec: &MapSpec) -> usize {
     }
 }
 
+/// # Errors
+/// The map has no entries to show.
+fn has_entries(spec: &MapSpec) -> anyhow::Result<()> {
+    ensure!(
+        spec.kind != MapKind::RingBuf,
+        "{} is a ring buffer that the daemon empties into its log: there are no entries to show",
+        spec.name
+    );
+    Ok(())
+}
+
 /// The entries of a map that are in use, `limit` of them at most.
 ///
 /// # Errors
-/// The kernel refused.
+/// The map has no entries to show, or the kernel refused.
 pub fn dump(snapshot: &Snapshot<'_>, spec: &MapSpec, limit: Option<usize>) -> anyhow::Result<Vec<Value>> {
+    has_entries(spec)?;
     let limit = limit.unwrap_or(usize::MAX);
     let mut records = Vec::new();
     for index in 0..entries(snapshot.maps(), spec) {
@@ -122,6 +135,7 @@ fn is_interesting(snapshot: &Snapshot<'_>, spec: &MapSpec, index: usize) -> bool
 /// # Errors
 /// The map has no such key, or the entry is not in use.
 pub fn lookup(snapshot: &Snapshot<'_>, spec: &MapSpec, key: &str) -> anyhow::Result<Value> {
+    has_entries(spec)?;
     let index = index_of(snapshot, spec, key)?;
     let size = entries(snapshot.maps(), spec);
     if index >= size {
