@@ -33,9 +33,7 @@ fn object() -> Result<PathBuf, String> {
             .map_err(|error| format!("{VARIABLE}={}: {error}", named.display()));
     }
     let out = env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: this program is for cargo to run")?;
-    let target = Path::new(&out)
-        .ancestors()
-        .find(|dir| dir.join("CACHEDIR.TAG").is_file());
+    let target = Path::new(&out).ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file());
     let target = target.ok_or_else(|| format!("{} is not inside a target directory", out.display()))?;
     Ok(target.join("bpf/steadfast.o"))
 }

@@ -104,33 +104,19 @@ pub fn check_file(path: &Path) -> Result<Checked, ConfigErrors> {
 /// The file's text. Never reads more than one byte over the limit, also from a device or a pipe.
 fn read_text(path: &Path) -> Result<String, Problem> {
     let unreadable = |error: std::io::Error| {
-        Problem::at_start(
-            format!("cannot read the file: {error}"),
-            "name a file that this user can read",
-        )
+        Problem::at_start(format!("cannot read the file: {error}"), "name a file that this user can read")
     };
     let file = File::open(path).map_err(unreadable)?;
     let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX);
     let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > MAX_BYTES {
         return Err(too_large());
     }
     String::from_utf8(bytes).map_err(|error| {
         let good = error.utf8_error().valid_up_to();
-        let line = error
-            .as_bytes()
-            .iter()
-            .take(good)
-            .filter(|byte| **byte == b'\n')
-            .count()
-            + 1;
-        Problem::at_start(
-            format!("the file is not UTF-8 text (line {line})"),
-            "save it as UTF-8",
-        )
+        let line = error.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count() + 1;
+        Problem::at_start(format!("the file is not UTF-8 text (line {line})"), "save it as UTF-8")
     })
 }
 

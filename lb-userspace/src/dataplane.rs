@@ -165,4 +165,3 @@ impl Index for IndexMap<'_> {
         self.0.get(index as usize)
     }
 }
-

@@ -117,14 +117,7 @@ impl Checker {
         events: UnboundedSender<HealthEvent>,
     ) -> Self {
         let ledger = Ledger::new(events);
-        Self {
-            environment,
-            ledger,
-            known,
-            specs: BTreeMap::new(),
-            tasks: BTreeMap::new(),
-            generation: 0,
-        }
+        Self { environment, ledger, known, specs: BTreeMap::new(), tasks: BTreeMap::new(), generation: 0 }
     }
 
     /// A view of every target's health, which stays current.
@@ -185,8 +178,7 @@ impl Checker {
             ledger: self.ledger.clone(),
             environment: self.environment.clone(),
         };
-        self.tasks
-            .insert(watch.spec.id, tokio::spawn(watch.run(first)).abort_handle());
+        self.tasks.insert(watch.spec.id, tokio::spawn(watch.run(first)).abort_handle());
     }
 }
 
@@ -226,10 +218,7 @@ impl Watch {
     /// of watching this server.
     async fn probe(&self) -> ProbeResult {
         let mut task = JoinSet::new();
-        task.spawn((self.environment.prober)(
-            self.spec.probe.clone(),
-            self.spec.address,
-        ));
+        task.spawn((self.environment.prober)(self.spec.probe.clone(), self.spec.address));
         match task.join_next().await {
             Some(Ok(result)) => result,
             _ => ProbeResult {

@@ -64,11 +64,7 @@ pub struct LabOptions {
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self {
-            port_443: Port443::Tls,
-            big_bytes: 1024 * 1024,
-            system: false,
-        }
+        Self { port_443: Port443::Tls, big_bytes: 1024 * 1024, system: false }
     }
 }
 
@@ -134,16 +130,12 @@ impl Lab {
 
     fn build(&mut self) -> Result<()> {
         for (index, (label, octet)) in layout::SERVERS.into_iter().enumerate() {
-            self.servers.push(Server {
-                host: Host::server(index, label, octet),
-                nginx: None,
-            });
+            self.servers.push(Server { host: Host::server(index, label, octet), nginx: None });
         }
         let fabric = self.namespace(Ns::Fabric);
         network::add_fabric(&fabric)?;
-        let hosts = [&self.lb, &self.client]
-            .into_iter()
-            .chain(self.servers.iter().map(|server| &server.host));
+        let hosts =
+            [&self.lb, &self.client].into_iter().chain(self.servers.iter().map(|server| &server.host));
         let hosts: Vec<_> = hosts.map(|host| (host, self.namespace(host.ns))).collect();
         network::add_hosts(&fabric, &hosts)?;
         self._pass = Some(network::pass_at_port(&fabric, &self.lb)?);
@@ -168,8 +160,7 @@ impl Lab {
     }
 
     fn existing_host(&self, ns: Ns) -> Result<&Host> {
-        self.host(ns)
-            .with_context(|| format!("the lab has no host {ns:?}"))
+        self.host(ns).with_context(|| format!("the lab has no host {ns:?}"))
     }
 
     /// The servers, in the order of their indices.
@@ -213,17 +204,12 @@ impl Lab {
         let index = self.servers.len();
         let host = Host::server(index, label, octet);
         let mut others = [&self.lb, &self.client].into_iter().chain(self.servers());
-        let taken = others
-            .find(|other| other.address == host.address)
-            .map(|other| other.label.clone());
+        let taken = others.find(|other| other.address == host.address).map(|other| other.label.clone());
         drop(others);
         if let Some(label) = taken {
             bail!("{} is {label}'s address", host.address);
         }
-        self.servers.push(Server {
-            host: host.clone(),
-            nginx: None,
-        });
+        self.servers.push(Server { host: host.clone(), nginx: None });
         network::add_hosts(&self.namespace(Ns::Fabric), &[(&host, self.namespace(host.ns))])?;
         Ok(index)
     }
@@ -240,13 +226,7 @@ impl Lab {
         }
         let dir = self.places.dir.join(host.suffix());
         let namespace = self.namespace(host.ns);
-        let nginx = nginx::start(
-            &namespace,
-            host,
-            &dir,
-            &self.places.big_file(),
-            self.options.port_443,
-        )?;
+        let nginx = nginx::start(&namespace, host, &dir, &self.places.big_file(), self.options.port_443)?;
         self.servers[index].nginx = Some(nginx);
         Ok(())
     }
@@ -269,14 +249,9 @@ impl Lab {
     /// # Errors
     /// It is not running.
     pub fn stop_nginx(&mut self, index: usize) -> Result<()> {
-        let server = self
-            .servers
-            .get_mut(index)
-            .with_context(|| format!("the lab has no server {index}"))?;
-        let mut nginx = server
-            .nginx
-            .take()
-            .with_context(|| format!("nginx of {} is not running", server.host.label))?;
+        let server = self.servers.get_mut(index).with_context(|| format!("the lab has no server {index}"))?;
+        let mut nginx =
+            server.nginx.take().with_context(|| format!("nginx of {} is not running", server.host.label))?;
         nginx.kill().context("cannot kill nginx")?;
         nginx.wait().context("cannot wait for nginx")?;
         Ok(())
@@ -380,12 +355,7 @@ impl Lab {
         let output = self.cli(args)?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
-            bail!(
-                "`steadfast {}` failed: {}: {}",
-                args.join(" "),
-                output.status,
-                complaint.trim_end()
-            );
+            bail!("`steadfast {}` failed: {}: {}", args.join(" "), output.status, complaint.trim_end());
         }
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("`steadfast {}` printed no JSON", args.join(" ")))
@@ -397,10 +367,7 @@ impl Lab {
     /// It is not built.
     pub fn daemon_command(&self, args: &[&str]) -> Result<Output> {
         let mut steadfastd = daemon::in_lab(&self.namespace(Ns::Lb), &self.places, "steadfastd", args)?;
-        steadfastd
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot start steadfastd")
+        steadfastd.stdin(Stdio::null()).output().context("cannot start steadfastd")
     }
 
     /// The label of the server that answers a client's address; with TLS on 443 this takes curl and its time.
@@ -428,12 +395,7 @@ impl Lab {
     pub fn curl(&self, source: impl Into<IpAddr>, url: &str, extra: &[&str]) -> Result<Vec<u8>> {
         let source = source.into().to_string();
         let mut curl = self.command(Ns::Client, "curl", ["-sSfk", "--interface", &source]);
-        let output = curl
-            .args(extra)
-            .arg(url)
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot start curl")?;
+        let output = curl.args(extra).arg(url).stdin(Stdio::null()).output().context("cannot start curl")?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
             bail!("curl from {source} to {url}: {}", complaint.trim_end());
@@ -448,11 +410,8 @@ impl Lab {
     pub fn download_sha256(&self, source: impl Into<IpAddr>, url: &str) -> Result<String> {
         let source = source.into().to_string();
         let mut curl = self.command(Ns::Client, "curl", ["-sSfk", "--interface", &source, url]);
-        let mut curl = curl
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("cannot start curl")?;
+        let mut curl =
+            curl.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start curl")?;
         let body = curl.stdout.take().context("curl has no standard output")?;
         let digest = big::sha256(body.into());
         let status = curl.wait()?;

@@ -17,11 +17,7 @@ use tests::lab::{
 const BIG_MIB: &str = "1cde7f4f929537f2ce8fcf9b8aa5409bcaeabdc86098ae923810bfe1ab273201";
 
 fn lab(port_443: Port443) -> Lab {
-    Lab::new(LabOptions {
-        port_443,
-        ..LabOptions::default()
-    })
-    .expect("the lab comes up")
+    Lab::new(LabOptions { port_443, ..LabOptions::default() }).expect("the lab comes up")
 }
 
 #[test]
@@ -32,10 +28,7 @@ fn the_client_reaches_every_server_by_https_and_by_http() {
     assert_eq!(hosts.len(), 5);
     for host in hosts {
         assert_eq!(lab.who_answers(CLIENT, host.address, 443).unwrap(), host.label);
-        assert_eq!(
-            lab.who_answers(CLIENT, host.address, PLAIN_PORT).unwrap(),
-            host.label
-        );
+        assert_eq!(lab.who_answers(CLIENT, host.address, PLAIN_PORT).unwrap(), host.label);
     }
 }
 
@@ -78,9 +71,7 @@ fn a_mebibyte_arrives_whole_over_tls_and_without_a_bad_checksum() {
     lab.start_nginx(0).unwrap();
     let server = lab.host(Ns::Server(0)).unwrap().address;
     let captures = [Ns::Client, Ns::Server(0)].map(|ns| lab.capture(ns, "tcp port 443").unwrap());
-    let digest = lab
-        .download_sha256(client_address(5), &format!("https://{server}/big"))
-        .unwrap();
+    let digest = lab.download_sha256(client_address(5), &format!("https://{server}/big")).unwrap();
     assert_eq!(digest, BIG_MIB);
     assert_eq!(lab.big_sha256(), BIG_MIB);
     for capture in captures {
@@ -110,12 +101,7 @@ fn a_wrong_checksum_is_noticed() {
     frame[last] ^= 1;
     socket.send(&frame).unwrap();
     let captured = capture.stop().unwrap();
-    assert_eq!(
-        captured.bad_checksums().unwrap().len(),
-        1,
-        "{:?}",
-        captured.bad_checksums()
-    );
+    assert_eq!(captured.bad_checksums().unwrap().len(), 1, "{:?}", captured.bad_checksums());
     // The right one and its answer, and the wrong one, which the server did not answer.
     assert_eq!(captured.packets().len(), 3);
 }
@@ -126,10 +112,7 @@ fn a_slow_download_takes_its_time_and_dies_with_its_server() {
     lab.start_nginx(2).unwrap();
     let server = lab.host(Ns::Server(2)).unwrap().address;
     let mut curl = lab.command(Ns::Client, "curl", ["-sf", "-o", "/dev/null"]);
-    let mut curl = curl
-        .arg(format!("http://{server}:{PLAIN_PORT}/slow"))
-        .spawn()
-        .unwrap();
+    let mut curl = curl.arg(format!("http://{server}:{PLAIN_PORT}/slow")).spawn().unwrap();
     // A MiB at 64 KiB/s is 16 s.
     std::thread::sleep(Duration::from_secs(1));
     assert!(curl.try_wait().unwrap().is_none(), "the slow download was quick");
@@ -137,10 +120,7 @@ fn a_slow_download_takes_its_time_and_dies_with_its_server() {
     assert!(!curl.wait().unwrap().success());
     assert!(lab.who_answers(CLIENT, server, PLAIN_PORT).is_err());
     lab.start_nginx(2).unwrap();
-    assert_eq!(
-        lab.who_answers(CLIENT, server, PLAIN_PORT).unwrap(),
-        "Hyperspace_Srv_3"
-    );
+    assert_eq!(lab.who_answers(CLIENT, server, PLAIN_PORT).unwrap(), "Hyperspace_Srv_3");
 }
 
 #[test]
@@ -153,11 +133,7 @@ fn a_pulled_cable_is_silent_and_can_be_put_back() {
     let error = lab.in_ns(Ns::Client, connect).unwrap().unwrap_err();
     assert!(format!("{error:#}").contains("timed out"), "{error:#}");
     lab.plug(Ns::Server(0), true).unwrap();
-    lab.in_ns(Ns::Client, || {
-        client::connect(CLIENT.into(), to, Duration::from_secs(5))
-    })
-    .unwrap()
-    .unwrap();
+    lab.in_ns(Ns::Client, || client::connect(CLIENT.into(), to, Duration::from_secs(5))).unwrap().unwrap();
 }
 
 #[test]
@@ -165,11 +141,7 @@ fn a_server_added_at_run_time_answers() {
     let mut lab = lab(Port443::Tls);
     let index = lab.add_server("Hyperspace_Srv_4", 203).unwrap();
     lab.start_nginx(index).unwrap();
-    assert_eq!(
-        lab.who_answers(CLIENT, Ipv4Addr::new(192, 168, 85, 203), 443)
-            .unwrap(),
-        "Hyperspace_Srv_4"
-    );
+    assert_eq!(lab.who_answers(CLIENT, Ipv4Addr::new(192, 168, 85, 203), 443).unwrap(), "Hyperspace_Srv_4");
     assert!(lab.add_server("Hyperspace_Srv_5", 203).is_err());
 }
 
@@ -190,11 +162,7 @@ fn every_frame_of_a_flood_arrives_with_a_right_checksum() {
     let captured = capture.stop().unwrap();
     let received = lab.received_frames(Ns::Server(0)).unwrap() - before;
     assert_eq!(report.frames, 5000);
-    assert!(
-        report.rate() < 22_000.0,
-        "asked for 20,000 frames a second, sent {:.0}",
-        report.rate()
-    );
+    assert!(report.rate() < 22_000.0, "asked for 20,000 frames a second, sent {:.0}", report.rate());
     assert!(received >= 5000, "{received} frames of 5000 arrived");
     assert_eq!(captured.packets().len(), 5000);
     assert_eq!(captured.bad_checksums().unwrap(), Vec::<String>::new());
@@ -248,30 +216,12 @@ struct Traces {
 
 impl Traces {
     fn of(lab: &Lab, processes: &[u32]) -> Self {
-        let Places {
-            dir,
-            pins,
-            runtime,
-            state,
-        } = lab.places().clone();
-        let namespaces = [Ns::Fabric, Ns::Lb, Ns::Client]
-            .into_iter()
-            .chain((0..5).map(Ns::Server));
+        let Places { dir, pins, runtime, state } = lab.places().clone();
+        let namespaces = [Ns::Fabric, Ns::Lb, Ns::Client].into_iter().chain((0..5).map(Ns::Server));
         let namespaces = namespaces.map(|ns| namespace_path(&lab.namespace(ns)));
-        let paths: Vec<_> = [dir, pins, runtime, state]
-            .into_iter()
-            .chain(namespaces)
-            .collect();
-        let net = |pid: &u32| {
-            (
-                *pid,
-                fs::read_link(format!("/proc/{pid}/ns/net")).expect("it is running"),
-            )
-        };
-        Self {
-            paths,
-            processes: processes.iter().map(net).collect(),
-        }
+        let paths: Vec<_> = [dir, pins, runtime, state].into_iter().chain(namespaces).collect();
+        let net = |pid: &u32| (*pid, fs::read_link(format!("/proc/{pid}/ns/net")).expect("it is running"));
+        Self { paths, processes: processes.iter().map(net).collect() }
     }
 
     fn assert_gone(&self) {
@@ -296,11 +246,7 @@ fn nothing_is_left_of_a_lab_after_it_was_dropped() {
     let mut forgotten = lab.command(Ns::Server(0), "sleep", ["1000"]).spawn().unwrap();
     let _socket: RawSocket = lab.raw_socket(Ns::Client).unwrap();
     let traces = Traces::of(&lab, &[forgotten.id()]);
-    assert!(
-        traces.paths.iter().all(|path| path.exists()),
-        "{:?}",
-        traces.paths
-    );
+    assert!(traces.paths.iter().all(|path| path.exists()), "{:?}", traces.paths);
     drop(lab);
     forgotten.wait().unwrap();
     traces.assert_gone();
@@ -315,10 +261,7 @@ fn nothing_is_left_of_a_lab_after_a_panic() {
         traces = Some(Traces::of(&lab, &[]));
         lab.in_ns(Ns::Client, || panic!("inside a namespace")).unwrap();
     }));
-    assert_eq!(
-        *outcome.unwrap_err().downcast::<&str>().unwrap(),
-        "inside a namespace"
-    );
+    assert_eq!(*outcome.unwrap_err().downcast::<&str>().unwrap(), "inside a namespace");
     traces.unwrap().assert_gone();
 }
 
@@ -341,10 +284,7 @@ fn the_bridges_end_of_the_balancers_link_runs_a_native_program() {
     let mut show = lab.command(Ns::Fabric, "ip", ["-d", "link", "show", &port]);
     let shown = show.output().unwrap();
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-    assert!(
-        shown.contains("prog/xdp") && !shown.contains("xdpgeneric"),
-        "{shown}"
-    );
+    assert!(shown.contains("prog/xdp") && !shown.contains("xdpgeneric"), "{shown}");
 }
 
 #[test]

@@ -29,15 +29,10 @@ pub(crate) fn build(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
 /// Builds the eBPF objects and leaves them in `<target>/bpf/`, touched only where they changed.
 pub(crate) fn objects(workspace: &Workspace) -> Result<()> {
     let (compiler, linker) = toolchain::require(workspace)?;
-    println!(
-        "build: XDP program with {compiler}, linked by {}",
-        linker.display()
-    );
+    println!("build: XDP program with {compiler}, linked by {}", linker.display());
     let bpf = workspace.bpf();
     let mut cargo = compiler.cargo_build(workspace);
-    cargo
-        .args(["--release", "--package", "lb-ebpf", "--bins", "--target-dir"])
-        .arg(&bpf);
+    cargo.args(["--release", "--package", "lb-ebpf", "--bins", "--target-dir"]).arg(&bpf);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&linker));
     cargo.run()?;
     let built = bpf.join(TARGET).join("release");

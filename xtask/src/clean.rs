@@ -7,8 +7,5 @@ use crate::{privilege::Privilege, workspace::Workspace};
 /// Leaves labs alone whose process is still there.
 pub(crate) fn clean(workspace: &Workspace) -> Result<()> {
     let lab = workspace.built("lab", "tests")?;
-    Privilege::find()
-        .command(lab, "to remove network namespaces")?
-        .arg("--clean")
-        .run()
+    Privilege::find().command(lab, "to remove network namespaces")?.arg("--clean").run()
 }

@@ -65,20 +65,14 @@ impl Cmd {
 
     /// Runs it in silence; true if it could be started and succeeded.
     pub(crate) fn succeeds(&mut self) -> bool {
-        self.0
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        self.0.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.0.status().is_ok_and(|status| status.success())
     }
 
     /// What it prints on standard output; its complaints are part of the error.
     pub(crate) fn output(&mut self) -> Result<String> {
         self.0.stdin(Stdio::null());
-        let output = self
-            .0
-            .output()
-            .with_context(|| format!("cannot start `{self}`"))?;
+        let output = self.0.output().with_context(|| format!("cannot start `{self}`"))?;
         if !output.status.success() {
             let complaint = String::from_utf8_lossy(&output.stderr);
             bail!("`{self}` failed: {}\n{}", output.status, complaint.trim_end());
@@ -113,6 +107,5 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 }
 
 pub(crate) fn is_executable(path: &Path) -> bool {
-    path.metadata()
-        .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
+    path.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
 }

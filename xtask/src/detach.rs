@@ -6,8 +6,5 @@ use crate::{privilege::Privilege, workspace::Workspace};
 
 pub(crate) fn detach(workspace: &Workspace) -> Result<()> {
     let steadfastd = workspace.built("steadfastd", "lb-userspace")?;
-    Privilege::find()
-        .command(steadfastd, "to detach an XDP program")?
-        .arg("detach")
-        .run()
+    Privilege::find().command(steadfastd, "to detach an XDP program")?.arg("detach").run()
 }

@@ -71,12 +71,8 @@ fn check_interface(interface: &str, config: &Path) -> Result<()> {
 
 /// The words listed under `interfaces:`, in either of YAML's list styles; the daemon does the real parsing.
 fn interfaces(config: &str) -> Vec<String> {
-    let mut lines = config
-        .lines()
-        .map(|line| line.split('#').next().unwrap_or_default().trim());
-    let Some(inline) = lines
-        .by_ref()
-        .find_map(|line| line.split_once("interfaces:").map(|(_, rest)| rest))
+    let mut lines = config.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let Some(inline) = lines.by_ref().find_map(|line| line.split_once("interfaces:").map(|(_, rest)| rest))
     else {
         return Vec::new();
     };
@@ -141,17 +137,11 @@ mod tests {
     #[test]
     fn interfaces_are_read_in_both_list_styles() {
         assert_eq!(interfaces("node:\n  interfaces: [eth0]   # here\n"), ["eth0"]);
-        assert_eq!(
-            interfaces("node: { interfaces: [ 'eth0', \"eth1\" ] }\n"),
-            ["eth0", "eth1"]
-        );
+        assert_eq!(interfaces("node: { interfaces: [ 'eth0', \"eth1\" ] }\n"), ["eth0", "eth1"]);
         assert_eq!(
             interfaces("node:\n  interfaces:\n    - eth0\n    - eth1\n  xdp_mode: auto\n"),
             ["eth0", "eth1"]
         );
-        assert_eq!(
-            interfaces("# interfaces: [eth0]\nversion: 1\n"),
-            Vec::<String>::new()
-        );
+        assert_eq!(interfaces("# interfaces: [eth0]\nversion: 1\n"), Vec::<String>::new());
     }
 }

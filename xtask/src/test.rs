@@ -62,10 +62,7 @@ fn summarise(results: &[(&str, Outcome, Duration)]) -> Result<()> {
             Outcome::Skipped(why) => println!("  skipped            {name}: {why}"),
         }
     }
-    let failed = results
-        .iter()
-        .filter(|(_, outcome, _)| matches!(outcome, Outcome::Failed))
-        .count();
+    let failed = results.iter().filter(|(_, outcome, _)| matches!(outcome, Outcome::Failed)).count();
     if failed > 0 {
         bail!("{failed} of {} rungs failed", results.len());
     }
@@ -74,14 +71,7 @@ fn summarise(results: &[(&str, Outcome, Duration)]) -> Result<()> {
 
 fn host(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
     let mut cargo = workspace.cargo();
-    cargo.args([
-        "test",
-        "--no-fail-fast",
-        "--package",
-        "lb-common",
-        "--package",
-        "lb-userspace",
-    ]);
+    cargo.args(["test", "--no-fail-fast", "--package", "lb-common", "--package", "lb-userspace"]);
     cargo.args(["--package", "xtask"]).args(filter);
     outcome_of(&mut cargo)
 }
@@ -90,12 +80,8 @@ fn host(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
 fn loom(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
     let command = || {
         let mut cargo = workspace.cargo();
-        cargo
-            .env("RUSTFLAGS", "--cfg loom")
-            .env("CARGO_TARGET_DIR", workspace.target().join("loom"));
-        cargo
-            .args(["test", "--package", "lb-common", "--release", "--lib", "--"])
-            .arg("loom");
+        cargo.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", workspace.target().join("loom"));
+        cargo.args(["test", "--package", "lb-common", "--release", "--lib", "--"]).arg("loom");
         cargo
     };
     if !command().arg("--list").output()?.contains(": test") {
@@ -108,37 +94,21 @@ fn loom(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
 }
 
 fn miri(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
-    if !Cmd::new("rustup")
-        .args(["run", "nightly", "cargo", "miri", "--version"])
-        .succeeds()
-    {
+    if !Cmd::new("rustup").args(["run", "nightly", "cargo", "miri", "--version"]).succeeds() {
         let why = "miri is not installed (`rustup toolchain install nightly --component miri,rust-src`)";
         println!("skipped: {why}");
         return Ok(Outcome::Skipped(why));
     }
     let mut cargo = workspace.foreign_cargo("rustup");
     cargo.env("CARGO_TARGET_DIR", workspace.target().join("miri"));
-    cargo
-        .args([
-            "run",
-            "nightly",
-            "cargo",
-            "miri",
-            "test",
-            "--package",
-            "lb-common",
-            "--lib",
-        ])
-        .args(filter);
+    cargo.args(["run", "nightly", "cargo", "miri", "test", "--package", "lb-common", "--lib"]).args(filter);
     outcome_of(&mut cargo)
 }
 
 /// Compiled as the user, run as root.
 fn root(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
     let mut cargo = workspace.cargo();
-    cargo
-        .args(["test", "--no-fail-fast", "--package", "tests"])
-        .args(filter);
+    cargo.args(["test", "--no-fail-fast", "--package", "tests"]).args(filter);
     match Privilege::find() {
         Privilege::Root => {}
         Privilege::Sudo => {
@@ -150,11 +120,7 @@ fn root(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
 }
 
 fn outcome_of(command: &mut Cmd) -> Result<Outcome> {
-    Ok(if command.status()?.success() {
-        Outcome::Passed
-    } else {
-        Outcome::Failed
-    })
+    Ok(if command.status()?.success() { Outcome::Passed } else { Outcome::Failed })
 }
 
 /// Cargo's variable for the program that runs this host's test binaries.
@@ -163,8 +129,5 @@ fn runner_variable() -> Result<String> {
     let verbose = Cmd::new(rustc).arg("-vV").output()?;
     let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
     let host = host.context("rustc -vV does not name its host")?;
-    Ok(format!(
-        "CARGO_TARGET_{}_RUNNER",
-        host.to_uppercase().replace('-', "_")
-    ))
+    Ok(format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace('-', "_")))
 }

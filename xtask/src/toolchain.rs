@@ -47,11 +47,7 @@ impl Compiler {
     pub(crate) fn find_nightly() -> Option<Self> {
         let rustc = |argument: &[&str]| {
             let mut rustup = Cmd::new("rustup");
-            rustup
-                .args(["run", "nightly", "rustc"])
-                .args(argument)
-                .output()
-                .ok()
+            rustup.args(["run", "nightly", "rustc"]).args(argument).output().ok()
         };
         let sysroot = rustc(&["--print", "sysroot"])?;
         let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
@@ -63,9 +59,7 @@ impl Compiler {
     pub(crate) fn llvm(&self) -> Option<u32> {
         let verbose = match self {
             Self::Debian { .. } => Cmd::new("/usr/bin/rustc").arg("-vV").output(),
-            Self::Nightly { .. } => Cmd::new("rustup")
-                .args(["run", "nightly", "rustc", "-vV"])
-                .output(),
+            Self::Nightly { .. } => Cmd::new("rustup").args(["run", "nightly", "rustc", "-vV"]).output(),
         };
         llvm_major(&verbose.ok()?)
     }
@@ -135,9 +129,7 @@ pub(crate) fn release(version: &str) -> Option<(u32, u32)> {
 }
 
 fn llvm_major(verbose: &str) -> Option<u32> {
-    let line = verbose
-        .lines()
-        .find_map(|line| line.strip_prefix("LLVM version: "))?;
+    let line = verbose.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
     line.split('.').next()?.trim().parse().ok()
 }
 

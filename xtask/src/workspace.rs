@@ -75,17 +75,8 @@ impl Workspace {
     pub(crate) fn foreign_cargo(&self, program: impl AsRef<std::ffi::OsStr>) -> Cmd {
         let mut command = Cmd::new(program.as_ref());
         command.dir(&self.root);
-        let toolchain = [
-            "CARGO",
-            "RUSTC",
-            "RUSTDOC",
-            "RUSTFLAGS",
-            "RUSTUP_TOOLCHAIN",
-            "RUSTC_WRAPPER",
-        ];
-        let toolchain = toolchain
-            .into_iter()
-            .chain(["RUSTC_WORKSPACE_WRAPPER", "LD_LIBRARY_PATH"]);
+        let toolchain = ["CARGO", "RUSTC", "RUSTDOC", "RUSTFLAGS", "RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER"];
+        let toolchain = toolchain.into_iter().chain(["RUSTC_WORKSPACE_WRAPPER", "LD_LIBRARY_PATH"]);
         for variable in toolchain.map(str::to_owned).chain(own_package_variables()) {
             command.env_remove(variable);
         }
@@ -101,20 +92,15 @@ fn target_dir(root: &Path) -> Result<PathBuf> {
             .with_context(|| format!("CARGO_TARGET_DIR={} is not a path", named.display()));
     }
     let exe = env::current_exe().context("cannot tell where this program is")?;
-    let tagged = exe
-        .ancestors()
-        .skip(1)
-        .find(|dir| dir.join("CACHEDIR.TAG").is_file());
+    let tagged = exe.ancestors().skip(1).find(|dir| dir.join("CACHEDIR.TAG").is_file());
     Ok(tagged.map_or_else(|| root.join("target"), Path::to_path_buf))
 }
 
 /// What `cargo run` sets to describe xtask itself; it would only make the children's builds look changed.
 fn own_package_variables() -> impl Iterator<Item = String> {
-    env::vars_os()
-        .filter_map(|(name, _)| name.into_string().ok())
-        .filter(|name| {
-            name.starts_with("CARGO_PKG_")
-                || name.starts_with("CARGO_BIN_")
-                || name.starts_with("CARGO_MANIFEST_")
-        })
+    env::vars_os().filter_map(|(name, _)| name.into_string().ok()).filter(|name| {
+        name.starts_with("CARGO_PKG_")
+            || name.starts_with("CARGO_BIN_")
+            || name.starts_with("CARGO_MANIFEST_")
+    })
 }

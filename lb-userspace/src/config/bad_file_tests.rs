@@ -22,23 +22,14 @@ fn error_of(content: &[u8]) -> String {
 fn a_file_over_one_mebibyte_is_refused_before_it_is_parsed() {
     let error = "1:1: the configuration is larger than 1048576 bytes; check that this is the right file";
     assert_eq!(error_of(&vec![b'['; 2 * MAX_BYTES]), error);
-    assert_eq!(
-        parse("f", &"#".repeat(MAX_BYTES + 1)).unwrap_err().to_string(),
-        format!("f:{error}")
-    );
+    assert_eq!(parse("f", &"#".repeat(MAX_BYTES + 1)).unwrap_err().to_string(), format!("f:{error}"));
     let just_fits = parse("f", &"#".repeat(MAX_BYTES)).unwrap_err().to_string();
-    assert_eq!(
-        just_fits,
-        "f:1:1: the configuration is empty; start it with \"version: 1\""
-    );
+    assert_eq!(just_fits, "f:1:1: the configuration is empty; start it with \"version: 1\"");
 }
 
 #[test]
 fn an_empty_file_is_refused() {
-    assert_eq!(
-        error_of(b""),
-        "1:1: the configuration is empty; start it with \"version: 1\""
-    );
+    assert_eq!(error_of(b""), "1:1: the configuration is empty; start it with \"version: 1\"");
 }
 
 #[test]
@@ -65,10 +56,7 @@ fn a_missing_file_and_a_directory_are_refused_by_name() {
 #[test]
 fn a_device_without_end_is_refused() {
     let error = parse_file(Path::new("/dev/zero")).unwrap_err().to_string();
-    assert!(
-        error.starts_with("/dev/zero:1:1: the configuration is larger than"),
-        "{error}"
-    );
+    assert!(error.starts_with("/dev/zero:1:1: the configuration is larger than"), "{error}");
 }
 
 #[test]

@@ -59,12 +59,7 @@ fn accepted(text: &str) {
 }
 
 fn warnings(text: &str) -> Vec<String> {
-    check("f", text)
-        .unwrap()
-        .warnings
-        .iter()
-        .map(ToString::to_string)
-        .collect()
+    check("f", text).unwrap().warnings.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -168,11 +163,7 @@ fn snat_ports_are_a_range_of_enough_unprivileged_ports() {
         ("1000-2000", "snat_ports 1000-2000 reaches below 1024"),
         ("1024-1086", "snat_ports 1024-1086 is only 63 ports"),
     ] {
-        refuse(
-            "[eth0]",
-            &format!("[eth0]\n  snat_ports: {given}"),
-            &format!("f:4:15: {what}; {remedy}"),
-        );
+        refuse("[eth0]", &format!("[eth0]\n  snat_ports: {given}"), &format!("f:4:15: {what}; {remedy}"));
     }
     accepted(&changed("[eth0]", "[eth0]\n  snat_ports: 1024-1087"));
 }
@@ -201,10 +192,7 @@ fn table_sizes_are_powers_of_two_within_their_bounds() {
 fn there_is_an_endpoint_for_every_real_server() {
     let mut text = changed("[eth0]", "[eth0]\n  tables: { endpoints: 16 }");
     for host in 0..15 {
-        text.push_str(&format!(
-            "      - {{ label: s{host}, address: 192.0.2.{} }}\n",
-            100 + host
-        ));
+        text.push_str(&format!("      - {{ label: s{host}, address: 192.0.2.{} }}\n", 100 + host));
     }
     assert_eq!(
         parse("f", &text).unwrap_err().to_string(),
@@ -315,19 +303,13 @@ fn force_https_belongs_to_protocol_http() {
         "    real_servers:" => "    force_https: yes\n    real_servers:":
             "f:8:18: force_https \"yes\" is neither true nor false; write true or false",
     }
-    let redirect = format!(
-        "{VALID}{}",
-        REDIRECT.replace("force_https: true", "force_https: false")
-    );
+    let redirect = format!("{VALID}{}", REDIRECT.replace("force_https: true", "force_https: false"));
     assert_eq!(
         parse("f", &redirect).unwrap_err().to_string(),
         "f:11:87: protocol http without force_https: true is not supported in this version yet; \
          set force_https: true, or use protocol tcp"
     );
-    accepted(&changed(
-        "    real_servers:",
-        "    force_https: false\n    real_servers:",
-    ));
+    accepted(&changed("    real_servers:", "    force_https: false\n    real_servers:"));
 }
 
 #[test]
@@ -412,17 +394,8 @@ fn a_health_check_asks_only_what_its_kind_can() {
 
 #[test]
 fn the_default_timeout_of_a_health_check_gives_way_to_a_shorter_interval() {
-    let text = changed(
-        "    real_servers:",
-        "    health_check: { interval: 500ms }\n    real_servers:",
-    );
-    assert_eq!(
-        parse("f", &text).unwrap().services[0]
-            .health_check
-            .timeout
-            .as_millis(),
-        500
-    );
+    let text = changed("    real_servers:", "    health_check: { interval: 500ms }\n    real_servers:");
+    assert_eq!(parse("f", &text).unwrap().services[0].health_check.timeout.as_millis(), 500);
 }
 
 #[test]
@@ -449,10 +422,7 @@ fn a_real_server_has_a_label_an_address_and_a_weight() {
         "192.0.2.21" => "\"2001:db8::21\"":
             "f:9:30: address 2001:db8::21 is not of its service's family (192.0.2.10); use addresses of one family in a service",
     }
-    let text = format!(
-        "{}    real_servers: a\n",
-        &VALID[..VALID.find("    real_servers").unwrap()]
-    );
+    let text = format!("{}    real_servers: a\n", &VALID[..VALID.find("    real_servers").unwrap()]);
     assert_eq!(
         parse("f", &text).unwrap_err().to_string(),
         "f:8:19: real_servers is a single value, not a list; write a list, [] for none"
@@ -484,10 +454,7 @@ fn labels_and_places_are_not_used_twice() {
             "f:9:30: address 192.0.2.21 is the address of the virtual service on line 11; write the real server's own address",
         ),
     ] {
-        assert_eq!(
-            parse("f", &format!("{VALID}{redirect}")).unwrap_err().to_string(),
-            error
-        );
+        assert_eq!(parse("f", &format!("{VALID}{redirect}")).unwrap_err().to_string(), error);
     }
 }
 
@@ -504,10 +471,8 @@ fn a_section_used_twice_by_a_yaml_alias_is_still_a_duplicate() {
 
 #[test]
 fn a_mistake_in_a_shared_section_is_said_once() {
-    let text = changed(
-        "    real_servers:",
-        "    health_check: &check { interval: soon }\n    real_servers:",
-    ) + "  - { label: B, address: 192.0.2.11, ports: [443], health_check: *check }\n";
+    let text = changed("    real_servers:", "    health_check: &check { interval: soon }\n    real_servers:")
+        + "  - { label: B, address: 192.0.2.11, ports: [443], health_check: *check }\n";
     assert_eq!(
         parse("f", &text).unwrap_err().to_string(),
         "f:8:38: interval \"soon\" is not a duration; write numbers with units, as in 500ms, 2s, 60m, 1h30m or 2d"
@@ -580,8 +545,6 @@ fn text_of_the_file_is_shown_shortened_and_escaped() {
             "x".repeat(60)
         )
     );
-    let error = parse("f", &changed("192.0.2.10", "\"\\e[31m\""))
-        .unwrap_err()
-        .to_string();
+    let error = parse("f", &changed("192.0.2.10", "\"\\e[31m\"")).unwrap_err().to_string();
     assert!(error.contains(r#""\u{1b}[31m""#), "{error}");
 }

@@ -83,18 +83,11 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     if !fields.is_empty() {
         changes.push(Change::NodeChanged { fields });
     }
-    let removed = old
-        .services
-        .iter()
-        .filter(|service| new.service(service.label.as_str()).is_none());
-    changes.extend(removed.map(|service| Change::ServiceRemoved {
-        service: service.label.clone(),
-    }));
+    let removed = old.services.iter().filter(|service| new.service(service.label.as_str()).is_none());
+    changes.extend(removed.map(|service| Change::ServiceRemoved { service: service.label.clone() }));
     for service in &new.services {
         match old.service(service.label.as_str()) {
-            None => changes.push(Change::ServiceAdded {
-                service: Box::new(service.clone()),
-            }),
+            None => changes.push(Change::ServiceAdded { service: Box::new(service.clone()) }),
             Some(before) => diff_service(before, service, &mut changes),
         }
     }
@@ -105,25 +98,16 @@ fn diff_service(old: &Service, new: &Service, changes: &mut Vec<Change>) {
     let service = &new.label;
     let fields = changed_fields(&service_fields(old), &service_fields(new));
     if !fields.is_empty() {
-        changes.push(Change::ServiceChanged {
-            service: service.clone(),
-            fields,
-        });
+        changes.push(Change::ServiceChanged { service: service.clone(), fields });
     }
-    let removed = old
-        .real_servers
-        .iter()
-        .filter(|server| new.server(server.label.as_str()).is_none());
-    changes.extend(removed.map(|server| Change::ServerRemoved {
-        service: service.clone(),
-        server: server.label.clone(),
-    }));
+    let removed = old.real_servers.iter().filter(|server| new.server(server.label.as_str()).is_none());
+    changes.extend(
+        removed
+            .map(|server| Change::ServerRemoved { service: service.clone(), server: server.label.clone() }),
+    );
     for server in &new.real_servers {
         let Some(before) = old.server(server.label.as_str()) else {
-            changes.push(Change::ServerAdded {
-                service: service.clone(),
-                server: server.clone(),
-            });
+            changes.push(Change::ServerAdded { service: service.clone(), server: server.clone() });
             continue;
         };
         let fields = changed_entries(&own(server_fields(before)), &own(server_fields(server)));
@@ -148,11 +132,7 @@ fn changed_entries(old: &Entries, new: &Entries) -> Vec<FieldChange> {
     let only_old = old.iter().filter(|(key, _)| value(new, key).is_none());
     new.iter()
         .chain(only_old)
-        .map(|(key, _)| FieldChange {
-            field: key.clone(),
-            old: value(old, key),
-            new: value(new, key),
-        })
+        .map(|(key, _)| FieldChange { field: key.clone(), old: value(old, key), new: value(new, key) })
         .filter(|change| change.old != change.new)
         .collect()
 }
@@ -163,11 +143,7 @@ fn flat(fields: &RenderedFields) -> Entries {
         match value {
             Rendered::One(text) => entries.push(((*key).to_owned(), text.clone())),
             Rendered::Map(inner) => {
-                entries.extend(
-                    inner
-                        .iter()
-                        .map(|(inner, text)| (format!("{key}.{inner}"), text.clone())),
-                );
+                entries.extend(inner.iter().map(|(inner, text)| (format!("{key}.{inner}"), text.clone())));
             }
         }
     }
@@ -175,10 +151,7 @@ fn flat(fields: &RenderedFields) -> Entries {
 }
 
 fn own(fields: Vec<(&'static str, String)>) -> Entries {
-    fields
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
+    fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 impl fmt::Display for Change {
@@ -186,14 +159,7 @@ impl fmt::Display for Change {
         match self {
             Self::NodeChanged { fields } => write!(f, "~ node: {}", list(fields)),
             Self::ServiceAdded { service } => {
-                let Service {
-                    label,
-                    address,
-                    ports,
-                    protocol,
-                    real_servers,
-                    ..
-                } = &**service;
+                let Service { label, address, ports, protocol, real_servers, .. } = &**service;
                 let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
                 let (ports, servers) = (ports.join(","), real_servers.len());
                 let plural = if servers == 1 { "" } else { "s" };
@@ -207,23 +173,11 @@ impl fmt::Display for Change {
                 write!(f, "~ virtual service {service}: {}", list(fields))
             }
             Self::ServerAdded { service, server } => {
-                let Server {
-                    label,
-                    address,
-                    port,
-                    weight,
-                } = server;
-                write!(
-                    f,
-                    "+ real server {service}/{label} ({address}:{port}, weight {weight})"
-                )
+                let Server { label, address, port, weight } = server;
+                write!(f, "+ real server {service}/{label} ({address}:{port}, weight {weight})")
             }
             Self::ServerRemoved { service, server } => write!(f, "- real server {service}/{server}"),
-            Self::ServerChanged {
-                service,
-                server,
-                fields,
-            } => {
+            Self::ServerChanged { service, server, fields } => {
                 write!(f, "~ real server {service}/{server}: {}", list(fields))
             }
         }
@@ -238,11 +192,7 @@ impl fmt::Display for FieldChange {
 }
 
 fn list(fields: &[FieldChange]) -> String {
-    fields
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(", ")
+    fields.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -277,9 +227,7 @@ mod tests {
         let mut new = example();
         new.node.tables.flows *= 2;
         let service = &mut new.services[0];
-        service.persistence = Persistence::SourceIp {
-            timeout: Duration::from_secs(7200),
-        };
+        service.persistence = Persistence::SourceIp { timeout: Duration::from_secs(7200) };
         service.health_check.kind = HealthKind::Https;
         service.health_check.host = Some("hyperspace.example".to_owned());
         service.real_servers[0].weight = 50;

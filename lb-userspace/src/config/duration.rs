@@ -3,13 +3,7 @@
 use std::time::Duration;
 
 /// Units from the largest, in milliseconds.
-const UNITS: [(&str, u64); 5] = [
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1_000),
-    ("ms", 1),
-];
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// Reads a duration: numbers with the units `d`, `h`, `m`, `s`, `ms`, from the largest to the smallest,
 /// each at most once. A bare number counts in `bare_unit`.
@@ -73,20 +67,13 @@ mod tests {
             ("1d2h3m4s5ms", 93_784_005),
             ("0s", 0),
         ] {
-            assert_eq!(
-                parse_duration(text, SECOND),
-                Some(Duration::from_millis(millis)),
-                "{text}"
-            );
+            assert_eq!(parse_duration(text, SECOND), Some(Duration::from_millis(millis)), "{text}");
         }
     }
 
     #[test]
     fn a_bare_number_counts_in_the_unit_of_its_place() {
-        assert_eq!(
-            parse_duration("60", Duration::from_secs(60)),
-            Some(Duration::from_secs(3600))
-        );
+        assert_eq!(parse_duration("60", Duration::from_secs(60)), Some(Duration::from_secs(3600)));
         assert_eq!(parse_duration("60", SECOND), Some(Duration::from_secs(60)));
     }
 
@@ -117,10 +104,7 @@ mod tests {
     fn a_displayed_duration_is_read_back_as_itself() {
         for millis in [0, 1, 999, 1_000, 60_000, 5_400_000, 93_784_005, 2_592_000_000] {
             let duration = Duration::from_millis(millis);
-            assert_eq!(
-                parse_duration(&display_duration(duration), SECOND),
-                Some(duration)
-            );
+            assert_eq!(parse_duration(&display_duration(duration), SECOND), Some(duration));
         }
         assert_eq!(display_duration(Duration::from_secs(5400)), "1h30m");
     }

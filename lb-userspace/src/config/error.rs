@@ -30,12 +30,7 @@ pub struct Problem {
 
 impl Problem {
     pub(super) fn new(at: Position, what: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self {
-            line: at.line,
-            column: at.column,
-            what: what.into(),
-            remedy: remedy.into(),
-        }
+        Self { line: at.line, column: at.column, what: what.into(), remedy: remedy.into() }
     }
 
     /// A problem of the file as a whole.
@@ -62,10 +57,7 @@ pub struct ConfigErrors {
 impl ConfigErrors {
     pub(super) fn new(source_name: &str, problems: Vec<Problem>) -> Self {
         debug_assert!(!problems.is_empty(), "an error says what is wrong");
-        Self {
-            source_name: source_name.to_owned(),
-            problems,
-        }
+        Self { source_name: source_name.to_owned(), problems }
     }
 
     pub(super) fn about_file(source_name: &str, problem: Problem) -> Self {
@@ -119,10 +111,7 @@ impl Findings {
     ///
     /// What is said twice of one place (a YAML alias is read where it is defined and at each use) is kept once.
     pub(super) fn into_result(self) -> Result<Vec<Problem>, Vec<Problem>> {
-        let Self {
-            mut errors,
-            mut warnings,
-        } = self;
+        let Self { mut errors, mut warnings } = self;
         if errors.is_empty() {
             warnings.sort();
             warnings.dedup();

@@ -31,18 +31,10 @@ impl<'t> Fields<'t> {
     ) -> Option<Self> {
         let Shape::Map(entries) = &tree.shape else {
             let what = format!("{owner} is a mapping, not {}", tree.shape.name());
-            findings.error(
-                tree.at,
-                what,
-                format!("write key: value pairs of {}", known.join(", ")),
-            );
+            findings.error(tree.at, what, format!("write key: value pairs of {}", known.join(", ")));
             return None;
         };
-        let mut fields = Self {
-            at: tree.at,
-            owner,
-            entries: Vec::with_capacity(known.len()),
-        };
+        let mut fields = Self { at: tree.at, owner, entries: Vec::with_capacity(known.len()) };
         for (key, value) in entries {
             fields.add(key, value, known, findings);
         }
@@ -67,34 +59,20 @@ impl<'t> Fields<'t> {
             findings.error(key.at, format!("unknown key {} in {owner}", quoted(name)), remedy);
         } else if let Some(first) = self.entries.iter().find(|entry| entry.key == name) {
             let what = format!("key \"{name}\" is given twice in {owner}");
-            findings.error(
-                key.at,
-                what,
-                format!("keep one (the first is on line {})", first.key_at.line),
-            );
+            findings.error(key.at, what, format!("keep one (the first is on line {})", first.key_at.line));
         } else {
-            self.entries.push(Entry {
-                key: name,
-                key_at: key.at,
-                value,
-            });
+            self.entries.push(Entry { key: name, key_at: key.at, value });
         }
     }
 
     /// The value of a key that may be left out.
     pub(super) fn get(&self, key: &str) -> Option<&'t Tree> {
-        self.entries
-            .iter()
-            .find(|entry| entry.key == key)
-            .map(|entry| entry.value)
+        self.entries.iter().find(|entry| entry.key == key).map(|entry| entry.value)
     }
 
     /// Where the key itself stands.
     pub(super) fn key_at(&self, key: &str) -> Option<Position> {
-        self.entries
-            .iter()
-            .find(|entry| entry.key == key)
-            .map(|entry| entry.key_at)
+        self.entries.iter().find(|entry| entry.key == key).map(|entry| entry.key_at)
     }
 
     /// The value of a key that must be there; a missing one is reported.
@@ -117,8 +95,6 @@ impl<'t> Fields<'t> {
         findings: &mut Findings,
         read: impl FnOnce(&'t Tree, &mut Findings) -> Option<T>,
     ) -> T {
-        self.get(key)
-            .and_then(|tree| read(tree, findings))
-            .unwrap_or(default)
+        self.get(key).and_then(|tree| read(tree, findings)).unwrap_or(default)
     }
 }

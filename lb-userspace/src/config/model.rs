@@ -101,10 +101,7 @@ impl PortRange {
 impl Default for PortRange {
     /// Ends below Linux's default ephemeral range (32768-60999).
     fn default() -> Self {
-        Self {
-            first: Self::LOWEST,
-            last: 32767,
-        }
+        Self { first: Self::LOWEST, last: 32767 }
     }
 }
 
@@ -144,12 +141,7 @@ impl Tables {
 
 impl Default for Tables {
     fn default() -> Self {
-        Self {
-            flows: 262_144,
-            sticky: 262_144,
-            half_open: 65_536,
-            endpoints: 256,
-        }
+        Self { flows: 262_144, sticky: 262_144, half_open: 65_536, endpoints: 256 }
     }
 }
 
@@ -245,9 +237,7 @@ impl Persistence {
 
 impl Default for Persistence {
     fn default() -> Self {
-        Self::SourceIp {
-            timeout: Self::TIMEOUT,
-        }
+        Self::SourceIp { timeout: Self::TIMEOUT }
     }
 }
 
@@ -307,10 +297,7 @@ impl Default for HealthCheck {
             port: None,
             path: "/".to_owned(),
             host: None,
-            expect_status: vec![StatusRange {
-                first: 200,
-                last: 399,
-            }],
+            expect_status: vec![StatusRange { first: 200, last: 399 }],
             expect_body: None,
         }
     }

@@ -76,12 +76,7 @@ virtual_services:
 fn the_design_s_example_is_read_with_its_defaults() {
     let config = parse("design", DESIGN).unwrap();
     let service = config.service("Hyperspace").unwrap();
-    assert_eq!(
-        service.persistence,
-        Persistence::SourceIp {
-            timeout: Duration::from_secs(3600)
-        }
-    );
+    assert_eq!(service.persistence, Persistence::SourceIp { timeout: Duration::from_secs(3600) });
     assert_eq!(service.idle_timeout, Duration::from_secs(3 * 3600));
     let server = service.server("Hyperspace_Srv_2").unwrap();
     assert_eq!((server.port, server.weight), (443, 100));
@@ -94,18 +89,9 @@ fn the_shipped_example_is_the_guide_s_four_services_without_a_warning() {
     let checked = check("example", EXAMPLE).unwrap();
     assert_eq!(checked.warnings, []);
     let of = |service: &Service| {
-        let servers: Vec<String> = service
-            .real_servers
-            .iter()
-            .map(|server| server.address.to_string())
-            .collect();
-        format!(
-            "{} {}:{} {}",
-            service.label,
-            service.address,
-            service.ports[0],
-            servers.join(" ")
-        )
+        let servers: Vec<String> =
+            service.real_servers.iter().map(|server| server.address.to_string()).collect();
+        format!("{} {}:{} {}", service.label, service.address, service.ports[0], servers.join(" "))
     };
     assert_eq!(
         checked.config.services.iter().map(of).collect::<Vec<_>>(),
@@ -120,16 +106,9 @@ fn the_shipped_example_is_the_guide_s_four_services_without_a_warning() {
 
 #[test]
 fn a_bare_number_is_minutes_for_persistence_and_seconds_elsewhere() {
-    let text = DESIGN
-        .replace("60m }", "90 }\n    idle_timeout: 90")
-        .replace("interval: 2s", "interval: 5");
+    let text = DESIGN.replace("60m }", "90 }\n    idle_timeout: 90").replace("interval: 2s", "interval: 5");
     let service = &parse("f", &text).unwrap().services[0];
-    assert_eq!(
-        service.persistence,
-        Persistence::SourceIp {
-            timeout: Duration::from_secs(90 * 60)
-        }
-    );
+    assert_eq!(service.persistence, Persistence::SourceIp { timeout: Duration::from_secs(90 * 60) });
     assert_eq!(service.idle_timeout, Duration::from_secs(90));
     assert_eq!(service.health_check.interval, Duration::from_secs(5));
 }
@@ -145,19 +124,12 @@ fn labels_that_yaml_takes_for_something_else_keep_their_spelling() {
 
 #[test]
 fn shared_sections_can_be_written_once_with_anchors_and_merges() {
-    let text = DESIGN
-        .replace("persistence: {", "persistence: &sticky {")
-        .replace(
-            "    force_https: true",
-            "    force_https: true\n    persistence: { <<: *sticky, timeout: 2h }",
-        );
-    let config = parse("f", &text).unwrap();
-    assert_eq!(
-        config.services[1].persistence,
-        Persistence::SourceIp {
-            timeout: Duration::from_secs(7200)
-        }
+    let text = DESIGN.replace("persistence: {", "persistence: &sticky {").replace(
+        "    force_https: true",
+        "    force_https: true\n    persistence: { <<: *sticky, timeout: 2h }",
     );
+    let config = parse("f", &text).unwrap();
+    assert_eq!(config.services[1].persistence, Persistence::SourceIp { timeout: Duration::from_secs(7200) });
 }
 
 #[test]
@@ -166,10 +138,7 @@ fn json_has_the_file_s_shape_with_durations_in_seconds() {
     assert_eq!(json["version"], 1);
     assert_eq!(json["node"]["snat_ports"], "1024-32767");
     let service = &json["virtual_services"][0];
-    assert_eq!(
-        service["persistence"],
-        serde_json::json!({ "mode": "source-ip", "timeout": 3600 })
-    );
+    assert_eq!(service["persistence"], serde_json::json!({ "mode": "source-ip", "timeout": 3600 }));
     assert_eq!(service["health_check"]["interval"], 2);
     assert_eq!(service["real_servers"][1]["weight"], 100);
 }
@@ -185,9 +154,7 @@ fn millis(range: std::ops::RangeInclusive<u64>) -> impl Strategy<Value = Duratio
 const DAYS_30: u64 = 30 * 86_400_000;
 
 fn label() -> impl Strategy<Value = Label> {
-    const WORDS: &[&str] = &[
-        "no", "Yes", "null", "true", "1", "0x1F", "1e3", "-", "---", "...", ".inf", "y",
-    ];
+    const WORDS: &[&str] = &["no", "Yes", "null", "true", "1", "0x1F", "1e3", "-", "---", "...", ".inf", "y"];
     prop_oneof![4 => "[A-Za-z0-9_.-]{1,63}", 1 => select(WORDS).prop_map(str::to_owned)]
         .prop_map(|text| text.parse().unwrap())
 }
@@ -220,51 +187,27 @@ fn persistence() -> impl Strategy<Value = Persistence> {
 }
 
 fn health_check() -> impl Strategy<Value = HealthCheck> {
-    let kinds = HealthKind::WORDS
-        .iter()
-        .map(|(_, kind)| *kind)
-        .collect::<Vec<_>>();
-    let status = (100u16..=599, 0u16..=499).prop_map(|(first, more)| StatusRange {
-        first,
-        last: (first + more).min(599),
-    });
+    let kinds = HealthKind::WORDS.iter().map(|(_, kind)| *kind).collect::<Vec<_>>();
+    let status = (100u16..=599, 0u16..=499)
+        .prop_map(|(first, more)| StatusRange { first, last: (first + more).min(599) });
     let times = millis(100..=3_600_000).prop_flat_map(|interval| {
         let most = u64::try_from(interval.as_millis()).unwrap();
         (Just(interval), millis(10..=most))
     });
     let counts = (1u32..=100, 1u32..=100, option::of(1u16..));
     let http = ("/[!-\"$-~]{0,40}", vec(status, 1..4), option::of(".{1,40}"));
-    (
-        select(kinds),
-        times,
-        counts,
-        option::of("[A-Za-z0-9._-]{1,60}"),
-        http,
-    )
-        .prop_map(
-            |(kind, (interval, timeout), (fall, rise, port), host, (path, expect_status, expect_body))| {
-                let common = HealthCheck {
-                    kind,
-                    interval,
-                    timeout,
-                    fall,
-                    rise,
-                    port,
-                    ..HealthCheck::default()
-                };
-                match kind {
-                    HealthKind::Tcp | HealthKind::None => common,
-                    HealthKind::Tls => HealthCheck { host, ..common },
-                    HealthKind::Http | HealthKind::Https => HealthCheck {
-                        host,
-                        path,
-                        expect_status,
-                        expect_body,
-                        ..common
-                    },
+    (select(kinds), times, counts, option::of("[A-Za-z0-9._-]{1,60}"), http).prop_map(
+        |(kind, (interval, timeout), (fall, rise, port), host, (path, expect_status, expect_body))| {
+            let common = HealthCheck { kind, interval, timeout, fall, rise, port, ..HealthCheck::default() };
+            match kind {
+                HealthKind::Tcp | HealthKind::None => common,
+                HealthKind::Tls => HealthCheck { host, ..common },
+                HealthKind::Http | HealthKind::Https => {
+                    HealthCheck { host, path, expect_status, expect_body, ..common }
                 }
-            },
-        )
+            }
+        },
+    )
 }
 
 /// Labels and addresses are made unique by [`config`].
@@ -276,20 +219,11 @@ fn service() -> impl Strategy<Value = Service> {
         weight,
     });
     let on_down = select(vec![OnDown::Reset, OnDown::Keep]);
-    let rest = (
-        persistence(),
-        millis(1_000..=DAYS_30),
-        on_down,
-        health_check(),
-        vec(server, 0..6),
-    );
+    let rest = (persistence(), millis(1_000..=DAYS_30), on_down, health_check(), vec(server, 0..6));
     (label(), 1u16.., any::<bool>(), any::<bool>(), rest).prop_map(
         |(label, port, http, plain, (persistence, idle_timeout, on_down, health_check, real_servers))| {
-            let (protocol, real_servers) = if http {
-                (Protocol::Http, Vec::new())
-            } else {
-                (Protocol::Tcp, real_servers)
-            };
+            let (protocol, real_servers) =
+                if http { (Protocol::Http, Vec::new()) } else { (Protocol::Tcp, real_servers) };
             let service = Service {
                 label,
                 address: Ipv4Addr::UNSPECIFIED.into(),
@@ -307,13 +241,7 @@ fn service() -> impl Strategy<Value = Service> {
             if plain {
                 service
             } else {
-                Service {
-                    persistence,
-                    idle_timeout,
-                    on_down,
-                    health_check,
-                    ..service
-                }
+                Service { persistence, idle_timeout, on_down, health_check, ..service }
             }
         },
     )
@@ -324,13 +252,7 @@ fn config() -> impl Strategy<Value = Config> {
         unique(services.iter_mut().map(|service| &mut service.label).collect());
         for (index, service) in (1..).zip(&mut services) {
             service.address = IpAddr::from([192, 0, 2, index]);
-            unique(
-                service
-                    .real_servers
-                    .iter_mut()
-                    .map(|server| &mut server.label)
-                    .collect(),
-            );
+            unique(service.real_servers.iter_mut().map(|server| &mut server.label).collect());
             for (host, server) in (1..).zip(&mut service.real_servers) {
                 server.address = IpAddr::from([198, 51, index, host]);
             }

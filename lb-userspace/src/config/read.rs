@@ -20,12 +20,8 @@ pub(super) fn config(tree: &Tree) -> Result<Checked, Vec<Problem>> {
     let config = document(tree, &mut findings);
     let warnings = findings.into_result()?;
     // Whatever leaves no configuration has reported why.
-    let config = config.ok_or_else(|| {
-        vec![Problem::at_start(
-            "no configuration was read",
-            "report this defect",
-        )]
-    })?;
+    let config =
+        config.ok_or_else(|| vec![Problem::at_start("no configuration was read", "report this defect")])?;
     Ok(Checked { config, warnings })
 }
 
@@ -33,19 +29,12 @@ fn document(tree: &Tree, findings: &mut Findings) -> Option<Config> {
     let fields = Fields::open(tree, "the configuration", KEYS, findings)?;
     version(&fields, findings);
     let node = fields
-        .required(
-            "node",
-            "add \"node: { interfaces: [eth0] }\" with the interface's name",
-            findings,
-        )
+        .required("node", "add \"node: { interfaces: [eth0] }\" with the interface's name", findings)
         .and_then(|tree| read_node::node(tree, findings));
     let drafts = services(&fields, findings);
     rules::check(node.as_ref(), &drafts, findings);
     let services: Option<Vec<Service>> = drafts.into_iter().map(|draft| draft.service).collect();
-    Some(Config {
-        node: node?.node,
-        services: services?,
-    })
+    Some(Config { node: node?.node, services: services? })
 }
 
 fn version(fields: &Fields<'_>, findings: &mut Findings) {
@@ -73,16 +62,9 @@ fn services(fields: &Fields<'_>, findings: &mut Findings) -> Vec<read_service::D
     };
     let items = list(tree, "virtual_services", remedy, findings).unwrap_or_default();
     if matches!(&tree.shape, Shape::List(items) if items.is_empty()) {
-        findings.warn(
-            tree.at,
-            "there is no virtual service",
-            "add one to balance anything",
-        );
+        findings.warn(tree.at, "there is no virtual service", "add one to balance anything");
     }
-    items
-        .iter()
-        .map(|item| read_service::service(item, findings))
-        .collect()
+    items.iter().map(|item| read_service::service(item, findings)).collect()
 }
 
 /// A label with the position to blame, for rules about duplicates.

@@ -9,18 +9,8 @@ use super::model::{HealthCheck, HealthKind, StatusRange};
 use super::tree::Tree;
 use super::values::{duration, list, port, quoted, range_of, text, whole, word};
 
-const KEYS: &[&str] = &[
-    "kind",
-    "interval",
-    "timeout",
-    "fall",
-    "rise",
-    "port",
-    "path",
-    "host",
-    "expect_status",
-    "expect_body",
-];
+const KEYS: &[&str] =
+    &["kind", "interval", "timeout", "fall", "rise", "port", "path", "host", "expect_status", "expect_body"];
 const SECOND: Duration = Duration::from_secs(1);
 const MIN_TIMEOUT: Duration = Duration::from_millis(10);
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -63,11 +53,9 @@ pub(super) fn health_check(tree: &Tree, findings: &mut Findings) -> Option<Healt
 fn refuse_what_kind_ignores(fields: &Fields<'_>, kind: HealthKind, findings: &mut Findings) {
     let ignored: &[(&str, &str)] = match kind {
         HealthKind::Http | HealthKind::Https => &[],
-        HealthKind::Tls => &[
-            ("path", "http or https"),
-            ("expect_status", "http or https"),
-            ("expect_body", "http or https"),
-        ],
+        HealthKind::Tls => {
+            &[("path", "http or https"), ("expect_status", "http or https"), ("expect_body", "http or https")]
+        }
         HealthKind::Tcp | HealthKind::None => &[
             ("path", "http or https"),
             ("host", "tls, http or https"),
@@ -90,11 +78,7 @@ fn timeout(fields: &Fields<'_>, interval: Duration, findings: &mut Findings) -> 
         if timeout > interval {
             let (timeout, interval) = (display_duration(timeout), display_duration(interval));
             let what = format!("timeout {timeout} is longer than the interval {interval}");
-            findings.error(
-                tree.at,
-                what,
-                format!("write {interval} or less, or check less often"),
-            );
+            findings.error(tree.at, what, format!("write {interval} or less, or check less often"));
             return None;
         }
         Some(timeout)
@@ -106,11 +90,7 @@ fn path(tree: &Tree, findings: &mut Findings) -> Option<String> {
     let given = text(tree, "path", remedy, findings)?;
     let printable = given.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
     if !given.starts_with('/') || !printable || given.len() > MAX_TEXT {
-        findings.error(
-            tree.at,
-            format!("path {} cannot be requested", quoted(given)),
-            remedy,
-        );
+        findings.error(tree.at, format!("path {} cannot be requested", quoted(given)), remedy);
         return None;
     }
     Some(given.to_owned())
@@ -121,11 +101,7 @@ fn host(tree: &Tree, findings: &mut Findings) -> Option<String> {
     let given = text(tree, "host", remedy, findings)?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     if given.is_empty() || given.len() > MAX_HOST || !given.bytes().all(allowed) {
-        findings.error(
-            tree.at,
-            format!("host {} is not a host name", quoted(given)),
-            remedy,
-        );
+        findings.error(tree.at, format!("host {} is not a host name", quoted(given)), remedy);
         return None;
     }
     Some(given.to_owned())
@@ -135,11 +111,7 @@ fn statuses(tree: &Tree, findings: &mut Findings) -> Option<Vec<StatusRange>> {
     let remedy = "write a list of status codes and ranges, as in [200-399]";
     let items = list(tree, "expect_status", remedy, findings)?;
     if items.is_empty() {
-        findings.error(
-            tree.at,
-            "expect_status is empty, so that no answer would pass",
-            remedy,
-        );
+        findings.error(tree.at, "expect_status is empty, so that no answer would pass", remedy);
         return None;
     }
     let mut ranges = Vec::with_capacity(items.len());
@@ -166,11 +138,7 @@ fn body(tree: &Tree, findings: &mut Findings) -> Option<String> {
     let remedy = format!("write 1 to {MAX_TEXT} bytes of text that a good answer contains");
     let given = text(tree, "expect_body", &remedy, findings)?;
     if given.is_empty() || given.len() > MAX_TEXT {
-        findings.error(
-            tree.at,
-            format!("expect_body is {} bytes long", given.len()),
-            remedy,
-        );
+        findings.error(tree.at, format!("expect_body is {} bytes long", given.len()), remedy);
         return None;
     }
     Some(given.to_owned())

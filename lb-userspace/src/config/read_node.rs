@@ -42,11 +42,9 @@ pub(super) fn node(tree: &Tree, findings: &mut Findings) -> Option<NodeDraft> {
 
 fn interfaces(fields: &Fields<'_>, findings: &mut Findings) -> Vec<String> {
     let remedy = "name one interface, as in [eth0]";
-    let Some(tree) = fields.required(
-        "interfaces",
-        "add \"interfaces: [eth0]\" with the interface's name",
-        findings,
-    ) else {
+    let Some(tree) =
+        fields.required("interfaces", "add \"interfaces: [eth0]\" with the interface's name", findings)
+    else {
         return Vec::new();
     };
     let Some(items) = list(tree, "interfaces", remedy, findings) else {
@@ -56,16 +54,9 @@ fn interfaces(fields: &Fields<'_>, findings: &mut Findings) -> Vec<String> {
         findings.error(tree.at, "interfaces is empty", remedy);
     }
     if let Some(second) = items.get(1) {
-        findings.error(
-            second.at,
-            "more than one interface is not supported in this version yet",
-            remedy,
-        );
+        findings.error(second.at, "more than one interface is not supported in this version yet", remedy);
     }
-    items
-        .iter()
-        .filter_map(|item| interface(item, findings))
-        .collect()
+    items.iter().filter_map(|item| interface(item, findings)).collect()
 }
 
 /// A name that Linux would accept (`dev_valid_name`).
@@ -78,30 +69,17 @@ fn interface(tree: &Tree, findings: &mut Findings) -> Option<String> {
         || matches!(name, "." | "..")
         || name.contains(bad_character);
     if bad {
-        findings.error(
-            tree.at,
-            format!("{} cannot be an interface's name", quoted(name)),
-            remedy,
-        );
+        findings.error(tree.at, format!("{} cannot be an interface's name", quoted(name)), remedy);
         return None;
     }
     Some(name.to_owned())
 }
 
 fn snat_addresses(tree: &Tree, findings: &mut Findings) -> Option<Vec<At<IpAddr>>> {
-    let items = list(
-        tree,
-        "snat_addresses",
-        "write a list, [] for the interface's own address",
-        findings,
-    )?;
+    let items = list(tree, "snat_addresses", "write a list, [] for the interface's own address", findings)?;
     if let Some(first_too_many) = items.get(Node::MAX_SNAT_ADDRESSES) {
         let what = format!("{} SNAT addresses are too many", items.len());
-        findings.error(
-            first_too_many.at,
-            what,
-            format!("keep {} or fewer", Node::MAX_SNAT_ADDRESSES),
-        );
+        findings.error(first_too_many.at, what, format!("keep {} or fewer", Node::MAX_SNAT_ADDRESSES));
     }
     let mut addresses: Vec<At<IpAddr>> = Vec::new();
     for item in items.iter().take(Node::MAX_SNAT_ADDRESSES) {
@@ -109,11 +87,7 @@ fn snat_addresses(tree: &Tree, findings: &mut Findings) -> Option<Vec<At<IpAddr>
             continue;
         };
         if addresses.iter().any(|earlier| earlier.value == found.value) {
-            findings.error(
-                found.at,
-                format!("SNAT address {} is given twice", found.value),
-                "keep one",
-            );
+            findings.error(found.at, format!("SNAT address {} is given twice", found.value), "keep one");
         } else {
             addresses.push(found);
         }
@@ -130,28 +104,16 @@ fn snat_ports(tree: &Tree, findings: &mut Findings) -> Option<PortRange> {
     );
     let given = text(tree, "snat_ports", &remedy, findings)?;
     let Some((first, last)) = range_of(given) else {
-        findings.error(
-            tree.at,
-            format!("snat_ports {} is not a range of ports", quoted(given)),
-            remedy,
-        );
+        findings.error(tree.at, format!("snat_ports {} is not a range of ports", quoted(given)), remedy);
         return None;
     };
     let range = PortRange { first, last };
     if first < PortRange::LOWEST {
-        findings.error(
-            tree.at,
-            format!("snat_ports {range} reaches below {}", PortRange::LOWEST),
-            remedy,
-        );
+        findings.error(tree.at, format!("snat_ports {range} reaches below {}", PortRange::LOWEST), remedy);
         return None;
     }
     if range.count() < PortRange::FEWEST {
-        findings.error(
-            tree.at,
-            format!("snat_ports {range} is only {} ports", range.count()),
-            remedy,
-        );
+        findings.error(tree.at, format!("snat_ports {range} is only {} ports", range.count()), remedy);
         return None;
     }
     if first <= *EPHEMERAL_PORTS.end() && last >= *EPHEMERAL_PORTS.start() {
@@ -168,9 +130,7 @@ fn tables(tree: &Tree, findings: &mut Findings) -> Option<Tables> {
     let fields = Fields::open(tree, "tables", TABLE_KEYS, findings)?;
     let default = Tables::default();
     let mut size = |key: &str, default: u32, range: RangeInclusive<u32>| {
-        fields.or_default(key, default, findings, |tree, findings| {
-            table_size(tree, key, range, findings)
-        })
+        fields.or_default(key, default, findings, |tree, findings| table_size(tree, key, range, findings))
     };
     Some(Tables {
         flows: size("flows", default.flows, 1024..=Tables::MAX_FLOWS),

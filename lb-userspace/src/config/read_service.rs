@@ -29,13 +29,8 @@ const KEYS: &[&str] = &[
 const SERVER_KEYS: &[&str] = &["label", "address", "port", "weight"];
 /// Valid words of the contract, refused until they work.
 const LATER_FORWARDING: &[&str] = &["nat", "dr", "tunnel"];
-const LATER_SCHEDULERS: &[&str] = &[
-    "round-robin",
-    "weighted-round-robin",
-    "least-connections",
-    "weighted-least-connections",
-    "random",
-];
+const LATER_SCHEDULERS: &[&str] =
+    &["round-robin", "weighted-round-robin", "least-connections", "weighted-least-connections", "random"];
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 
@@ -74,23 +69,12 @@ pub(super) fn service(tree: &Tree, findings: &mut Findings) -> Draft {
         .required("label", "add \"label: NAME\"", findings)
         .and_then(|tree| located(tree, label(tree, findings)));
     let address = fields
-        .required(
-            "address",
-            "add \"address: IP\", which clients connect to",
-            findings,
-        )
+        .required("address", "add \"address: IP\", which clients connect to", findings)
         .and_then(|tree| located(tree, address(tree, "address", findings)));
     let ports = ports(&fields, findings);
     let servers = real_servers(&fields, ports.first().map(|port| port.value), findings);
     let service = rest(&fields, label.as_ref(), address, &ports, &servers, findings);
-    Draft {
-        at: fields.at,
-        label,
-        address,
-        ports,
-        servers,
-        service,
-    }
+    Draft { at: fields.at, label, address, ports, servers, service }
 }
 
 fn rest(
@@ -111,20 +95,10 @@ fn rest(
         word(tree, "scheduler", Scheduler::WORDS, LATER_SCHEDULERS, findings)
     });
     let persistence = fields.or_default("persistence", Persistence::default(), findings, persistence);
-    let idle_timeout = fields.or_default(
-        "idle_timeout",
-        Service::IDLE_TIMEOUT,
-        findings,
-        |tree, findings| {
-            duration(
-                tree,
-                "idle_timeout",
-                Duration::from_secs(1),
-                SHORTEST..=LONGEST,
-                findings,
-            )
-        },
-    );
+    let idle_timeout =
+        fields.or_default("idle_timeout", Service::IDLE_TIMEOUT, findings, |tree, findings| {
+            duration(tree, "idle_timeout", Duration::from_secs(1), SHORTEST..=LONGEST, findings)
+        });
     let on_down = fields.or_default("on_down", OnDown::default(), findings, |tree, findings| {
         word(tree, "on_down", OnDown::WORDS, &[], findings)
     });
@@ -166,31 +140,16 @@ fn ports(fields: &Fields<'_>, findings: &mut Findings) -> Vec<At<u16>> {
             "use one virtual service for each port",
         );
     }
-    items
-        .iter()
-        .filter_map(|item| located(item, port(item, findings)))
-        .collect()
+    items.iter().filter_map(|item| located(item, port(item, findings))).collect()
 }
 
 fn persistence(tree: &Tree, findings: &mut Findings) -> Option<Persistence> {
     let fields = Fields::open(tree, "persistence", &["mode", "timeout"], findings)?;
     let sticky = fields.or_default("mode", true, findings, |tree, findings| {
-        word(
-            tree,
-            "persistence mode",
-            &[("source-ip", true), ("none", false)],
-            &[],
-            findings,
-        )
+        word(tree, "persistence mode", &[("source-ip", true), ("none", false)], &[], findings)
     });
     let timeout = fields.or_default("timeout", Persistence::TIMEOUT, findings, |tree, findings| {
-        duration(
-            tree,
-            "timeout",
-            Duration::from_secs(60),
-            SHORTEST..=LONGEST,
-            findings,
-        )
+        duration(tree, "timeout", Duration::from_secs(60), SHORTEST..=LONGEST, findings)
     });
     if sticky {
         return Some(Persistence::SourceIp { timeout });
@@ -233,11 +192,7 @@ fn force_https(fields: &Fields<'_>, protocol: Protocol, findings: &mut Findings)
 }
 
 fn refuse_servers_of_http(fields: &Fields<'_>, protocol: Protocol, findings: &mut Findings) {
-    let Some(Tree {
-        at,
-        shape: Shape::List(servers),
-    }) = fields.get("real_servers")
-    else {
+    let Some(Tree { at, shape: Shape::List(servers) }) = fields.get("real_servers") else {
         return;
     };
     if protocol == Protocol::Http && !servers.is_empty() {
@@ -255,20 +210,12 @@ fn real_servers(fields: &Fields<'_>, service_port: Option<u16>, findings: &mut F
         return Vec::new();
     };
     let items = list(tree, "real_servers", remedy, findings).unwrap_or_default();
-    items
-        .iter()
-        .map(|item| server(item, service_port, findings))
-        .collect()
+    items.iter().map(|item| server(item, service_port, findings)).collect()
 }
 
 fn server(tree: &Tree, service_port: Option<u16>, findings: &mut Findings) -> ServerDraft {
     let Some(fields) = Fields::open(tree, "a real server", SERVER_KEYS, findings) else {
-        return ServerDraft {
-            label: None,
-            address: None,
-            port: None,
-            server: None,
-        };
+        return ServerDraft { label: None, address: None, port: None, server: None };
     };
     let label = fields
         .required("label", "add \"label: NAME\"", findings)
@@ -276,25 +223,15 @@ fn server(tree: &Tree, service_port: Option<u16>, findings: &mut Findings) -> Se
     let address = fields
         .required("address", "add \"address: IP\"", findings)
         .and_then(|tree| located(tree, address(tree, "address", findings)));
-    let port = fields.or_default("port", service_port, findings, |tree, findings| {
-        Some(port(tree, findings))
-    });
+    let port = fields.or_default("port", service_port, findings, |tree, findings| Some(port(tree, findings)));
     let weight = fields.or_default("weight", Server::WEIGHT, findings, |tree, findings| {
         whole(tree, "weight", 0..=Server::MAX_WEIGHT, findings)
     });
     let server = match (&label, &address, port) {
-        (Some(label), Some(address), Some(port)) => Some(Server {
-            label: label.value.clone(),
-            address: address.value,
-            port,
-            weight,
-        }),
+        (Some(label), Some(address), Some(port)) => {
+            Some(Server { label: label.value.clone(), address: address.value, port, weight })
+        }
         _ => None,
     };
-    ServerDraft {
-        label,
-        address,
-        port,
-        server,
-    }
+    ServerDraft { label, address, port, server }
 }

@@ -46,11 +46,7 @@ impl Config {
 }
 
 fn write_service(yaml: &mut String, service: &Service) {
-    let defaults = if service.protocol == Protocol::Http {
-        ignored_by_http()
-    } else {
-        Vec::new()
-    };
+    let defaults = if service.protocol == Protocol::Http { ignored_by_http() } else { Vec::new() };
     let mut indent = "  - ";
     for field in service_fields(service) {
         if !defaults.contains(&field) {
@@ -84,10 +80,8 @@ impl Rendered {
         match self {
             Self::One(text) => text.clone(),
             Self::Map(entries) => {
-                let entries: Vec<String> = entries
-                    .iter()
-                    .map(|(key, value)| format!("{key}: {value}"))
-                    .collect();
+                let entries: Vec<String> =
+                    entries.iter().map(|(key, value)| format!("{key}: {value}")).collect();
                 format!("{{ {} }}", entries.join(", "))
             }
         }
@@ -97,15 +91,9 @@ impl Rendered {
 pub(super) fn node_fields(node: &Node) -> RenderedFields {
     let tables = &node.tables;
     vec![
-        (
-            "interfaces",
-            one(&flow_list(node.interfaces.iter().map(|name| scalar(name)))),
-        ),
+        ("interfaces", one(&flow_list(node.interfaces.iter().map(|name| scalar(name))))),
         ("xdp_mode", one(&node.xdp_mode)),
-        (
-            "snat_addresses",
-            one(&flow_list(node.snat_addresses.iter().map(address))),
-        ),
+        ("snat_addresses", one(&flow_list(node.snat_addresses.iter().map(address)))),
         ("snat_ports", one(&node.snat_ports)),
         (
             "tables",
@@ -134,10 +122,7 @@ pub(super) fn service_fields(service: &Service) -> RenderedFields {
         ("persistence", persistence(service.persistence)),
         ("idle_timeout", one(&display_duration(service.idle_timeout))),
         ("on_down", one(&service.on_down)),
-        (
-            "health_check",
-            Rendered::Map(health_fields(&service.health_check)),
-        ),
+        ("health_check", Rendered::Map(health_fields(&service.health_check))),
     ]);
     fields
 }
@@ -150,10 +135,7 @@ fn ignored_by_http() -> RenderedFields {
         ("persistence", persistence(Persistence::default())),
         ("idle_timeout", one(&display_duration(Service::IDLE_TIMEOUT))),
         ("on_down", one(&OnDown::default())),
-        (
-            "health_check",
-            Rendered::Map(health_fields(&HealthCheck::default())),
-        ),
+        ("health_check", Rendered::Map(health_fields(&HealthCheck::default()))),
     ]
 }
 
@@ -170,10 +152,7 @@ fn persistence(persistence: Persistence) -> Rendered {
     Rendered::Map(match persistence {
         Persistence::None => vec![("mode", "none".to_owned())],
         Persistence::SourceIp { timeout } => {
-            vec![
-                ("mode", "source-ip".to_owned()),
-                ("timeout", display_duration(timeout)),
-            ]
+            vec![("mode", "source-ip".to_owned()), ("timeout", display_duration(timeout))]
         }
     })
 }
@@ -194,16 +173,8 @@ fn health_fields(check: &HealthCheck) -> Vec<(&'static str, String)> {
         fields.extend(check.host.as_deref().map(|host| ("host", scalar(host))));
     }
     if check.kind.asks_http() {
-        fields.push((
-            "expect_status",
-            flow_list(check.expect_status.iter().map(ToString::to_string)),
-        ));
-        fields.extend(
-            check
-                .expect_body
-                .as_deref()
-                .map(|body| ("expect_body", scalar(body))),
-        );
+        fields.push(("expect_status", flow_list(check.expect_status.iter().map(ToString::to_string))));
+        fields.extend(check.expect_body.as_deref().map(|body| ("expect_body", scalar(body))));
     }
     fields
 }
@@ -256,22 +227,9 @@ mod tests {
 
     #[test]
     fn text_that_yaml_would_take_for_something_else_is_quoted() {
-        for text in [
-            "no",
-            "Yes",
-            "1",
-            "1.5",
-            "-",
-            "---",
-            "null",
-            "~",
-            "a b",
-            "a: b",
-            "",
-            ".inf",
-            "2024-01-01",
-            "[x]",
-        ] {
+        for text in
+            ["no", "Yes", "1", "1.5", "-", "---", "null", "~", "a b", "a: b", "", ".inf", "2024-01-01", "[x]"]
+        {
             assert_eq!(scalar(text), format!("\"{text}\""));
         }
         for text in ["Hyperspace_Srv_1", "eth0", "/health/ready", "nobody"] {

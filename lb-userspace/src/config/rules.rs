@@ -52,10 +52,7 @@ fn unique_services(drafts: &[Draft], findings: &mut Findings) {
         if let Some(label) = &draft.label
             && let Some(line) = labels.line_before(&label.value, label.at)
         {
-            let what = format!(
-                "label \"{}\" is the virtual service on line {line} already",
-                label.value
-            );
+            let what = format!("label \"{}\" is the virtual service on line {line} already", label.value);
             findings.error(label.at, what, "give each virtual service its own label");
         }
         let Some(address) = &draft.address else { continue };
@@ -78,19 +75,13 @@ fn unique_servers(draft: &Draft, findings: &mut Findings) {
         if let Some(label) = &server.label
             && let Some(line) = labels.line_before(&label.value, label.at)
         {
-            let what = format!(
-                "label \"{}\" is the real server on line {line} already",
-                label.value
-            );
+            let what = format!("label \"{}\" is the real server on line {line} already", label.value);
             findings.error(label.at, what, "give each real server of a service its own label");
         }
         if let (Some(address), Some(port)) = (&server.address, server.port)
             && let Some(line) = places.line_before((address.value, port), address.at)
         {
-            let what = format!(
-                "{}:{port} is the real server on line {line} already",
-                address.value
-            );
+            let what = format!("{}:{port} is the real server on line {line} already", address.value);
             findings.error(address.at, what, "remove one of them");
         }
     }
@@ -98,13 +89,7 @@ fn unique_servers(draft: &Draft, findings: &mut Findings) {
 
 /// Allowed, because a service may be prepared before its servers; but nobody is served.
 fn useful_servers(draft: &Draft, findings: &mut Findings) {
-    let Some(Service {
-        label,
-        protocol: Protocol::Tcp,
-        real_servers,
-        ..
-    }) = &draft.service
-    else {
+    let Some(Service { label, protocol: Protocol::Tcp, real_servers, .. }) = &draft.service else {
         return;
     };
     if real_servers.is_empty() {
@@ -120,17 +105,11 @@ fn useful_servers(draft: &Draft, findings: &mut Findings) {
 fn families(node: Option<&NodeDraft>, drafts: &[Draft], findings: &mut Findings) {
     let later = |address: &At<IpAddr>, findings: &mut Findings| {
         if address.value.is_ipv6() {
-            let what = format!(
-                "IPv6 address {} is not supported in this version yet",
-                address.value
-            );
+            let what = format!("IPv6 address {} is not supported in this version yet", address.value);
             findings.error(address.at, what, "use an IPv4 address");
         }
     };
-    for source in node
-        .map(|node| node.snat_addresses.as_slice())
-        .unwrap_or_default()
-    {
+    for source in node.map(|node| node.snat_addresses.as_slice()).unwrap_or_default() {
         later(source, findings);
     }
     for draft in drafts {
@@ -158,9 +137,7 @@ fn addresses_apart(node: Option<&NodeDraft>, drafts: &[Draft], findings: &mut Fi
     for address in drafts.iter().filter_map(|draft| draft.address) {
         services.entry(address.value).or_insert(address.at);
     }
-    let snat = node
-        .map(|node| node.snat_addresses.as_slice())
-        .unwrap_or_default();
+    let snat = node.map(|node| node.snat_addresses.as_slice()).unwrap_or_default();
     for draft in drafts {
         for address in draft.servers.iter().filter_map(|server| server.address) {
             if let Some(service) = services.get(&address.value) {
@@ -171,10 +148,8 @@ fn addresses_apart(node: Option<&NodeDraft>, drafts: &[Draft], findings: &mut Fi
                 findings.error(address.at, what, "write the real server's own address");
             }
             if let Some(source) = snat.iter().find(|source| source.value == address.value) {
-                let what = format!(
-                    "address {} is the SNAT address on line {}",
-                    address.value, source.at.line
-                );
+                let what =
+                    format!("address {} is the SNAT address on line {}", address.value, source.at.line);
                 findings.error(address.at, what, "write the real server's own address");
             }
         }
@@ -188,10 +163,7 @@ fn room_for_servers(node: &NodeDraft, drafts: &[Draft], findings: &mut Findings)
     if servers <= room {
         return;
     }
-    let mut addresses = drafts
-        .iter()
-        .flat_map(|draft| &draft.servers)
-        .filter_map(|server| server.address);
+    let mut addresses = drafts.iter().flat_map(|draft| &draft.servers).filter_map(|server| server.address);
     if let Some(first_too_many) = addresses.nth(room) {
         let what = format!("{servers} real servers are more than the endpoints table has room for ({room})");
         let needed = servers.next_power_of_two();

@@ -31,9 +31,7 @@ fn distance(a: &str, b: &str) -> usize {
         let mut row = vec![i];
         for j in 1..=b.len() {
             let same = a[i - 1] == b[j - 1];
-            let mut best = (last[j] + 1)
-                .min(row[j - 1] + 1)
-                .min(last[j - 1] + usize::from(!same));
+            let mut best = (last[j] + 1).min(row[j - 1] + 1).min(last[j - 1] + usize::from(!same));
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
                 best = best.min(before_last[j - 2] + 1);
             }
@@ -48,14 +46,7 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
-    const KEYS: &[&str] = &[
-        "label",
-        "address",
-        "ports",
-        "health_check",
-        "real_servers",
-        "weight",
-    ];
+    const KEYS: &[&str] = &["label", "address", "ports", "health_check", "real_servers", "weight"];
 
     #[test]
     fn a_slip_of_the_hand_is_recognised() {

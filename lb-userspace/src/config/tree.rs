@@ -61,9 +61,7 @@ pub(super) fn parse(text: &str) -> Result<Tree, Problem> {
     }
     let raw: RawTree = serde_yaml::from_str_with_options(text, options()).map_err(|error| problem(&error))?;
     match raw.resolve(text) {
-        Tree {
-            shape: Shape::Null, ..
-        } => Err(empty()),
+        Tree { shape: Shape::Null, .. } => Err(empty()),
         tree => Ok(tree),
     }
 }
@@ -95,18 +93,11 @@ fn options() -> Options {
 fn problem(error: &serde_yaml::Error) -> Problem {
     let at = error.location().map_or(Position::START, position);
     let message = UserMessageFormatter.format_message(error).into_owned();
-    Problem::new(
-        at,
-        format!("not readable as YAML: {message}"),
-        "correct the text here or just before",
-    )
+    Problem::new(at, format!("not readable as YAML: {message}"), "correct the text here or just before")
 }
 
 fn position(location: serde_yaml::Location) -> Position {
-    Position {
-        line: location.line().max(1),
-        column: location.column().max(1),
-    }
+    Position { line: location.line().max(1), column: location.column().max(1) }
 }
 
 /// A node as serde hands it over: scalars that YAML takes for numbers or booleans have lost their spelling,
@@ -130,16 +121,10 @@ impl RawTree {
             RawShape::Typed(guess) => Shape::Text(spelling(text, location).unwrap_or(guess)),
             RawShape::List(items) => Shape::List(items.into_iter().map(|item| item.resolve(text)).collect()),
             RawShape::Map(entries) => Shape::Map(
-                entries
-                    .into_iter()
-                    .map(|(key, value)| (key.resolve(text), value.resolve(text)))
-                    .collect(),
+                entries.into_iter().map(|(key, value)| (key.resolve(text), value.resolve(text))).collect(),
             ),
         };
-        Tree {
-            at: position(location),
-            shape,
-        }
+        Tree { at: position(location), shape }
     }
 }
 
@@ -231,9 +216,7 @@ mod tests {
             Shape::Text(text) => format!("{text:?}"),
             Shape::List(items) => format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(", ")),
             Shape::Map(entries) => {
-                let entries = entries
-                    .iter()
-                    .map(|(key, value)| format!("{}: {}", show(key), show(value)));
+                let entries = entries.iter().map(|(key, value)| format!("{}: {}", show(key), show(value)));
                 format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
             }
         };
@@ -258,26 +241,13 @@ mod tests {
 
     #[test]
     fn a_byte_order_mark_does_not_shift_positions_or_spellings() {
-        assert_eq!(
-            shown("\u{feff}a: off\nb: 0x10"),
-            r#"1:1 {1:1 "a": 1:4 "off", 2:1 "b": 2:4 "0x10"}"#
-        );
+        assert_eq!(shown("\u{feff}a: off\nb: 0x10"), r#"1:1 {1:1 "a": 1:4 "off", 2:1 "b": 2:4 "0x10"}"#);
     }
 
     #[test]
     fn scalars_keep_their_spelling() {
-        for spelled in [
-            "no",
-            "0100",
-            "0x1F",
-            "1_000",
-            "1.50",
-            ".nan",
-            "-.inf",
-            "1e999",
-            "TRUE",
-            "2024-01-01",
-        ] {
+        for spelled in ["no", "0100", "0x1F", "1_000", "1.50", ".nan", "-.inf", "1e999", "TRUE", "2024-01-01"]
+        {
             assert_eq!(parse(spelled).unwrap().shape, Shape::Text(spelled.to_owned()));
         }
     }
@@ -335,24 +305,15 @@ mod tests {
     fn nesting_and_aliases_are_bounded() {
         let deep = "[".repeat(100_000);
         assert!(shown(&deep).starts_with("error 1:17: "), "{}", shown(&deep));
-        let deep_block: String = (0..500)
-            .map(|depth| format!("{}a:\n", " ".repeat(depth)))
-            .collect();
+        let deep_block: String = (0..500).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
         assert!(shown(&deep_block).starts_with("error "), "{}", shown(&deep_block));
 
         let mut laughs = String::from("a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]\n");
         for level in 1..10 {
             let before = format!("*a{}", level - 1);
-            laughs.push_str(&format!(
-                "a{level}: &a{level} [{}]\n",
-                vec![before; 10].join(", ")
-            ));
+            laughs.push_str(&format!("a{level}: &a{level} [{}]\n", vec![before; 10].join(", ")));
         }
-        assert!(
-            shown(&laughs).contains("too large or too complex"),
-            "{}",
-            shown(&laughs)
-        );
+        assert!(shown(&laughs).contains("too large or too complex"), "{}", shown(&laughs));
         assert!(shown("a: &a [*a]").starts_with("error 1:8: "));
     }
 }

@@ -39,11 +39,7 @@ pub(super) fn text<'t>(tree: &'t Tree, what: &str, remedy: &str, findings: &mut 
             None
         }
         other => {
-            findings.error(
-                tree.at,
-                format!("{what} is {}, not a single value", other.name()),
-                remedy,
-            );
+            findings.error(tree.at, format!("{what} is {}, not a single value", other.name()), remedy);
             None
         }
     }
@@ -84,18 +80,10 @@ pub(super) fn word<T: Copy>(
         return Some(*value);
     }
     if later.contains(&given) {
-        findings.error(
-            tree.at,
-            format!("{what} {given} is not supported in this version yet"),
-            all,
-        );
+        findings.error(tree.at, format!("{what} {given} is not supported in this version yet"), all);
     } else {
         let remedy = suggest(given, &names).map_or(all, |near| format!("did you mean \"{near}\"?"));
-        findings.error(
-            tree.at,
-            format!("{} is not a known {what}", quoted(given)),
-            remedy,
-        );
+        findings.error(tree.at, format!("{} is not a known {what}", quoted(given)), remedy);
     }
     None
 }
@@ -116,11 +104,7 @@ pub(super) fn boolean(tree: &Tree, what: &str, findings: &mut Findings) -> Optio
         "true" | "True" | "TRUE" => Some(true),
         "false" | "False" | "FALSE" => Some(false),
         other => {
-            findings.error(
-                tree.at,
-                format!("{what} {} is neither true nor false", quoted(other)),
-                remedy,
-            );
+            findings.error(tree.at, format!("{what} {} is neither true nor false", quoted(other)), remedy);
             None
         }
     }
@@ -141,11 +125,7 @@ where
     let given = text(tree, what, &remedy, findings)?;
     match number(given) {
         None => {
-            findings.error(
-                tree.at,
-                format!("{what} {} is not a whole number", quoted(given)),
-                remedy,
-            );
+            findings.error(tree.at, format!("{what} {} is not a whole number", quoted(given)), remedy);
             None
         }
         Some(value) if value < low || value > high => {
@@ -180,11 +160,7 @@ pub(super) fn duration(
     let remedy = "write numbers with units, as in 500ms, 2s, 60m, 1h30m or 2d";
     let given = text(tree, what, remedy, findings)?;
     let Some(value) = parse_duration(given, bare_unit) else {
-        findings.error(
-            tree.at,
-            format!("{what} {} is not a duration", quoted(given)),
-            remedy,
-        );
+        findings.error(tree.at, format!("{what} {} is not a duration", quoted(given)), remedy);
         return None;
     };
     if range.contains(&value) {
@@ -192,11 +168,7 @@ pub(super) fn duration(
     }
     let (low, high) = (display_duration(*range.start()), display_duration(*range.end()));
     let remedy = format!("write a duration from {low} to {high}");
-    findings.error(
-        tree.at,
-        format!("{what} {} is out of range", display_duration(value)),
-        remedy,
-    );
+    findings.error(tree.at, format!("{what} {} is out of range", display_duration(value)), remedy);
     None
 }
 
@@ -206,11 +178,7 @@ pub(super) fn label(tree: &Tree, findings: &mut Findings) -> Option<Label> {
     match given.parse() {
         Ok(label) => Some(label),
         Err(why) => {
-            findings.error(
-                tree.at,
-                format!("label {} {why}", quoted(given)),
-                InvalidLabel::REMEDY,
-            );
+            findings.error(tree.at, format!("label {} {why}", quoted(given)), InvalidLabel::REMEDY);
             None
         }
     }
@@ -221,11 +189,7 @@ pub(super) fn address(tree: &Tree, what: &str, findings: &mut Findings) -> Optio
     let remedy = "write one IPv4 address, as in 192.168.85.150";
     let given = text(tree, what, remedy, findings)?;
     let Ok(address) = given.parse::<IpAddr>() else {
-        findings.error(
-            tree.at,
-            format!("{what} {} is not an IP address", quoted(given)),
-            remedy,
-        );
+        findings.error(tree.at, format!("{what} {} is not an IP address", quoted(given)), remedy);
         return None;
     };
     match refused_kind(address) {

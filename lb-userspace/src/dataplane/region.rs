@@ -61,18 +61,11 @@ impl<T: Plain> Region<T> {
         let page = 4096;
         let bytes = (length * size_of::<T>()).next_multiple_of(page);
         let bytes = NonZeroUsize::new(bytes).ok_or(nix::Error::EINVAL)?;
-        let protection = if writable {
-            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE
-        } else {
-            ProtFlags::PROT_READ
-        };
+        let protection =
+            if writable { ProtFlags::PROT_READ | ProtFlags::PROT_WRITE } else { ProtFlags::PROT_READ };
         // SAFETY: a fresh mapping, at an address of the kernel's choice; it lives until drop.
         let start = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, map.as_fd(), 0) }?;
-        Ok(Self {
-            start: start.cast(),
-            length,
-            body: Body::Mapped { bytes },
-        })
+        Ok(Self { start: start.cast(), length, body: Body::Mapped { bytes } })
     }
 
     /// `length` zeroed entries on the heap.
@@ -82,11 +75,7 @@ impl<T: Plain> Region<T> {
         let mut memory = vec![0u64; (length * size_of::<T>()).div_ceil(8)].into_boxed_slice();
         // A boxed slice's pointer is never null.
         let start = NonNull::from(&mut *memory).cast();
-        Self {
-            start,
-            length,
-            body: Body::Heap { _memory: memory },
-        }
+        Self { start, length, body: Body::Heap { _memory: memory } }
     }
 
     /// How many entries there are.

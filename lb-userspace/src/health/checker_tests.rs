@@ -48,14 +48,7 @@ impl Servers {
     }
 
     fn probes_of(&self, port: u16) -> Vec<Instant> {
-        self.0
-            .lock()
-            .unwrap()
-            .probes
-            .iter()
-            .filter(|(p, _)| *p == port)
-            .map(|(_, at)| *at)
-            .collect()
+        self.0.lock().unwrap().probes.iter().filter(|(p, _)| *p == port).map(|(_, at)| *at).collect()
     }
 
     fn begin(&self, port: u16) -> Behaviour {
@@ -83,11 +76,7 @@ impl Servers {
             Behaviour::Panicking => panic!("a probe that breaks on purpose"),
         };
         *self.0.lock().unwrap().under_way.entry(target.port()).or_default() -= 1;
-        ProbeResult {
-            outcome,
-            took: Duration::ZERO,
-            certificate_expires: None,
-        }
+        ProbeResult { outcome, took: Duration::ZERO, certificate_expires: None }
     }
 
     fn environment(&self, seed: u64) -> Environment {
@@ -120,24 +109,16 @@ fn knowing(
     known: &[(u32, Verdict)],
 ) -> (Checker, UnboundedReceiver<HealthEvent>) {
     let (sender, receiver) = unbounded_channel();
-    (
-        Checker::new(servers.environment(seed), known.iter().copied().collect(), sender),
-        receiver,
-    )
+    (Checker::new(servers.environment(seed), known.iter().copied().collect(), sender), receiver)
 }
 
 async fn next(events: &mut UnboundedReceiver<HealthEvent>) -> (u32, Verdict) {
-    let event = timeout(Duration::from_secs(60), events.recv())
-        .await
-        .expect("no event")
-        .unwrap();
+    let event = timeout(Duration::from_secs(60), events.recv()).await.expect("no event").unwrap();
     (event.target_id, event.health)
 }
 
 fn drained(events: &mut UnboundedReceiver<HealthEvent>) -> Vec<(u32, Verdict)> {
-    std::iter::from_fn(|| events.try_recv().ok())
-        .map(|event| (event.target_id, event.health))
-        .collect()
+    std::iter::from_fn(|| events.try_recv().ok()).map(|event| (event.target_id, event.health)).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -189,10 +170,7 @@ async fn a_server_that_comes_back_is_up_after_rise_successes() {
     servers.become_(1, Behaviour::Fine);
     let (back, seen) = (Instant::now(), servers.probes_of(1).len());
     let event = events.recv().await.unwrap();
-    assert_eq!(
-        (event.health, event.reason.as_str()),
-        (Verdict::Up, "2 probes in a row succeeded")
-    );
+    assert_eq!((event.health, event.reason.as_str()), (Verdict::Up, "2 probes in a row succeeded"));
     assert_eq!(servers.probes_of(1).len() - seen, 2);
     assert!(back.elapsed() <= 2 * INTERVAL);
 }
@@ -206,25 +184,9 @@ async fn probes_of_one_server_never_overlap_and_keep_their_interval() {
     checker.set_targets(vec![target(1, 1), target(2, 2)]).unwrap();
     sleep(Duration::from_secs(200)).await;
     assert_eq!(servers.0.lock().unwrap().most_at_once, 1);
-    let gaps = |port| {
-        servers
-            .probes_of(port)
-            .windows(2)
-            .map(|w| w[1] - w[0])
-            .collect::<Vec<_>>()
-    };
-    assert!(
-        gaps(1)
-            .iter()
-            .all(|gap| (INTERVAL * 9 / 10..=INTERVAL).contains(gap)),
-        "{:?}",
-        gaps(1)
-    );
-    assert!(
-        gaps(2).iter().all(|gap| *gap < Duration::from_millis(5010)),
-        "{:?}",
-        gaps(2)
-    );
+    let gaps = |port| servers.probes_of(port).windows(2).map(|w| w[1] - w[0]).collect::<Vec<_>>();
+    assert!(gaps(1).iter().all(|gap| (INTERVAL * 9 / 10..=INTERVAL).contains(gap)), "{:?}", gaps(1));
+    assert!(gaps(2).iter().all(|gap| *gap < Duration::from_millis(5010)), "{:?}", gaps(2));
     assert!(gaps(1).len() > 95 && gaps(2).len() > 35);
 }
 
@@ -232,9 +194,7 @@ async fn probes_of_one_server_never_overlap_and_keep_their_interval() {
 async fn the_first_probes_of_many_servers_are_spread_over_the_interval() {
     let servers = Servers::default();
     let (mut checker, _events) = checker(&servers, 9);
-    checker
-        .set_targets((0..200).map(|id| target(u32::from(id), id + 1)).collect())
-        .unwrap();
+    checker.set_targets((0..200).map(|id| target(u32::from(id), id + 1)).collect()).unwrap();
     let begun = Instant::now();
     sleep(INTERVAL).await;
     let mut quarters = [0; 4];
@@ -242,26 +202,16 @@ async fn the_first_probes_of_many_servers_are_spread_over_the_interval() {
         let first = servers.probes_of(port)[0] - begun;
         quarters[usize::try_from(first.as_millis() / 501).unwrap()] += 1;
     }
-    assert!(
-        quarters.iter().all(|count| (25..=75).contains(count)),
-        "{quarters:?}"
-    );
+    assert!(quarters.iter().all(|count| (25..=75).contains(count)), "{quarters:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn known_health_is_adopted_without_an_event_once() {
     let servers = Servers::default();
     let (mut checker, mut events) = knowing(&servers, 1, &[(1, Verdict::Up), (2, Verdict::Down)]);
-    checker
-        .set_targets(vec![target(1, 1), target(2, 2), target(3, 3)])
-        .unwrap();
+    checker.set_targets(vec![target(1, 1), target(2, 2), target(3, 3)]).unwrap();
     let verdicts = |checker: &Checker| -> Vec<_> {
-        checker
-            .table()
-            .all()
-            .iter()
-            .map(|view| view.state.verdict())
-            .collect()
+        checker.table().all().iter().map(|view| view.state.verdict()).collect()
     };
     assert_eq!(verdicts(&checker), [Some(Verdict::Up), Some(Verdict::Down), None]);
     sleep(Duration::from_secs(10)).await;
@@ -288,15 +238,8 @@ async fn unchanged_targets_are_not_disturbed() {
     }
     let probes = servers.probes_of(1);
     assert!(probes.len() - before >= 9);
-    assert!(
-        probes
-            .windows(2)
-            .all(|w| (INTERVAL * 9 / 10..=INTERVAL).contains(&(w[1] - w[0])))
-    );
-    assert_eq!(
-        drained(&mut events).iter().filter(|event| event.0 == 1).count(),
-        1
-    );
+    assert!(probes.windows(2).all(|w| (INTERVAL * 9 / 10..=INTERVAL).contains(&(w[1] - w[0]))));
+    assert_eq!(drained(&mut events).iter().filter(|event| event.0 == 1).count(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -309,12 +252,7 @@ async fn a_new_way_to_check_keeps_health_and_place_in_time() {
     // Reconfigured more often than it is probed: a fresh start each time would hardly ever notice.
     for fall in (2..=3).cycle().take(230) {
         let rhythm = Rhythm::new(INTERVAL, fall, 2).unwrap();
-        let changes = checker
-            .set_targets(vec![TargetSpec {
-                rhythm,
-                ..target(1, 1)
-            }])
-            .unwrap();
+        let changes = checker.set_targets(vec![TargetSpec { rhythm, ..target(1, 1) }]).unwrap();
         assert_eq!((changes.replaced.len(), changes.unchanged.len()), (1, 0));
         sleep(Duration::from_millis(30)).await;
     }
@@ -334,12 +272,7 @@ async fn a_probe_cut_off_by_a_change_is_sent_again_at_once() {
     }
     sleep(TIMEOUT / 2).await;
     let rhythm = Rhythm::new(INTERVAL, 5, 2).unwrap();
-    checker
-        .set_targets(vec![TargetSpec {
-            rhythm,
-            ..target(1, 1)
-        }])
-        .unwrap();
+    checker.set_targets(vec![TargetSpec { rhythm, ..target(1, 1) }]).unwrap();
     sleep(Duration::from_millis(5)).await;
     assert_eq!(servers.probes_of(1).len(), 2);
 }
@@ -391,10 +324,8 @@ async fn dropping_the_checker_ends_probes_and_events() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unchecked_target_is_up_at_once_and_never_probed() {
-    let unchecked = || TargetSpec {
-        probe: ProbeSpec::new(ProbeKind::None, TIMEOUT, None).unwrap(),
-        ..target(1, 1)
-    };
+    let unchecked =
+        || TargetSpec { probe: ProbeSpec::new(ProbeKind::None, TIMEOUT, None).unwrap(), ..target(1, 1) };
     let servers = Servers::default();
     let (mut fresh, mut events) = checker(&servers, 1);
     fresh.set_targets(vec![unchecked()]).unwrap();
@@ -421,10 +352,7 @@ async fn a_number_used_twice_changes_nothing() {
     let servers = Servers::default();
     let (mut checker, _events) = checker(&servers, 1);
     checker.set_targets(vec![target(1, 1)]).unwrap();
-    assert_eq!(
-        checker.set_targets(vec![target(2, 2), target(2, 3)]),
-        Err(DuplicateTarget(2))
-    );
+    assert_eq!(checker.set_targets(vec![target(2, 2), target(2, 3)]), Err(DuplicateTarget(2)));
     assert_eq!(checker.table().all().len(), 1);
 }
 
@@ -485,15 +413,8 @@ async fn a_real_listener_that_closes_is_down_in_time_and_up_again_when_it_return
     let _ = server.await;
     let died = Instant::now();
     let event = events.recv().await.unwrap();
-    assert_eq!(
-        (event.health, event.reason.as_str()),
-        (Verdict::Down, "connection refused")
-    );
-    assert!(
-        died.elapsed() < 3 * interval + Duration::from_secs(1),
-        "{:?}",
-        died.elapsed()
-    );
+    assert_eq!((event.health, event.reason.as_str()), (Verdict::Down, "connection refused"));
+    assert!(died.elapsed() < 3 * interval + Duration::from_secs(1), "{:?}", died.elapsed());
 
     let _listener = TcpListener::bind(address).await.unwrap();
     assert_eq!(next(&mut events).await, (1, Verdict::Up));

@@ -56,10 +56,7 @@ pub(super) async fn get(
     driver.spawn(connection);
 
     let request = request(check, target, default_port)?;
-    let response = sender
-        .send_request(request)
-        .await
-        .map_err(|error| words::http(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| words::http(&error))?;
     let status = response.status().as_u16();
     if !check.expect_status.contains(status) {
         return Err(format!("status {status}, expected {}", check.expect_status));
@@ -69,10 +66,7 @@ pub(super) async fn get(
         progress.phase = Phase::ReadingBody;
         find(&mut body, expected).await?;
     }
-    Ok(Rest {
-        body,
-        _driver: driver,
-    })
+    Ok(Rest { body, _driver: driver })
 }
 
 fn request(
@@ -88,10 +82,7 @@ fn request(
         .and_then(|host| {
             Request::get(check.path.as_str())
                 .header(HOST, host)
-                .header(
-                    USER_AGENT,
-                    concat!("steadfast-health/", env!("CARGO_PKG_VERSION")),
-                )
+                .header(USER_AGENT, concat!("steadfast-health/", env!("CARGO_PKG_VERSION")))
                 .header(ACCEPT, "*/*")
                 .header(CONNECTION, "close")
                 .body(Empty::new())
@@ -127,9 +118,7 @@ async fn find(body: &mut Incoming, expected: &str) -> Result<(), String> {
             return Ok(());
         }
     }
-    Err(format!(
-        "the first 64 KiB of the body do not contain {expected:?}"
-    ))
+    Err(format!("the first 64 KiB of the body do not contain {expected:?}"))
 }
 
 #[cfg(test)]

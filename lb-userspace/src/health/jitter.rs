@@ -53,21 +53,14 @@ mod tests {
             assert!(first < INTERVAL);
             tenths[usize::try_from(first.as_millis() / 200).unwrap()] += 1;
         }
-        assert!(
-            tenths.iter().all(|count| (800..1200).contains(count)),
-            "{tenths:?}"
-        );
+        assert!(tenths.iter().all(|count| (800..1200).contains(count)), "{tenths:?}");
     }
 
     #[test]
     fn rounds_are_shortened_by_at_most_a_tenth_and_never_lengthened() {
         let mut jitter = Jitter::new(1, 2);
         let rounds: Vec<_> = (0..10_000).map(|_| jitter.shorten(INTERVAL)).collect();
-        assert!(
-            rounds
-                .iter()
-                .all(|round| (Duration::from_millis(1800)..INTERVAL).contains(round))
-        );
+        assert!(rounds.iter().all(|round| (Duration::from_millis(1800)..INTERVAL).contains(round)));
         let (min, max) = (rounds.iter().min().unwrap(), rounds.iter().max().unwrap());
         assert!(*max - *min > Duration::from_millis(170), "{min:?} {max:?}");
     }

@@ -39,15 +39,8 @@ pub fn changes(
             return Err(DuplicateTarget(id));
         }
     }
-    let removed = current
-        .keys()
-        .filter(|id| !wanted.contains_key(id))
-        .copied()
-        .collect();
-    let mut changes = Changes {
-        removed,
-        ..Changes::default()
-    };
+    let removed = current.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
+    let mut changes = Changes { removed, ..Changes::default() };
     for (id, spec) in wanted {
         match current.get(&id) {
             None => changes.added.push(spec),

@@ -40,10 +40,7 @@ pub struct ProbeResult {
 /// It takes the specified timeout and 0.2 s for closing, at most. Dropping it ends it at once.
 pub async fn probe(spec: &ProbeSpec, target: SocketAddr) -> ProbeResult {
     let started = Instant::now();
-    let mut progress = Progress {
-        phase: Phase::Connecting,
-        certificate_expires: None,
-    };
+    let mut progress = Progress { phase: Phase::Connecting, certificate_expires: None };
     let attempt = timeout(spec.timeout, attempt(spec, target, &mut progress)).await;
     let took = started.elapsed();
     let outcome = match attempt {
@@ -55,11 +52,7 @@ pub async fn probe(spec: &ProbeSpec, target: SocketAddr) -> ProbeResult {
         Ok(Err(reason)) => Outcome::Failed(reason),
         Err(_) => Outcome::Failed(format!("timed out after {:?} {}", spec.timeout, progress.phase)),
     };
-    ProbeResult {
-        outcome,
-        took,
-        certificate_expires: progress.certificate_expires,
-    }
+    ProbeResult { outcome, took, certificate_expires: progress.certificate_expires }
 }
 
 /// How far a probe came.
@@ -118,11 +111,7 @@ fn sni(check: &HttpCheck) -> Option<&TlsName> {
 }
 
 async fn connect(spec: &ProbeSpec, target: SocketAddr) -> Result<TcpStream, String> {
-    let socket = if target.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    };
+    let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
     let socket = socket.map_err(|error| format!("no socket on this machine: {error}"))?;
     if let Some(source) = spec.source {
         // The port is chosen on connecting, where it only has to be unique for this target: a
@@ -132,10 +121,7 @@ async fn connect(spec: &ProbeSpec, target: SocketAddr) -> Result<TcpStream, Stri
         let bound = socket.bind(SocketAddr::new(source, 0));
         bound.map_err(|error| format!("cannot connect from source address {source}: {error}"))?;
     }
-    socket
-        .connect(target)
-        .await
-        .map_err(|error| words::socket(&error))
+    socket.connect(target).await.map_err(|error| words::socket(&error))
 }
 
 async fn connect_tls(

@@ -71,11 +71,7 @@ async fn answer_request(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), answ
 }
 
 async fn closed_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .await
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
 fn http(path: &str, host: Option<&str>, body: Option<&str>) -> HttpCheck {
@@ -97,10 +93,7 @@ fn certificate(not_after_year: i32) -> Certificate {
     params.not_after = rcgen::date_time_ymd(not_after_year, 2, 3);
     let key = rcgen::KeyPair::generate().unwrap();
     let der = params.self_signed(&key).unwrap().der().clone();
-    Certificate {
-        der,
-        key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-    }
+    Certificate { der, key: PrivateKeyDer::try_from(key.serialize_der()).unwrap() }
 }
 
 fn server_config(
@@ -133,25 +126,15 @@ async fn tls_server(
 #[tokio::test]
 async fn no_probe_sends_nothing_and_is_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    assert_eq!(
-        outcome(ProbeKind::None, PATIENT, listener.local_addr().unwrap()).await,
-        Outcome::Ok
-    );
-    assert!(
-        tokio::time::timeout(Duration::from_millis(50), listener.accept())
-            .await
-            .is_err()
-    );
+    assert_eq!(outcome(ProbeKind::None, PATIENT, listener.local_addr().unwrap()).await, Outcome::Ok);
+    assert!(tokio::time::timeout(Duration::from_millis(50), listener.accept()).await.is_err());
 }
 
 #[tokio::test]
 async fn an_open_port_is_up_and_a_closed_one_is_refused() {
     let (address, _server) = silent().await;
     assert_eq!(outcome(ProbeKind::Tcp, PATIENT, address).await, Outcome::Ok);
-    assert_eq!(
-        outcome(ProbeKind::Tcp, PATIENT, closed_port().await).await,
-        failed("connection refused")
-    );
+    assert_eq!(outcome(ProbeKind::Tcp, PATIENT, closed_port().await).await, failed("connection refused"));
 }
 
 #[tokio::test]
@@ -199,10 +182,7 @@ async fn the_source_address_is_the_one_asked_for() {
         let Outcome::Failed(reason) = probe(&spec, address).await.outcome else {
             panic!("connected from {elsewhere}")
         };
-        assert!(
-            reason.starts_with(&format!("cannot connect from source address {elsewhere}: ")),
-            "{reason}"
-        );
+        assert!(reason.starts_with(&format!("cannot connect from source address {elsewhere}: ")), "{reason}");
     }
 }
 
@@ -237,11 +217,7 @@ async fn a_tls_probe_asks_for_the_given_name() {
 fn a_certificate_without_end_expires_at_the_end_of_time() {
     let mut params = rcgen::CertificateParams::new(vec![]).unwrap();
     params.not_after = rcgen::date_time_ymd(9999, 12, 31);
-    let der = params
-        .self_signed(&rcgen::KeyPair::generate().unwrap())
-        .unwrap()
-        .der()
-        .clone();
+    let der = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone();
     assert_eq!(expiry(&der), Some(jiff::Timestamp::MAX));
     assert_eq!(expiry(&CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])), None);
 }
@@ -259,10 +235,7 @@ impl ResolvesServerCert for Fixed {
 async fn a_server_without_its_certificates_key_is_down() {
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
         let provider = ring::default_provider();
-        let wrong_key = provider
-            .key_provider
-            .load_private_key(certificate(2031).key)
-            .unwrap();
+        let wrong_key = provider.key_provider.load_private_key(certificate(2031).key).unwrap();
         let pair = CertifiedKey::new(vec![certificate(2031).der], wrong_key);
         let config = ServerConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(&[version])
@@ -296,10 +269,7 @@ async fn a_tls_probe_of_something_else_says_so() {
         while stream.read_u8().await.is_ok() {}
     })
     .await;
-    assert_eq!(
-        outcome(tls(), PATIENT, address).await,
-        failed("the answer is not TLS")
-    );
+    assert_eq!(outcome(tls(), PATIENT, address).await, failed("the answer is not TLS"));
 
     let (address, _server) = listener(|mut stream| async move {
         let _ = stream.read(&mut [0; 4096]).await;
@@ -312,10 +282,7 @@ async fn a_tls_probe_of_something_else_says_so() {
     let late = probing(tls(), HASTY, address).await;
     assert_eq!(late.outcome, failed("timed out after 150ms during TLS handshake"));
     assert!(late.took < Duration::from_secs(1), "{late:?}");
-    assert_eq!(
-        outcome(tls(), PATIENT, closed_port().await).await,
-        failed("connection refused")
-    );
+    assert_eq!(outcome(tls(), PATIENT, closed_port().await).await, failed("connection refused"));
 }
 
 #[tokio::test]
@@ -324,21 +291,12 @@ async fn an_http_probe_asks_for_its_path_and_host() {
     let kind = ProbeKind::Http(http("/MyChart/health?x=1", Some("mychart.example:8080"), None));
     assert_eq!(outcome(kind, PATIENT, address).await, Outcome::Ok);
     let request = server.await.unwrap().to_ascii_lowercase();
-    assert!(
-        request.starts_with("get /mychart/health?x=1 http/1.1\r\n"),
-        "{request}"
-    );
-    assert!(
-        request.contains("\r\nhost: mychart.example:8080\r\n"),
-        "{request}"
-    );
+    assert!(request.starts_with("get /mychart/health?x=1 http/1.1\r\n"), "{request}");
+    assert!(request.contains("\r\nhost: mychart.example:8080\r\n"), "{request}");
     assert!(request.contains("\r\nconnection: close\r\n"), "{request}");
 
     let (address, server) = answering("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
-    assert_eq!(
-        outcome(ProbeKind::Http(http("/", None, None)), PATIENT, address).await,
-        Outcome::Ok
-    );
+    assert_eq!(outcome(ProbeKind::Http(http("/", None, None)), PATIENT, address).await, Outcome::Ok);
     let request = server.await.unwrap().to_ascii_lowercase();
     assert!(request.contains(&format!("\r\nhost: {address}\r\n")), "{request}");
 }
@@ -350,19 +308,11 @@ async fn the_status_decides() {
         (399, vec![], Outcome::Ok),
         (503, vec![], failed("status 503, expected 200-399")),
         (401, vec![200..=299, 401..=401], Outcome::Ok),
-        (
-            302,
-            vec![200..=299, 401..=401],
-            failed("status 302, expected 200-299, 401"),
-        ),
+        (302, vec![200..=299, 401..=401], failed("status 302, expected 200-299, 401")),
     ] {
         let (address, _server) = answering(format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n")).await;
         let check = HttpCheck::new("/", None, expected, None).unwrap();
-        assert_eq!(
-            outcome(ProbeKind::Http(check), PATIENT, address).await,
-            result,
-            "{status}"
-        );
+        assert_eq!(outcome(ProbeKind::Http(check), PATIENT, address).await, result, "{status}");
     }
 }
 
@@ -372,10 +322,7 @@ async fn the_body_decides_even_in_pieces() {
     assert_eq!(outcome(http_body("is OK"), PATIENT, address).await, Outcome::Ok);
 
     let (address, _server) = answering("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nnot at a.").await;
-    assert_eq!(
-        outcome(http_body("OK"), PATIENT, address).await,
-        failed("the body does not contain \"OK\"")
-    );
+    assert_eq!(outcome(http_body("OK"), PATIENT, address).await, failed("the body does not contain \"OK\""));
 
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nserv\r\n1\r\ni\r\n8\r\nce ready\r\n0\r\n\r\n";
     let (address, _server) = answering(chunked).await;
@@ -400,9 +347,7 @@ async fn only_the_first_64_kib_of_a_body_count() {
 async fn a_body_that_drips_is_timed_out_only_when_it_matters() {
     let dripping = || {
         listener(|mut stream| async move {
-            let _ = stream
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-                .await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n").await;
             while stream.write_all(b".").await.is_ok() {
                 sleep(Duration::from_millis(20)).await;
             }
@@ -414,34 +359,22 @@ async fn a_body_that_drips_is_timed_out_only_when_it_matters() {
         failed("timed out after 150ms reading the body")
     );
     let (address, _server) = dripping().await;
-    assert_eq!(
-        outcome(ProbeKind::Http(http("/", None, None)), HASTY, address).await,
-        Outcome::Ok
-    );
+    assert_eq!(outcome(ProbeKind::Http(http("/", None, None)), HASTY, address).await, Outcome::Ok);
 }
 
 #[tokio::test]
 async fn an_http_probe_of_something_else_says_so() {
     let get = || ProbeKind::Http(http("/", None, None));
     let (address, _server) = answering("SSH-2.0-OpenSSH_9.2\r\n").await;
-    assert_eq!(
-        outcome(get(), PATIENT, address).await,
-        failed("the answer is not HTTP")
-    );
+    assert_eq!(outcome(get(), PATIENT, address).await, failed("the answer is not HTTP"));
     let (address, _server) = answering(b"\x15\x03\x01\x00\x02\x02\x46".to_vec()).await;
-    assert_eq!(
-        outcome(get(), PATIENT, address).await,
-        failed("the answer is not HTTP")
-    );
+    assert_eq!(outcome(get(), PATIENT, address).await, failed("the answer is not HTTP"));
     let (address, _server) = answering("").await;
     let closed = failed("the server closed the connection before the answer was complete");
     assert_eq!(outcome(get(), PATIENT, address).await, closed);
     let (address, _server) =
         answering(format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(300_000))).await;
-    assert_eq!(
-        outcome(get(), PATIENT, address).await,
-        failed("the answer's header fields are too large")
-    );
+    assert_eq!(outcome(get(), PATIENT, address).await, failed("the answer's header fields are too large"));
     let (address, _server) = silent().await;
     let late = failed("timed out after 150ms waiting for the HTTP answer");
     assert_eq!(outcome(get(), HASTY, address).await, late);
@@ -458,10 +391,7 @@ async fn a_server_that_speaks_before_it_is_asked_is_down_with_a_reason() {
     else {
         panic!("taken for HTTP");
     };
-    assert!(
-        !reason.contains("timed out") && !reason.contains("closed"),
-        "{reason}"
-    );
+    assert!(!reason.contains("timed out") && !reason.contains("closed"), "{reason}");
 }
 
 #[tokio::test]
@@ -472,18 +402,10 @@ async fn an_https_probe_speaks_http_inside_tls_and_reports_expiry_also_when_it_f
     let (address, server) = serve("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
     let result = probing(ProbeKind::Https(check()), PATIENT, address).await;
     assert_eq!(result.outcome, Outcome::Ok);
-    assert_eq!(
-        result.certificate_expires.unwrap().to_string(),
-        "2031-02-03T00:00:00Z"
-    );
+    assert_eq!(result.certificate_expires.unwrap().to_string(), "2031-02-03T00:00:00Z");
     let (name, request) = server.await.unwrap().unwrap();
     assert_eq!(name, "mychart.example");
-    assert!(
-        request
-            .to_ascii_lowercase()
-            .contains("\r\nhost: mychart.example:8443\r\n"),
-        "{request}"
-    );
+    assert!(request.to_ascii_lowercase().contains("\r\nhost: mychart.example:8443\r\n"), "{request}");
 
     let (address, _server) = serve("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n").await;
     let result = probing(ProbeKind::Https(check()), PATIENT, address).await;

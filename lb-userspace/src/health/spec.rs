@@ -48,10 +48,7 @@ impl Rhythm {
         }
         let fall = NonZeroU32::new(fall).ok_or(SpecError::Zero("fall"))?;
         let rise = NonZeroU32::new(rise).ok_or(SpecError::Zero("rise"))?;
-        Ok(Self {
-            interval,
-            thresholds: Thresholds { fall, rise },
-        })
+        Ok(Self { interval, thresholds: Thresholds { fall, rise } })
     }
 }
 
@@ -73,11 +70,7 @@ impl ProbeSpec {
         if timeout < SHORTEST {
             return Err(SpecError::TooShort("timeout", timeout));
         }
-        Ok(Self {
-            kind,
-            timeout,
-            source,
-        })
+        Ok(Self { kind, timeout, source })
     }
 }
 
@@ -166,10 +159,7 @@ impl StatusRanges {
         if ranges.is_empty() {
             ranges.push(200..=399);
         }
-        match ranges
-            .iter()
-            .find(|r| r.is_empty() || *r.start() < 100 || *r.end() > 599)
-        {
+        match ranges.iter().find(|r| r.is_empty() || *r.start() < 100 || *r.end() > 599) {
             Some(bad) => Err(SpecError::Status(bad.clone())),
             None => Ok(Self(ranges)),
         }
@@ -229,10 +219,7 @@ mod tests {
         assert_eq!(Rhythm::new(second, 3, 0).unwrap_err(), SpecError::Zero("rise"));
         assert!(ProbeSpec::new(ProbeKind::Tcp, Duration::ZERO, None).is_err());
         assert!(TlsName::new("not a name").is_err());
-        assert_eq!(
-            http("health", None, vec![]),
-            Err(SpecError::Path("health".to_owned()))
-        );
+        assert_eq!(http("health", None, vec![]), Err(SpecError::Path("health".to_owned())));
         for path in ["", "/a b", "/\r\nX: y", "/\u{e9}"] {
             assert!(http(path, None, vec![]).is_err(), "{path:?}");
         }
@@ -242,35 +229,17 @@ mod tests {
         #[expect(clippy::reversed_empty_ranges, reason = "the mistake that is to be refused")]
         let ranges = [300..=200, 0..=99, 200..=600];
         for range in ranges {
-            assert_eq!(
-                http("/", None, vec![range.clone()]),
-                Err(SpecError::Status(range))
-            );
+            assert_eq!(http("/", None, vec![range.clone()]), Err(SpecError::Status(range)));
         }
     }
 
     #[test]
     fn ordinary_specifications_are_taken() {
-        for host in [
-            "mychart.example",
-            "mychart.example:8443",
-            "10.0.0.1",
-            "[2001:db8::1]:443",
-            "epic_prd",
-        ] {
-            assert!(
-                HttpCheck::new("/a?b=c", Some(host), vec![200..=204], None).is_ok(),
-                "{host}"
-            );
+        for host in ["mychart.example", "mychart.example:8443", "10.0.0.1", "[2001:db8::1]:443", "epic_prd"] {
+            assert!(HttpCheck::new("/a?b=c", Some(host), vec![200..=204], None).is_ok(), "{host}");
         }
         let default = HttpCheck::new("/", None, vec![], Some(String::new())).unwrap();
-        assert_eq!(
-            (default.expect_status.to_string().as_str(), &default.expect_body),
-            ("200-399", &None)
-        );
-        assert_eq!(
-            StatusRanges::new(vec![200..=200, 300..=399]).unwrap().to_string(),
-            "200, 300-399"
-        );
+        assert_eq!((default.expect_status.to_string().as_str(), &default.expect_body), ("200-399", &None));
+        assert_eq!(StatusRanges::new(vec![200..=200, 300..=399]).unwrap().to_string(), "200, 300-399");
     }
 }

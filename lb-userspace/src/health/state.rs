@@ -122,13 +122,7 @@ impl State {
 }
 
 fn come_up(reason: String) -> (State, Option<Transition>) {
-    (
-        State::Up { failures: 0 },
-        Some(Transition {
-            to: Verdict::Up,
-            reason,
-        }),
-    )
+    (State::Up { failures: 0 }, Some(Transition { to: Verdict::Up, reason }))
 }
 
 fn fail(
@@ -141,13 +135,7 @@ fn fail(
     if failures < thresholds.fall.get() {
         return (stay(failures), None);
     }
-    (
-        State::Down { successes: 0 },
-        Some(Transition {
-            to: Verdict::Down,
-            reason: why.to_owned(),
-        }),
-    )
+    (State::Down { successes: 0 }, Some(Transition { to: Verdict::Down, reason: why.to_owned() }))
 }
 
 #[cfg(test)]
@@ -157,10 +145,7 @@ mod tests {
     use super::*;
 
     fn thresholds(fall: u32, rise: u32) -> Thresholds {
-        Thresholds {
-            fall: fall.try_into().unwrap(),
-            rise: rise.try_into().unwrap(),
-        }
+        Thresholds { fall: fall.try_into().unwrap(), rise: rise.try_into().unwrap() }
     }
 
     #[test]
@@ -189,11 +174,7 @@ mod tests {
             (Down { successes: u32::MAX }, &ok, Up { failures: 0 }, up),
         ] {
             let (found, transition) = state.after(event, thresholds(3, 2));
-            assert_eq!(
-                (found, transition.map(|t| t.to)),
-                (next, to),
-                "{state:?} {event:?}"
-            );
+            assert_eq!((found, transition.map(|t| t.to)), (next, to), "{state:?} {event:?}");
         }
     }
 

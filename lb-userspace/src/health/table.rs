@@ -89,10 +89,7 @@ impl HealthTable {
 
 impl Ledger {
     pub(super) fn new(events: UnboundedSender<HealthEvent>) -> Self {
-        Self {
-            table: HealthTable::default(),
-            events,
-        }
+        Self { table: HealthTable::default(), events }
     }
 
     pub(super) fn table(&self) -> &HealthTable {
@@ -110,10 +107,7 @@ impl Ledger {
         first: Instant,
     ) -> Instant {
         let mut rows = self.table.write();
-        if let Some(row) = rows
-            .get_mut(&spec.id)
-            .filter(|row| row.view.address == spec.address)
-        {
+        if let Some(row) = rows.get_mut(&spec.id).filter(|row| row.view.address == spec.address) {
             row.generation = generation;
             row.due = row.due.min(first);
             return row.due;
@@ -126,14 +120,7 @@ impl Ledger {
             last: None,
             certificate_expires: None,
         };
-        rows.insert(
-            spec.id,
-            Row {
-                view,
-                generation,
-                due: first,
-            },
-        );
+        rows.insert(spec.id, Row { view, generation, due: first });
         first
     }
 
@@ -147,15 +134,7 @@ impl Ledger {
         row.view.state = State::adopted(Verdict::Up);
         if was != Some(Verdict::Up) {
             let reason = "no health check is configured: taken as up".to_owned();
-            self.tell(
-                row,
-                Transition {
-                    to: Verdict::Up,
-                    reason,
-                },
-                at,
-                None,
-            );
+            self.tell(row, Transition { to: Verdict::Up, reason }, at, None);
         }
     }
 
@@ -179,11 +158,7 @@ impl Ledger {
         if result.certificate_expires.is_some() {
             row.view.certificate_expires = result.certificate_expires;
         }
-        row.view.last = Some(LastProbe {
-            at,
-            took: result.took,
-            outcome: result.outcome,
-        });
+        row.view.last = Some(LastProbe { at, took: result.took, outcome: result.outcome });
         if let Some(transition) = transition {
             self.tell(row, transition, at, result.certificate_expires);
         }
@@ -231,18 +206,11 @@ mod tests {
         ledger.enter(&spec, 2, None, now);
         let record = |generation| {
             let outcome = Outcome::Failed("late".to_owned());
-            let result = ProbeResult {
-                outcome,
-                took: second,
-                certificate_expires: None,
-            };
+            let result = ProbeResult { outcome, took: second, certificate_expires: None };
             ledger.record(&spec, generation, result, Timestamp::UNIX_EPOCH, now)
         };
         assert!(!record(1));
-        assert_eq!(
-            (ledger.table().get(1).unwrap().last, events.try_recv().ok()),
-            (None, None)
-        );
+        assert_eq!((ledger.table().get(1).unwrap().last, events.try_recv().ok()), (None, None));
         assert!(record(2));
         assert_eq!(events.try_recv().unwrap().health, Verdict::Down);
         ledger.remove(1);

@@ -38,9 +38,7 @@ pub(super) async fn handshake(
         Inside::Nothing => &*PLAIN,
         Inside::Http => &*HTTPS,
     };
-    let config = config
-        .as_ref()
-        .map_err(|error| format!("this machine cannot speak TLS: {error}"))?;
+    let config = config.as_ref().map_err(|error| format!("this machine cannot speak TLS: {error}"))?;
     let connected = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
     let stream = connected.map_err(|error| words::handshake(&error))?;
     let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -53,19 +51,13 @@ pub(super) async fn handshake(
 pub(super) fn expiry(certificate: &CertificateDer<'_>) -> Option<Timestamp> {
     let (_, certificate) = parse_x509_certificate(certificate).ok()?;
     let seconds = certificate.validity().not_after.timestamp();
-    let nearest = if seconds > 0 {
-        Timestamp::MAX
-    } else {
-        Timestamp::MIN
-    };
+    let nearest = if seconds > 0 { Timestamp::MAX } else { Timestamp::MIN };
     Some(Timestamp::from_second(seconds).unwrap_or(nearest))
 }
 
 fn client_config(alpn: &[&[u8]]) -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = AnyCertificate {
-        algorithms: provider.signature_verification_algorithms,
-    };
+    let verifier = AnyCertificate { algorithms: provider.signature_verification_algorithms };
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .dangerous()

@@ -38,23 +38,14 @@ fn inner_tls(error: &io::Error) -> Option<&rustls::Error> {
 fn tls(error: &rustls::Error) -> String {
     match error {
         rustls::Error::AlertReceived(alert) => {
-            format!(
-                "the server refused TLS with the alert \"{}\"",
-                spaced(&format!("{alert:?}"))
-            )
+            format!("the server refused TLS with the alert \"{}\"", spaced(&format!("{alert:?}")))
         }
         rustls::Error::InvalidMessage(_) => "the answer is not TLS".to_owned(),
         rustls::Error::PeerIncompatible(why) => {
-            format!(
-                "no TLS version or cipher in common ({})",
-                spaced(&format!("{why:?}"))
-            )
+            format!("no TLS version or cipher in common ({})", spaced(&format!("{why:?}")))
         }
         rustls::Error::InvalidCertificate(why) => {
-            format!(
-                "the server's certificate does not fit its handshake ({})",
-                spaced(&format!("{why:?}"))
-            )
+            format!("the server's certificate does not fit its handshake ({})", spaced(&format!("{why:?}")))
         }
         other => format!("TLS failed: {other}"),
     }
@@ -68,9 +59,7 @@ pub(super) fn http(error: &hyper::Error) -> String {
     if error.is_parse() {
         return "the answer is not HTTP".to_owned();
     }
-    let socket_error = error
-        .source()
-        .and_then(|source| source.downcast_ref::<io::Error>());
+    let socket_error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     let cut = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
     if cut || socket_error.is_some_and(|error| error.kind() == ErrorKind::UnexpectedEof) {
         return "the server closed the connection before the answer was complete".to_owned();

@@ -100,17 +100,10 @@ impl Net {
     /// # Errors
     /// A netlink error, in words.
     pub async fn addresses(&self, index: u32) -> Result<Vec<Address>, NetError> {
-        let messages: Vec<AddressMessage> = self
-            .handle
-            .address()
-            .get()
-            .set_link_index_filter(index)
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| {
-                NetError::netlink(format!("listing the addresses of interface {index}"), error)
-            })?;
+        let messages: Vec<AddressMessage> =
+            self.handle.address().get().set_link_index_filter(index).execute().try_collect().await.map_err(
+                |error| NetError::netlink(format!("listing the addresses of interface {index}"), error),
+            )?;
         Ok(messages.iter().filter_map(Address::from_message).collect())
     }
 
@@ -123,18 +116,10 @@ impl Net {
     /// The kernel's refusal, in words.
     pub async fn add_address(&self, index: u32, address: IpAddr) -> Result<Added, NetError> {
         // The kernel takes 192.0.2.1/32 beside 192.0.2.1/24 as a second address: look first.
-        if self
-            .addresses(index)
-            .await?
-            .iter()
-            .any(|present| present.address == address)
-        {
+        if self.addresses(index).await?.iter().any(|present| present.address == address) {
             return Ok(Added::AlreadyThere);
         }
-        let mut request = self
-            .handle
-            .address()
-            .add(index, address, Family::of(address).host_prefix());
+        let mut request = self.handle.address().add(index, address, Family::of(address).host_prefix());
         if address.is_ipv6() {
             let mut lifetimes = CacheInfo::default();
             lifetimes.ifa_valid = u32::MAX;
@@ -146,11 +131,7 @@ impl Net {
             Ok(()) => Ok(Added::ByUs),
             Err(error) => {
                 let error = NetError::netlink(format!("adding {address} to interface {index}"), error);
-                if error.errno() == Some(libc::EEXIST) {
-                    Ok(Added::AlreadyThere)
-                } else {
-                    Err(error)
-                }
+                if error.errno() == Some(libc::EEXIST) { Ok(Added::AlreadyThere) } else { Err(error) }
             }
         }
     }
@@ -168,19 +149,12 @@ impl Net {
             Family::V4 => AddressFamily::Inet,
             Family::V6 => AddressFamily::Inet6,
         };
-        message.attributes = vec![
-            AddressAttribute::Address(address),
-            AddressAttribute::Local(address),
-        ];
+        message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
         match self.handle.address().del(message).execute().await {
             Ok(()) => Ok(Removed::ByUs),
             Err(error) => {
                 let error = NetError::netlink(format!("removing {address} from interface {index}"), error);
-                if error.errno() == Some(libc::EADDRNOTAVAIL) {
-                    Ok(Removed::NotThere)
-                } else {
-                    Err(error)
-                }
+                if error.errno() == Some(libc::EADDRNOTAVAIL) { Ok(Removed::NotThere) } else { Err(error) }
             }
         }
     }
@@ -244,10 +218,7 @@ mod tests {
     #[test]
     fn the_primary_address_is_the_first_global_one_of_the_family() {
         let list = [
-            Address {
-                global: false,
-                ..plain("169.254.1.1", 16)
-            },
+            Address { global: false, ..plain("169.254.1.1", 16) },
             plain("2001:db8::5", 64),
             plain("192.0.2.5", 24),
             plain("192.0.2.6", 24),
@@ -261,35 +232,16 @@ mod tests {
     fn an_address_that_must_not_be_spoken_from_is_passed_over() {
         let bad = plain("192.0.2.5", 24);
         for unusable in [
-            Address {
-                secondary: true,
-                ..bad.clone()
-            },
-            Address {
-                deprecated: true,
-                ..bad.clone()
-            },
-            Address {
-                duplicate: true,
-                ..bad.clone()
-            },
-            Address {
-                global: false,
-                ..bad.clone()
-            },
+            Address { secondary: true, ..bad.clone() },
+            Address { deprecated: true, ..bad.clone() },
+            Address { duplicate: true, ..bad.clone() },
+            Address { global: false, ..bad.clone() },
         ] {
             let list = [unusable, plain("192.0.2.9", 24)];
-            assert_eq!(
-                choose_primary(&list, Family::V4, &[]),
-                Some(ip("192.0.2.9")),
-                "{list:?}"
-            );
+            assert_eq!(choose_primary(&list, Family::V4, &[]), Some(ip("192.0.2.9")), "{list:?}");
         }
         let list = [bad, plain("192.0.2.9", 24)];
-        assert_eq!(
-            choose_primary(&list, Family::V4, &[ip("192.0.2.5")]),
-            Some(ip("192.0.2.9"))
-        );
+        assert_eq!(choose_primary(&list, Family::V4, &[ip("192.0.2.5")]), Some(ip("192.0.2.9")));
     }
 
     #[test]
@@ -299,14 +251,8 @@ mod tests {
             choose_primary(&[service.clone(), plain("192.0.2.9", 24)], Family::V4, &[]),
             Some(ip("192.0.2.9"))
         );
-        assert_eq!(
-            choose_primary(&[service], Family::V4, &[]),
-            Some(ip("192.0.2.150"))
-        );
-        let tentative = Address {
-            tentative: true,
-            ..plain("2001:db8::1", 64)
-        };
+        assert_eq!(choose_primary(&[service], Family::V4, &[]), Some(ip("192.0.2.150")));
+        let tentative = Address { tentative: true, ..plain("2001:db8::1", 64) };
         assert_eq!(
             choose_primary(&[tentative, plain("2001:db8::2", 64)], Family::V6, &[]),
             Some(ip("2001:db8::2"))
@@ -323,22 +269,13 @@ mod tests {
                 let address = ip(text);
                 assert_eq!(net.add_address(index, address).await.unwrap(), Added::ByUs);
                 let present = net.addresses(index).await.unwrap();
-                let one = present
-                    .iter()
-                    .find(|one| one.address == address)
-                    .expect("it is there");
+                let one = present.iter().find(|one| one.address == address).expect("it is there");
                 assert_eq!(one.prefix, prefix);
                 assert!(!one.tentative, "it answers at once");
                 assert_eq!(one.deprecated, address.is_ipv6());
-                assert_eq!(
-                    net.add_address(index, address).await.unwrap(),
-                    Added::AlreadyThere
-                );
+                assert_eq!(net.add_address(index, address).await.unwrap(), Added::AlreadyThere);
                 assert_eq!(net.remove_address(index, address).await.unwrap(), Removed::ByUs);
-                assert_eq!(
-                    net.remove_address(index, address).await.unwrap(),
-                    Removed::NotThere
-                );
+                assert_eq!(net.remove_address(index, address).await.unwrap(), Removed::NotThere);
             }
         });
     }
@@ -351,15 +288,8 @@ mod tests {
             let index = net.link("lb0").await.unwrap().index;
             let before = net.addresses(index).await.unwrap();
             for own in [Lab::BALANCER, Lab::BALANCER_V6] {
-                assert_eq!(
-                    net.add_address(index, ip(own)).await.unwrap(),
-                    Added::AlreadyThere
-                );
-                assert_eq!(
-                    net.remove_address(index, ip(own)).await.unwrap(),
-                    Removed::NotThere,
-                    "{own}"
-                );
+                assert_eq!(net.add_address(index, ip(own)).await.unwrap(), Added::AlreadyThere);
+                assert_eq!(net.remove_address(index, ip(own)).await.unwrap(), Removed::NotThere, "{own}");
             }
             assert_eq!(net.addresses(index).await.unwrap(), before);
         });
@@ -377,10 +307,7 @@ mod tests {
             assert_eq!(primary(Family::V4).await, Some(ip(Lab::BALANCER)));
             assert_eq!(primary(Family::V6).await, Some(ip(Lab::BALANCER_V6)));
             let except = [ip(Lab::BALANCER), ip("192.0.2.150")];
-            assert_eq!(
-                net.primary_address(index, Family::V4, &except).await.unwrap(),
-                None
-            );
+            assert_eq!(net.primary_address(index, Family::V4, &except).await.unwrap(), None);
         });
     }
 
@@ -388,11 +315,7 @@ mod tests {
     fn an_address_on_an_interface_that_is_gone_is_refused_in_words() {
         let lab = Lab::new();
         lab.balancer.run(async move || {
-            let error = Net::open()
-                .unwrap()
-                .add_address(9999, ip("192.0.2.150"))
-                .await
-                .unwrap_err();
+            let error = Net::open().unwrap().add_address(9999, ip("192.0.2.150")).await.unwrap_err();
             let text = error.to_string();
             assert!(text.contains("adding 192.0.2.150 to interface 9999"), "{text}");
             assert!(text.contains("bring it back"), "{text}");

@@ -17,9 +17,7 @@ pub const ANNOUNCE_SCHEDULE: [Duration; 3] = [Duration::ZERO, Duration::from_sec
 /// [`NetError::Packet`] when a frame cannot be sent.
 pub fn announce(link: &Link, address: IpAddr) -> Result<(), NetError> {
     let socket = PacketSocket::open(link.index)?;
-    announcement(link.mac, address)
-        .iter()
-        .try_for_each(|frame| socket.send(frame))
+    announcement(link.mac, address).iter().try_for_each(|frame| socket.send(frame))
 }
 
 #[cfg(test)]
@@ -50,11 +48,7 @@ mod tests {
         for address in [ip("192.0.2.150"), ip("2001:db8::150")] {
             announce_from_balancer(&lab, address);
             for frame in announcement(Lab::BALANCER_MAC, address) {
-                assert!(
-                    ear.hears(Duration::from_secs(2), |heard| heard == frame)
-                        .is_some(),
-                    "{address}"
-                );
+                assert!(ear.hears(Duration::from_secs(2), |heard| heard == frame).is_some(), "{address}");
             }
         }
     }

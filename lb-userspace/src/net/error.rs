@@ -144,15 +144,9 @@ impl NetError {
     pub(super) fn netlink(doing: impl Into<String>, error: rtnetlink::Error) -> Self {
         let doing = doing.into();
         match error {
-            rtnetlink::Error::NetlinkError(message) => Self::Refused {
-                doing,
-                source: message.to_io(),
-            },
+            rtnetlink::Error::NetlinkError(message) => Self::Refused { doing, source: message.to_io() },
             rtnetlink::Error::RequestFailed => Self::ConnectionLost { doing },
-            other => Self::UnexpectedAnswer {
-                doing,
-                answer: other.to_string(),
-            },
+            other => Self::UnexpectedAnswer { doing, answer: other.to_string() },
         }
     }
 
@@ -186,10 +180,7 @@ mod tests {
 
     #[test]
     fn an_error_says_what_where_and_what_to_do() {
-        let missing = NetError::NoSuchLink {
-            name: "eth9".into(),
-            known: vec!["lo".into(), "eth0".into()],
-        };
+        let missing = NetError::NoSuchLink { name: "eth9".into(), known: vec!["lo".into(), "eth0".into()] };
         assert_eq!(
             missing.to_string(),
             "there is no interface \"eth9\"; there are: lo, eth0; correct the name, or create it"
@@ -200,9 +191,6 @@ mod tests {
             source: io::Error::from_raw_os_error(libc::ENETDOWN),
         };
         let text = refused.to_string();
-        assert!(
-            text.contains("interface index 7") && text.contains("ip link set NAME up"),
-            "{text}"
-        );
+        assert!(text.contains("interface index 7") && text.contains("ip link set NAME up"), "{text}");
     }
 }

@@ -87,12 +87,7 @@ pub fn driver(interface: &str) -> Result<Driver, NetError> {
         let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
         String::from_utf8_lossy(&field[..end]).into_owned()
     };
-    Ok(Driver {
-        name: text(0),
-        version: text(1),
-        firmware: text(2),
-        bus: text(3),
-    })
+    Ok(Driver { name: text(0), version: text(1), firmware: text(2), bus: text(3) })
 }
 
 /// Whether an offload is on.
@@ -126,9 +121,7 @@ pub fn set_offload(interface: &str, which: Offload, on: bool) -> Result<(), NetE
         return Ok(());
     }
     // The legacy commands report success also where a feature is fixed.
-    Err(failed(&doing, interface)(io::Error::from_raw_os_error(
-        libc::EOPNOTSUPP,
-    )))
+    Err(failed(&doing, interface)(io::Error::from_raw_os_error(libc::EOPNOTSUPP)))
 }
 
 fn failed(doing: &str, interface: &str) -> impl FnOnce(io::Error) -> NetError + use<> {
@@ -155,20 +148,14 @@ fn ask(interface: &str, request: &mut [u32]) -> io::Result<()> {
     }
     let mut asked = libc::ifreq {
         ifr_name: name,
-        ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_data: request.as_mut_ptr().cast(),
-        },
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: request.as_mut_ptr().cast() },
     };
     let socket: OwnedFd = Socket::new(Domain::IPV4, Type::DGRAM, None)?.into();
     // SAFETY: the descriptor is open, `asked` is a whole ifreq with a terminated name, and `ifru_data` points to
     // `request`, which lives through the call and is as long as the structure of the command in its first word:
     // 196 bytes for ETHTOOL_GDRVINFO, 8 for the others (ethtool_value).
     let answer = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut asked) };
-    if answer < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -236,9 +223,7 @@ mod tests {
         else {
             return None;
         };
-        let right = tcp
-            .calc_checksum_ipv4(ip.header().source(), ip.header().destination())
-            .ok()?;
+        let right = tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination()).ok()?;
         (tcp.destination_port() == port).then_some(tcp.checksum() == right)
     }
 
@@ -247,18 +232,10 @@ mod tests {
         let lab = Lab::new();
         lab.balancer.run(async || {
             let error = set_offload("lb0", Offload::LargeReceive, true).unwrap_err();
-            assert!(
-                error
-                    .to_string()
-                    .contains("turn on LargeReceive of interface lb0"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("turn on LargeReceive of interface lb0"), "{error}");
             for name in ["eth7", "a-name-that-is-far-too-long"] {
                 let error = driver(name).unwrap_err();
-                assert!(
-                    error.to_string().contains(&format!("driver of interface {name}")),
-                    "{error}"
-                );
+                assert!(error.to_string().contains(&format!("driver of interface {name}")), "{error}");
             }
         });
     }

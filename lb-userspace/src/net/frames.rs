@@ -53,11 +53,7 @@ pub fn unsolicited_advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
     message.extend_from_slice(&[2, 1]); // option: target link-layer address, one unit of 8 bytes
     message.extend_from_slice(&mac);
     let length = length_of(&message);
-    fill_checksum(
-        &mut message,
-        2,
-        &pseudo_v6(address, ALL_NODES, PROTOCOL_ICMPV6, length),
-    );
+    fill_checksum(&mut message, 2, &pseudo_v6(address, ALL_NODES, PROTOCOL_ICMPV6, length));
 
     let mut frame = ethernet(ALL_NODES_MAC, mac, ETHERTYPE_IPV6);
     // A receiver drops neighbour discovery with any other hop limit (RFC 4861 section 7.1.2).
@@ -92,10 +88,7 @@ pub fn tcp_syn_probe(
 pub fn announcement(mac: Mac, address: IpAddr) -> Vec<Vec<u8>> {
     match address {
         IpAddr::V4(v4) => {
-            vec![
-                gratuitous_arp(mac, v4, ArpForm::Request),
-                gratuitous_arp(mac, v4, ArpForm::Reply),
-            ]
+            vec![gratuitous_arp(mac, v4, ArpForm::Request), gratuitous_arp(mac, v4, ArpForm::Reply)]
         }
         IpAddr::V6(v6) => vec![unsolicited_advertisement(mac, v6)],
     }
@@ -114,19 +107,9 @@ fn syn_v4(src_mac: Mac, dst_mac: Mac, src: SocketAddrV4, dst: SocketAddrV4, seq:
 fn syn_v6(src_mac: Mac, dst_mac: Mac, src: SocketAddrV6, dst: SocketAddrV6, seq: u32) -> Vec<u8> {
     let mut segment = syn_segment(src.port(), dst.port(), seq);
     let length = length_of(&segment);
-    fill_checksum(
-        &mut segment,
-        16,
-        &pseudo_v6(*src.ip(), *dst.ip(), PROTOCOL_TCP, length),
-    );
+    fill_checksum(&mut segment, 16, &pseudo_v6(*src.ip(), *dst.ip(), PROTOCOL_TCP, length));
     let mut frame = ethernet(dst_mac, src_mac, ETHERTYPE_IPV6);
-    frame.extend_from_slice(&ipv6_header(
-        *src.ip(),
-        *dst.ip(),
-        PROTOCOL_TCP,
-        HOP_LIMIT,
-        length,
-    ));
+    frame.extend_from_slice(&ipv6_header(*src.ip(), *dst.ip(), PROTOCOL_TCP, HOP_LIMIT, length));
     frame.extend_from_slice(&segment);
     frame
 }
@@ -211,10 +194,7 @@ fn internet_checksum(pseudo: &[u8], data: &[u8]) -> u16 {
 }
 
 fn word_sum(bytes: &[u8]) -> u32 {
-    bytes
-        .chunks(2)
-        .map(|pair| u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from))
-        .sum()
+    bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from)).sum()
 }
 
 /// These payloads are a few dozen bytes.
@@ -238,11 +218,7 @@ mod tests {
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
         assert_eq!(internet_checksum(&[], &bytes), !0xddf2);
         assert_eq!(internet_checksum(&bytes[..4], &bytes[4..]), !0xddf2);
-        assert_eq!(
-            internet_checksum(&[], &[0x12]),
-            !0x1200,
-            "an odd byte is the high one"
-        );
+        assert_eq!(internet_checksum(&[], &[0x12]), !0x1200, "an odd byte is the high one");
     }
 
     #[test]
@@ -262,9 +238,7 @@ mod tests {
     fn a_gratuitous_reply_names_our_address_as_the_target_too() {
         let frame = gratuitous_arp(OURS, Ipv4Addr::new(192, 0, 2, 150), ArpForm::Reply);
         let packet = SlicedPacket::from_ethernet(&frame).unwrap();
-        let Some(NetSlice::Arp(arp)) = packet.net else {
-            panic!("{packet:?}")
-        };
+        let Some(NetSlice::Arp(arp)) = packet.net else { panic!("{packet:?}") };
         assert_eq!(arp.operation().0, 2);
         assert_eq!(arp.sender_hw_addr(), OURS);
         assert_eq!(arp.target_hw_addr(), OURS);
@@ -277,20 +251,14 @@ mod tests {
         let frame = unsolicited_advertisement(OURS, address);
         assert_eq!(frame[..6], [0x33, 0x33, 0, 0, 0, 1]);
         let packet = SlicedPacket::from_ethernet(&frame).unwrap();
-        let Some(NetSlice::Ipv6(ip)) = &packet.net else {
-            panic!("{packet:?}")
-        };
+        let Some(NetSlice::Ipv6(ip)) = &packet.net else { panic!("{packet:?}") };
         let header = ip.header();
         assert_eq!(header.hop_limit(), 255);
         assert_eq!(header.source_addr(), address);
         assert_eq!(header.destination_addr(), "ff02::1".parse::<Ipv6Addr>().unwrap());
-        let Some(TransportSlice::Icmpv6(icmp)) = &packet.transport else {
-            panic!("{packet:?}")
-        };
+        let Some(TransportSlice::Icmpv6(icmp)) = &packet.transport else { panic!("{packet:?}") };
         assert!(icmp.is_checksum_valid(header.source(), header.destination()));
-        let Icmpv6Type::NeighborAdvertisement(flags) = icmp.icmp_type() else {
-            panic!("{icmp:?}")
-        };
+        let Icmpv6Type::NeighborAdvertisement(flags) = icmp.icmp_type() else { panic!("{icmp:?}") };
         assert!(flags.r#override && !flags.solicited && !flags.router);
         assert_eq!(icmp.payload()[..16], address.octets());
         assert_eq!(icmp.payload()[16..], [2, 1, 0x02, 0, 0, 0, 0, 0x0a]);

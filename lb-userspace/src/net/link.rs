@@ -33,13 +33,10 @@ impl Net {
         let messages = self.link_messages().await?;
         let known: Vec<String> = messages.iter().map(name_of).collect();
         match messages.iter().find(|message| name_of(message) == name) {
-            Some(message) => Link::from_message(message).ok_or_else(|| NetError::NotEthernet {
-                name: name.to_owned(),
-            }),
-            None => Err(NetError::NoSuchLink {
-                name: name.to_owned(),
-                known,
-            }),
+            Some(message) => {
+                Link::from_message(message).ok_or_else(|| NetError::NotEthernet { name: name.to_owned() })
+            }
+            None => Err(NetError::NoSuchLink { name: name.to_owned(), known }),
         }
     }
 
@@ -48,12 +45,7 @@ impl Net {
     /// # Errors
     /// A netlink error, in words.
     pub async fn links(&self) -> Result<Vec<Link>, NetError> {
-        Ok(self
-            .link_messages()
-            .await?
-            .iter()
-            .filter_map(Link::from_message)
-            .collect())
+        Ok(self.link_messages().await?.iter().filter_map(Link::from_message).collect())
     }
 
     async fn link_messages(&self) -> Result<Vec<LinkMessage>, NetError> {
@@ -86,10 +78,7 @@ impl Link {
             name: name_of(message),
             mac: mac?,
             mtu,
-            up: message
-                .header
-                .flags
-                .contains(LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
+            up: message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp | LinkFlags::Running),
             kind,
         })
     }
@@ -133,14 +122,9 @@ mod tests {
         let lab = Lab::new();
         lab.balancer.run(async move || {
             let error = Net::open().unwrap().link("eth7").await.unwrap_err();
-            let NetError::NoSuchLink { name, known } = &error else {
-                panic!("{error}")
-            };
+            let NetError::NoSuchLink { name, known } = &error else { panic!("{error}") };
             assert_eq!(name, "eth7");
-            assert!(
-                known.contains(&"lo".to_owned()) && known.contains(&"lb0".to_owned()),
-                "{known:?}"
-            );
+            assert!(known.contains(&"lo".to_owned()) && known.contains(&"lb0".to_owned()), "{known:?}");
         });
     }
 

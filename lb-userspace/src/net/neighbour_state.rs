@@ -120,10 +120,7 @@ impl NeighbourTable {
     /// A table that watches nothing yet.
     #[must_use]
     pub fn new(timing: Timing) -> Self {
-        Self {
-            timing,
-            watches: BTreeMap::new(),
-        }
+        Self { timing, watches: BTreeMap::new() }
     }
 
     /// Watches exactly these addresses. What is known of those already watched is kept; a new one is taken for
@@ -131,9 +128,7 @@ impl NeighbourTable {
     pub fn set_watched(&mut self, wanted: &BTreeSet<IpAddr>, now: Instant) {
         self.watches.retain(|address, _| wanted.contains(address));
         for address in wanted {
-            self.watches
-                .entry(*address)
-                .or_insert_with(|| Watch::new(&self.timing, now));
+            self.watches.entry(*address).or_insert_with(|| Watch::new(&self.timing, now));
         }
     }
 
@@ -219,14 +214,8 @@ impl Watch {
 
     fn turn(&self) -> Turn {
         match self.entry {
-            Some(Entry {
-                nud: Nud::Permanent | Nud::NoArp,
-                ..
-            }) => Turn::Nobody,
-            Some(Entry {
-                nud: Nud::Delay | Nud::Probe | Nud::Incomplete,
-                ..
-            }) => Turn::Kernel,
+            Some(Entry { nud: Nud::Permanent | Nud::NoArp, .. }) => Turn::Nobody,
+            Some(Entry { nud: Nud::Delay | Nud::Probe | Nud::Incomplete, .. }) => Turn::Kernel,
             Some(entry) if entry.usable_mac().is_some() => Turn::Confirm,
             Some(_) | None => Turn::Resolve,
         }
@@ -258,11 +247,7 @@ impl Watch {
     fn schedule(&mut self, timing: &Timing, now: Instant) {
         self.ask_at = match self.turn() {
             Turn::Nobody | Turn::Kernel => None,
-            Turn::Confirm => Some(
-                self.asked
-                    .max(self.confirmed)
-                    .map_or(now, |last| last + timing.refresh),
-            ),
+            Turn::Confirm => Some(self.asked.max(self.confirmed).map_or(now, |last| last + timing.refresh)),
             Turn::Resolve => Some(self.asked.map_or(now, |last| last + self.pause)),
         };
     }

@@ -77,13 +77,7 @@ impl Neighbours {
             watched,
         };
         let task = tokio::spawn(tracker.run(socket, sender));
-        Ok((
-            Self {
-                watched: wanted,
-                task,
-            },
-            receiver,
-        ))
+        Ok((Self { watched: wanted, task }, receiver))
     }
 
     /// Watches exactly these addresses from now on: the next hops on this interface.
@@ -110,10 +104,7 @@ impl EventSocket {
             rtnetlink::new_multicast_connection(&GROUPS).map_err(NetError::Open)?;
         let socket = connection.socket_mut().socket_mut();
         socket.set_rx_buf_sz(RECEIVE_BUFFER).map_err(NetError::Open)?;
-        Ok(Self {
-            messages: Box::pin(messages),
-            task: tokio::spawn(connection),
-        })
+        Ok(Self { messages: Box::pin(messages), task: tokio::spawn(connection) })
     }
 
     /// The next message of the kernel, or of nobody else; `None` when the socket broke.
@@ -254,8 +245,7 @@ impl Tracker {
 
     fn report(&mut self, command: Command) {
         if let Command::Report(address, mac) = command {
-            self.outbox
-                .push(NetEvent::Neighbour(NeighbourEvent { address, mac }));
+            self.outbox.push(NetEvent::Neighbour(NeighbourEvent { address, mac }));
         }
     }
 
@@ -328,32 +318,17 @@ impl Net {
     /// # Errors
     /// A netlink error, in words.
     pub async fn neighbours(&self, index: u32) -> Result<BTreeMap<IpAddr, Entry>, NetError> {
-        let messages: Vec<NeighbourMessage> = self
-            .handle
-            .neighbours()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|error| {
+        let messages: Vec<NeighbourMessage> =
+            self.handle.neighbours().get().execute().try_collect().await.map_err(|error| {
                 NetError::netlink(format!("reading the neighbours of interface {index}"), error)
             })?;
-        Ok(messages
-            .iter()
-            .filter(|message| message.header.ifindex == index)
-            .filter_map(parse)
-            .collect())
+        Ok(messages.iter().filter(|message| message.header.ifindex == index).filter_map(parse).collect())
     }
 
     /// Has the kernel probe the MAC address it has, now (NUD_PROBE). Should it have lost it meanwhile, it asks
     /// everyone instead.
     async fn confirm_neighbour(&self, index: u32, address: IpAddr) -> Result<(), NetError> {
-        let request = self
-            .handle
-            .neighbours()
-            .add(index, address)
-            .state(NeighbourState::Probe)
-            .replace();
+        let request = self.handle.neighbours().add(index, address).state(NeighbourState::Probe).replace();
         match request.execute().await {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -369,10 +344,7 @@ impl Net {
     /// Has the kernel ask everyone on the link who has the address (NTF_USE: as if a packet were waiting).
     async fn resolve_neighbour(&self, index: u32, address: IpAddr) -> Result<(), NetError> {
         let request = self.handle.neighbours().add(index, address);
-        let request = request
-            .state(NeighbourState::None)
-            .flags(NeighbourFlags::Use)
-            .replace();
+        let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
         request
             .execute()
             .await
@@ -395,13 +367,7 @@ fn parse(message: &NeighbourMessage) -> Option<(IpAddr, Entry)> {
             _ => {}
         }
     }
-    Some((
-        address?,
-        Entry {
-            nud: nud_of(message.header.state),
-            mac,
-        },
-    ))
+    Some((address?, Entry { nud: nud_of(message.header.state), mac }))
 }
 
 fn nud_of(state: NeighbourState) -> Nud {

@@ -91,10 +91,7 @@ mod tests {
     use crate::net::testing::ip;
 
     fn neighbour(address: &str, mac: Option<Mac>) -> NetEvent {
-        NetEvent::Neighbour(NeighbourEvent {
-            address: ip(address),
-            mac,
-        })
+        NetEvent::Neighbour(NeighbourEvent { address: ip(address), mac })
     }
 
     #[test]

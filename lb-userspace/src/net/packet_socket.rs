@@ -35,11 +35,7 @@ impl PacketSocket {
     pub fn send(&self, frame: &[u8]) -> Result<(), NetError> {
         match self.socket.send(frame) {
             Ok(_) => Ok(()),
-            Err(source) => Err(NetError::Packet {
-                doing: "sending a frame",
-                index: self.index,
-                source,
-            }),
+            Err(source) => Err(NetError::Packet { doing: "sending a frame", index: self.index, source }),
         }
     }
 }
@@ -84,19 +80,9 @@ mod tests {
         let lab = Lab::new();
         let ear = lab.server_ear();
         let index = lab.balancer_index();
-        let frame: Vec<u8> = [
-            &Lab::SERVER_MAC[..],
-            &Lab::BALANCER_MAC,
-            &[0x88, 0xb5],
-            b"steadfast",
-        ]
-        .concat();
-        lab.balancer
-            .run(async || PacketSocket::open(index).unwrap().send(&frame).unwrap());
-        assert!(
-            ear.hears(Duration::from_secs(2), |heard| heard == frame)
-                .is_some()
-        );
+        let frame: Vec<u8> = [&Lab::SERVER_MAC[..], &Lab::BALANCER_MAC, &[0x88, 0xb5], b"steadfast"].concat();
+        lab.balancer.run(async || PacketSocket::open(index).unwrap().send(&frame).unwrap());
+        assert!(ear.hears(Duration::from_secs(2), |heard| heard == frame).is_some());
     }
 
     #[test]
@@ -105,12 +91,7 @@ mod tests {
         let index = lab.balancer_index();
         lab.balancer.run(async || {
             let error = PacketSocket::open(9999).unwrap_err();
-            assert!(
-                error
-                    .to_string()
-                    .contains("opening a packet socket on interface index 9999"),
-                "{error}"
-            );
+            assert!(error.to_string().contains("opening a packet socket on interface index 9999"), "{error}");
             let error = PacketSocket::open(index).unwrap().send(&[0; 5]).unwrap_err();
             assert!(error.to_string().contains("sending a frame"), "{error}");
         });
@@ -121,9 +102,8 @@ mod tests {
     fn a_syn_probe_elicits_a_challenge_ack_and_leaves_the_connection_open() {
         let lab = Lab::new();
         for (client_ip, server_ip) in [(Lab::BALANCER, Lab::SERVER), (Lab::BALANCER_V6, Lab::SERVER_V6)] {
-            let listener = lab
-                .server
-                .run(async || TcpListener::bind(SocketAddr::new(ip(server_ip), 0)).unwrap());
+            let listener =
+                lab.server.run(async || TcpListener::bind(SocketAddr::new(ip(server_ip), 0)).unwrap());
             let server = listener.local_addr().unwrap();
             let mut stream = lab.balancer.run(async || TcpStream::connect(server).unwrap());
             let client = stream.local_addr().unwrap();
@@ -137,8 +117,7 @@ mod tests {
             let probe =
                 tcp_syn_probe(Lab::SERVER_MAC, Lab::BALANCER_MAC, server, client, 0x1234_5678).unwrap();
             let index = lab.server_index();
-            lab.server
-                .run(async || PacketSocket::open(index).unwrap().send(&probe).unwrap());
+            lab.server.run(async || PacketSocket::open(index).unwrap().send(&probe).unwrap());
             let answer = ear.hears(Duration::from_secs(2), |heard| is_bare_ack(heard, client, server));
             assert!(answer.is_some(), "no challenge ACK from {client}");
 

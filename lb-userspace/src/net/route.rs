@@ -32,10 +32,7 @@ impl Net {
     pub async fn next_hop(&self, index: u32, to: IpAddr) -> Result<NextHop, NetError> {
         let mut query = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(to, Family::of(to).host_prefix())
-            .map_err(|error| NetError::UnexpectedAnswer {
-                doing: asking(to),
-                answer: error.to_string(),
-            })?
+            .map_err(|error| NetError::UnexpectedAnswer { doing: asking(to), answer: error.to_string() })?
             .build();
         // Not for other addresses: with an interface given, the kernel calls an IPv4 destination without a
         // route on-link.
@@ -83,10 +80,7 @@ fn from_message(route: &RouteMessage, to: IpAddr) -> Result<NextHop, NetError> {
         RouteType::Unicast => {}
         RouteType::Local => return Err(NetError::OwnAddress { to }),
         kind => {
-            return Err(NetError::UnusableRoute {
-                to,
-                kind: format!("{kind:?}").to_lowercase(),
-            });
+            return Err(NetError::UnusableRoute { to, kind: format!("{kind:?}").to_lowercase() });
         }
     }
     let mut gateway = None;
@@ -106,12 +100,7 @@ fn from_message(route: &RouteMessage, to: IpAddr) -> Result<NextHop, NetError> {
         doing: asking(to),
         answer: "a route without an interface".into(),
     })?;
-    Ok(NextHop {
-        neighbour: gateway.unwrap_or(to),
-        gateway,
-        interface,
-        source,
-    })
+    Ok(NextHop { neighbour: gateway.unwrap_or(to), gateway, interface, source })
 }
 
 fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
@@ -135,12 +124,7 @@ mod tests {
             let index = net.link("lb0").await.unwrap().index;
             for (own, peer, remote, prefix) in [
                 (Lab::BALANCER, Lab::SERVER, "198.51.100.7", ("198.51.100.0", 24)),
-                (
-                    Lab::BALANCER_V6,
-                    Lab::SERVER_V6,
-                    "2001:db8:7::7",
-                    ("2001:db8:7::", 64),
-                ),
+                (Lab::BALANCER_V6, Lab::SERVER_V6, "2001:db8:7::7", ("2001:db8:7::", 64)),
             ] {
                 let direct = net.next_hop(index, ip(peer)).await.unwrap();
                 assert_eq!(direct.gateway, None);
@@ -178,10 +162,7 @@ mod tests {
             for nowhere in ["203.0.113.9", "2001:db8:ffff::9"] {
                 let error = net.next_hop(index, ip(nowhere)).await.unwrap_err();
                 assert!(matches!(error, NetError::NoRoute { .. }), "{error}");
-                assert!(
-                    error.to_string().contains(&format!("ip route add {nowhere} via")),
-                    "{error}"
-                );
+                assert!(error.to_string().contains(&format!("ip route add {nowhere} via")), "{error}");
             }
         });
     }

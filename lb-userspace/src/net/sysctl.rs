@@ -39,11 +39,7 @@ impl InterfaceSysctl {
                 rule: "1 to 15 bytes, no '/', ':' or space, and not . or ..",
             });
         }
-        if key.is_empty()
-            || !key
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
-        {
+        if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             return Err(NetError::SysctlName {
                 what: "key",
                 given: key.to_owned(),
@@ -56,9 +52,7 @@ impl InterfaceSysctl {
             SysctlTable::Ipv4Neigh => "/proc/sys/net/ipv4/neigh",
             SysctlTable::Ipv6Neigh => "/proc/sys/net/ipv6/neigh",
         };
-        Ok(Self {
-            path: Path::new(table).join(interface).join(key),
-        })
+        Ok(Self { path: Path::new(table).join(interface).join(key) })
     }
 
     /// The file.
@@ -100,11 +94,7 @@ pub fn ephemeral_range() -> Result<RangeInclusive<u16>, NetError> {
 fn read(path: &Path) -> Result<String, NetError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(text.trim_end().to_owned()),
-        Err(source) => Err(NetError::Sysctl {
-            doing: "read".into(),
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(NetError::Sysctl { doing: "read".into(), path: path.to_owned(), source }),
     }
 }
 
@@ -112,11 +102,7 @@ fn parse_range(text: &str, path: &Path) -> Result<RangeInclusive<u16>, NetError>
     let mut numbers = text.split_whitespace().map(str::parse::<u16>);
     let (Some(Ok(first)), Some(Ok(last)), None) = (numbers.next(), numbers.next(), numbers.next()) else {
         let wanted = "two port numbers";
-        return Err(NetError::SysctlText {
-            path: path.to_owned(),
-            text: text.to_owned(),
-            wanted,
-        });
+        return Err(NetError::SysctlText { path: path.to_owned(), text: text.to_owned(), wanted });
     };
     if first > last {
         return Err(NetError::EmptyPortRange(first..=last));
@@ -153,29 +139,14 @@ mod tests {
     fn a_name_cannot_lead_out_of_the_interfaces_directory() {
         for name in ["", ".", "..", "../x", "a/b", "eth0:1", "a b", "an-overlong-name"] {
             let error = InterfaceSysctl::new(SysctlTable::Ipv4Conf, name, "rp_filter").unwrap_err();
-            assert!(
-                matches!(
-                    error,
-                    NetError::SysctlName {
-                        what: "interface",
-                        ..
-                    }
-                ),
-                "{name}: {error}"
-            );
+            assert!(matches!(error, NetError::SysctlName { what: "interface", .. }), "{name}: {error}");
         }
         for key in ["", "..", "a/b", "../../kernel/panic"] {
             let error = InterfaceSysctl::new(SysctlTable::Ipv4Conf, "eth0", key).unwrap_err();
-            assert!(
-                matches!(error, NetError::SysctlName { what: "key", .. }),
-                "{key}: {error}"
-            );
+            assert!(matches!(error, NetError::SysctlName { what: "key", .. }), "{key}: {error}");
         }
         let vlan = InterfaceSysctl::new(SysctlTable::Ipv4Conf, "eth0.100", "rp_filter").unwrap();
-        assert_eq!(
-            vlan.path(),
-            Path::new("/proc/sys/net/ipv4/conf/eth0.100/rp_filter")
-        );
+        assert_eq!(vlan.path(), Path::new("/proc/sys/net/ipv4/conf/eth0.100/rp_filter"));
     }
 
     #[test]
@@ -184,10 +155,7 @@ mod tests {
         lab.balancer.run(async || {
             let missing = InterfaceSysctl::new(SysctlTable::Ipv4Conf, "eth7", "rp_filter").unwrap();
             let text = missing.get().unwrap_err().to_string();
-            assert!(
-                text.contains("cannot read /proc/sys/net/ipv4/conf/eth7/rp_filter"),
-                "{text}"
-            );
+            assert!(text.contains("cannot read /proc/sys/net/ipv4/conf/eth7/rp_filter"), "{text}");
             let refused = InterfaceSysctl::new(SysctlTable::Ipv4Conf, "lb0", "rp_filter").unwrap();
             let text = refused.set("many").unwrap_err().to_string();
             assert!(
@@ -212,14 +180,8 @@ mod tests {
         let path = Path::new("here");
         assert_eq!(parse_range("32768\t60999", path).unwrap(), 32768..=60999);
         for text in ["", "1", "1 2 3", "a b", "1 70000", "-1 5"] {
-            assert!(
-                matches!(parse_range(text, path), Err(NetError::SysctlText { .. })),
-                "{text:?}"
-            );
+            assert!(matches!(parse_range(text, path), Err(NetError::SysctlText { .. })), "{text:?}");
         }
-        assert!(matches!(
-            parse_range("9 3", path),
-            Err(NetError::EmptyPortRange(_))
-        ));
+        assert!(matches!(parse_range("9 3", path), Err(NetError::EmptyPortRange(_))));
     }
 }

@@ -33,19 +33,14 @@ impl Namespace {
             unshare(CloneFlags::CLONE_NEWNET).expect("the network tests need root");
             File::open("/proc/thread-self/ns/net").unwrap()
         };
-        Self {
-            file: thread::spawn(make).join().unwrap(),
-        }
+        Self { file: thread::spawn(make).join().unwrap() }
     }
 
     /// Runs a future in the namespace, on a thread and a runtime of its own, and waits for it.
     pub(crate) fn run<T: Send>(&self, work: impl AsyncFnOnce() -> T + Send) -> T {
         let in_namespace = || {
             setns(&self.file, CloneFlags::CLONE_NEWNET).unwrap();
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(work())
         };
         thread::scope(|scope| scope.spawn(in_namespace).join()).unwrap_or_else(|panic| resume_unwind(panic))
@@ -67,28 +62,14 @@ impl Lab {
     pub(crate) const SERVER_MAC: Mac = [0x02, 0, 0, 0, 0, 0x0b];
 
     pub(crate) fn new() -> Self {
-        let lab = Self {
-            balancer: Namespace::new(),
-            server: Namespace::new(),
-        };
+        let lab = Self { balancer: Namespace::new(), server: Namespace::new() };
         let there = std::os::fd::AsRawFd::as_raw_fd(&lab.server.file);
         lab.balancer.run(async move || {
             let net = Net::open().unwrap();
-            net.handle
-                .link()
-                .add(LinkVeth::new("lb0", "srv0").build())
-                .execute()
-                .await
-                .unwrap();
+            net.handle.link().add(LinkVeth::new("lb0", "srv0").build()).execute().await.unwrap();
             let moved = LinkUnspec::new_with_name("srv0").setns_by_fd(there).build();
             net.handle.link().set(moved).execute().await.unwrap();
-            set_up(
-                &net,
-                "lb0",
-                Self::BALANCER_MAC,
-                [Self::BALANCER, Self::BALANCER_V6],
-            )
-            .await;
+            set_up(&net, "lb0", Self::BALANCER_MAC, [Self::BALANCER, Self::BALANCER_V6]).await;
         });
         lab.server.run(async || {
             let net = Net::open().unwrap();
@@ -100,13 +81,11 @@ impl Lab {
     }
 
     pub(crate) fn balancer_index(&self) -> u32 {
-        self.balancer
-            .run(async || Net::open().unwrap().link("lb0").await.unwrap().index)
+        self.balancer.run(async || Net::open().unwrap().link("lb0").await.unwrap().index)
     }
 
     pub(crate) fn server_index(&self) -> u32 {
-        self.server
-            .run(async || Net::open().unwrap().link("srv0").await.unwrap().index)
+        self.server.run(async || Net::open().unwrap().link("srv0").await.unwrap().index)
     }
 
     /// Hears every frame on the server's end of the cable from now on.
@@ -122,14 +101,7 @@ impl Lab {
     pub(crate) fn set_server_mac(&self, mac: Mac) {
         self.server.run(async || {
             let message = LinkUnspec::new_with_name("srv0").address(mac.to_vec()).build();
-            Net::open()
-                .unwrap()
-                .handle
-                .link()
-                .set(message)
-                .execute()
-                .await
-                .unwrap();
+            Net::open().unwrap().handle.link().set(message).execute().await.unwrap();
         });
     }
 }
@@ -138,19 +110,11 @@ async fn set_up(net: &Net, name: &str, mac: Mac, addresses: [&str; 2]) {
     fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0").unwrap();
     let message = LinkUnspec::new_with_name(name).address(mac.to_vec()).up().build();
     net.handle.link().set(message).execute().await.unwrap();
-    net.handle
-        .link()
-        .set(LinkUnspec::new_with_name("lo").up().build())
-        .execute()
-        .await
-        .unwrap();
+    net.handle.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await.unwrap();
     let index = net.link(name).await.unwrap().index;
     for (address, prefix) in addresses.into_iter().zip([24, 64]) {
         let mut request = net.handle.address().add(index, ip(address), prefix);
-        request
-            .message_mut()
-            .attributes
-            .push(AddressAttribute::Flags(AddressFlags::Nodad));
+        request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
         request.execute().await.unwrap();
     }
 }
@@ -158,21 +122,10 @@ async fn set_up(net: &Net, name: &str, mac: Mac, addresses: [&str; 2]) {
 /// The kernel finishes some of this later: carrier, queues and the routes of IPv6.
 async fn settle(name: &str, own: &str) {
     let net = Net::open().unwrap();
-    let link = within("the link", async || {
-        net.link(name).await.ok().filter(|link| link.up)
-    })
-    .await;
-    let is_own = async || {
-        matches!(
-            net.next_hop(link.index, ip(own)).await,
-            Err(NetError::OwnAddress { .. })
-        )
-    };
+    let link = within("the link", async || net.link(name).await.ok().filter(|link| link.up)).await;
+    let is_own = async || matches!(net.next_hop(link.index, ip(own)).await, Err(NetError::OwnAddress { .. }));
     within("the address", async || is_own().await.then_some(())).await;
-    within("the link-local route", async || {
-        net.next_hop(link.index, ip("fe80::1")).await.ok()
-    })
-    .await;
+    within("the link-local route", async || net.next_hop(link.index, ip("fe80::1")).await.ok()).await;
 }
 
 /// A socket that hears what passes an interface.
@@ -185,9 +138,7 @@ impl Ear {
     pub(crate) fn hears(&self, time: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
         let deadline = Instant::now() + time;
         let mut frame = [0; 2048];
-        while let Some(left) = deadline
-            .checked_duration_since(Instant::now())
-            .filter(|left| !left.is_zero())
+        while let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
         {
             self.socket.set_read_timeout(Some(left)).unwrap();
             let Ok(length) = (&self.socket).read(&mut frame) else {
@@ -214,24 +165,12 @@ pub(crate) async fn within<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T
 }
 
 pub(crate) async fn add_route(net: &Net, prefix: IpAddr, length: u8, gateway: IpAddr) {
-    let route = RouteMessageBuilder::<IpAddr>::new()
-        .destination_prefix(prefix, length)
-        .unwrap();
-    net.handle
-        .route()
-        .add(route.gateway(gateway).unwrap().build())
-        .execute()
-        .await
-        .unwrap();
+    let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(prefix, length).unwrap();
+    net.handle.route().add(route.gateway(gateway).unwrap().build()).execute().await.unwrap();
 }
 
 /// Writes an entry into the kernel's neighbour table.
 pub(crate) async fn set_neighbour(net: &Net, index: u32, address: IpAddr, mac: Mac, state: NeighbourState) {
-    let request = net
-        .handle
-        .neighbours()
-        .add(index, address)
-        .link_layer_address(&mac)
-        .state(state);
+    let request = net.handle.neighbours().add(index, address).link_layer_address(&mac).state(state);
     request.replace().execute().await.unwrap();
 }

@@ -88,9 +88,7 @@ impl<'a> AskedHost<'a> {
 }
 
 fn check_ipv6(bracketed: &str) -> Result<(), HostError> {
-    let inner = bracketed
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'));
+    let inner = bracketed.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     match inner.map(str::parse::<Ipv6Addr>) {
         Some(Ok(_)) => Ok(()),
         _ => Err(HostError::BadIpv6),
@@ -98,21 +96,14 @@ fn check_ipv6(bracketed: &str) -> Result<(), HostError> {
 }
 
 fn check_name(name: &str) -> Result<(), HostError> {
-    if let Some(byte) = name
-        .bytes()
-        .find(|b| !(b.is_ascii_alphanumeric() || b"-_.".contains(b)))
-    {
+    if let Some(byte) = name.bytes().find(|b| !(b.is_ascii_alphanumeric() || b"-_.".contains(b))) {
         return Err(HostError::BadByte(byte));
     }
     if name.is_empty() {
         return Err(HostError::Empty);
     }
     let rooted = name.strip_suffix('.').unwrap_or(name);
-    if rooted.len() > NAME_MAX
-        || rooted
-            .split('.')
-            .any(|label| label.is_empty() || label.len() > LABEL_MAX)
-    {
+    if rooted.len() > NAME_MAX || rooted.split('.').any(|label| label.is_empty() || label.len() > LABEL_MAX) {
         return Err(HostError::BadLabel);
     }
     let last = rooted.rsplit('.').next().unwrap_or(rooted);
@@ -156,11 +147,7 @@ mod tests {
             ("xn--mnchen-3ya.example", "xn--mnchen-3ya.example", None),
             ("1.2.3.example", "1.2.3.example", None),
         ] {
-            assert_eq!(
-                AskedHost::parse(raw.as_bytes()),
-                Ok(AskedHost { name, port }),
-                "{raw}"
-            );
+            assert_eq!(AskedHost::parse(raw.as_bytes()), Ok(AskedHost { name, port }), "{raw}");
         }
     }
 
@@ -213,12 +200,7 @@ mod tests {
             (b"2130706433", HostError::BadIpv4),
             (b"0x7f000001", HostError::BadIpv4),
         ] {
-            assert_eq!(
-                AskedHost::parse(raw),
-                Err(error),
-                "{:?}",
-                String::from_utf8_lossy(raw)
-            );
+            assert_eq!(AskedHost::parse(raw), Err(error), "{:?}", String::from_utf8_lossy(raw));
         }
     }
 

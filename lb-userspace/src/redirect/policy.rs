@@ -111,11 +111,7 @@ fn asked_path<'a>(request: &Request<'a>, host: &AskedHost<'_>) -> Result<&'a str
                 return Err(Refusal::NotHttp);
             }
             let named = AskedHost::parse(authority.as_str().as_bytes()).map_err(Refusal::BadAuthority)?;
-            if named.same_origin(host) {
-                Ok(path)
-            } else {
-                Err(Refusal::HostMismatch)
-            }
+            if named.same_origin(host) { Ok(path) } else { Err(Refusal::HostMismatch) }
         }
         _ => Err(Refusal::NoPath),
     }
@@ -158,9 +154,7 @@ mod tests {
     }
 
     fn to(location: &str) -> Decision {
-        Decision::Redirect {
-            location: location.to_owned(),
-        }
+        Decision::Redirect { location: location.to_owned() }
     }
 
     #[test]
@@ -174,11 +168,7 @@ mod tests {
             ),
             ("/a", "mychart.example:80", "https://mychart.example/a"),
             ("/a?", "mychart.example:8080", "https://mychart.example/a?"),
-            (
-                "/a?b=https://evil.com",
-                "10.0.0.1",
-                "https://10.0.0.1/a?b=https://evil.com",
-            ),
+            ("/a?b=https://evil.com", "10.0.0.1", "https://10.0.0.1/a?b=https://evil.com"),
             ("/", "[2001:db8::1]:80", "https://[2001:db8::1]/"),
             ("/a/../b/%2e%2e", "h", "https://h/a/../b/%2e%2e"),
         ] {
@@ -202,18 +192,12 @@ mod tests {
             target: &"/a?b".parse().unwrap(),
             hosts: vec![b"h:80"],
         };
-        assert_eq!(
-            decide(&request, NonZeroU16::new(8443).unwrap()),
-            to("https://h:8443/a?b")
-        );
+        assert_eq!(decide(&request, NonZeroU16::new(8443).unwrap()), to("https://h:8443/a?b"));
     }
 
     #[test]
     fn bytes_beyond_ascii_are_percent_encoded() {
-        assert_eq!(
-            ask("GET", "/b\u{fc}cher?\u{e9}", &["h"]),
-            to("https://h/b%C3%BCcher?%C3%A9")
-        );
+        assert_eq!(ask("GET", "/b\u{fc}cher?\u{e9}", &["h"]), to("https://h/b%C3%BCcher?%C3%A9"));
     }
 
     #[test]
@@ -227,11 +211,7 @@ mod tests {
             ("http://name:8080/a", "name", Refusal::HostMismatch),
             ("https://name/a", "name", Refusal::NotHttp),
             ("ftp://name/a", "name", Refusal::NotHttp),
-            (
-                "http://user@name/a",
-                "name",
-                Refusal::BadAuthority(HostError::BadByte(b'@')),
-            ),
+            ("http://user@name/a", "name", Refusal::BadAuthority(HostError::BadByte(b'@'))),
         ] {
             assert_eq!(ask("GET", target, &[host]), Decision::Refuse(refusal), "{target}");
         }
@@ -244,12 +224,7 @@ mod tests {
             ("GET", "/", &["a", "b"], Refusal::SeveralHosts),
             ("GET", "/", &["a", "a"], Refusal::SeveralHosts),
             ("GET", "/", &[""], Refusal::BadHost(HostError::Empty)),
-            (
-                "GET",
-                "/",
-                &["evil.com/.."],
-                Refusal::BadHost(HostError::BadByte(b'/')),
-            ),
+            ("GET", "/", &["evil.com/.."], Refusal::BadHost(HostError::BadByte(b'/'))),
             ("OPTIONS", "*", &["h"], Refusal::NoPath),
             ("GET", "*", &["h"], Refusal::NoPath),
             ("CONNECT", "h:443", &["h"], Refusal::NoPath),
@@ -257,11 +232,7 @@ mod tests {
             ("GET", "h:443", &["h"], Refusal::NoPath),
             ("GET", "http://name/", &[], Refusal::NoHost),
         ] {
-            assert_eq!(
-                ask(method, target, hosts),
-                Decision::Refuse(refusal),
-                "{method} {target} {hosts:?}"
-            );
+            assert_eq!(ask(method, target, hosts), Decision::Refuse(refusal), "{method} {target} {hosts:?}");
         }
     }
 
@@ -269,26 +240,12 @@ mod tests {
     fn http_1_0_without_host_and_other_versions_are_refused() {
         let target = "/".parse().unwrap();
         let at = |version, hosts| {
-            decide(
-                &Request {
-                    method: &Method::GET,
-                    version,
-                    target: &target,
-                    hosts,
-                },
-                HTTPS,
-            )
+            decide(&Request { method: &Method::GET, version, target: &target, hosts }, HTTPS)
         };
         assert_eq!(at(Version::HTTP_10, vec![]), Decision::Refuse(Refusal::NoHost));
         assert_eq!(at(Version::HTTP_10, vec![b"h"]), to("https://h/"));
-        assert_eq!(
-            at(Version::HTTP_2, vec![b"h"]),
-            Decision::Refuse(Refusal::BadVersion)
-        );
-        assert_eq!(
-            at(Version::HTTP_09, vec![b"h"]),
-            Decision::Refuse(Refusal::BadVersion)
-        );
+        assert_eq!(at(Version::HTTP_2, vec![b"h"]), Decision::Refuse(Refusal::BadVersion));
+        assert_eq!(at(Version::HTTP_09, vec![b"h"]), Decision::Refuse(Refusal::BadVersion));
     }
 
     fn check_location(decision: &Decision, host: &[u8], port: NonZeroU16) -> Result<(), TestCaseError> {
@@ -296,9 +253,7 @@ mod tests {
             return Ok(());
         };
         prop_assert!(location.bytes().all(|b| b.is_ascii_graphic()), "{location:?}");
-        let uri: Uri = location
-            .parse()
-            .map_err(|e| TestCaseError::fail(format!("{location:?}: {e}")))?;
+        let uri: Uri = location.parse().map_err(|e| TestCaseError::fail(format!("{location:?}: {e}")))?;
         prop_assert_eq!(uri.scheme_str(), Some("https"));
         prop_assert_eq!(uri.port_u16().unwrap_or(443), port.get());
         let asked = str::from_utf8(host).map_err(|e| TestCaseError::fail(e.to_string()))?;

@@ -78,10 +78,7 @@ pub struct RedirectOptions {
 
 impl Default for RedirectOptions {
     fn default() -> Self {
-        Self {
-            https_port: NonZeroU16::MIN.saturating_add(442),
-            limits: Limits::default(),
-        }
+        Self { https_port: NonZeroU16::MIN.saturating_add(442), limits: Limits::default() }
     }
 }
 
@@ -190,10 +187,7 @@ pub async fn serve(
 
 /// A client that left before it was accepted is no reason to pause; a full descriptor table is.
 async fn pause_after(error: &io::Error) {
-    if !matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
-    ) {
+    if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
         tracing::warn!(%error, "the redirect service cannot accept connections; trying again");
         sleep(ACCEPT_PAUSE).await;
     }
@@ -238,11 +232,7 @@ async fn serve_connection(
     let parts = connection.into_parts();
     match result {
         Err(error) if error.is_timeout() => {
-            add(if parts.read_buf.is_empty() {
-                &stats.idle_closed
-            } else {
-                &stats.timed_out
-            });
+            add(if parts.read_buf.is_empty() { &stats.idle_closed } else { &stats.timed_out });
         }
         Err(error) if error.is_parse() => {
             stats.count_refused();
@@ -281,12 +271,7 @@ fn answer(
         method: request.method(),
         version: request.version(),
         target: request.uri(),
-        hosts: request
-            .headers()
-            .get_all(HOST)
-            .iter()
-            .map(HeaderValue::as_bytes)
-            .collect(),
+        hosts: request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes).collect(),
     };
     let mut response = match policy::decide(&asked, https_port) {
         Decision::Redirect { location } => match HeaderValue::from_str(&location) {
@@ -301,9 +286,7 @@ fn answer(
     };
     let has_body = !request.body().is_end_stream();
     if has_body || request.method() == Method::CONNECT || response.status() == StatusCode::BAD_REQUEST {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -316,9 +299,7 @@ fn redirect(location: &str, value: HeaderValue) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(page));
     *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
     response.headers_mut().insert(LOCATION, value);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     response
 }
 
@@ -326,10 +307,7 @@ fn refuse(stats: &RedirectStats, reason: &str) -> Response<Full<Bytes>> {
     stats.count_refused();
     let mut response = Response::new(Full::from(format!("Bad request: {reason}\n")));
     *response.status_mut() = StatusCode::BAD_REQUEST;
-    response.headers_mut().insert(
-        CONTENT_TYPE,
-        HeaderValue::from_static("text/plain; charset=utf-8"),
-    );
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     response
 }
 
@@ -354,10 +332,7 @@ mod tests {
 
     #[test]
     fn the_page_cannot_be_left_by_what_the_client_asked_for() {
-        assert_eq!(
-            escape_html("/a?\"><script>'&"),
-            "/a?&quot;&gt;&lt;script&gt;&#39;&amp;"
-        );
+        assert_eq!(escape_html("/a?\"><script>'&"), "/a?&quot;&gt;&lt;script&gt;&#39;&amp;");
     }
 
     #[test]

@@ -31,11 +31,7 @@ fn quick() -> Limits {
 
 /// For tests in which no timeout is meant to strike.
 fn patient() -> Limits {
-    Limits {
-        head_timeout: Duration::from_secs(30),
-        connection_lifetime: Duration::from_secs(30),
-        ..quick()
-    }
+    Limits { head_timeout: Duration::from_secs(30), connection_lifetime: Duration::from_secs(30), ..quick() }
 }
 
 async fn start(limits: Limits) -> Service {
@@ -46,17 +42,9 @@ async fn start(limits: Limits) -> Service {
     let shutdown = async move {
         let _ = stopped.await;
     };
-    let options = RedirectOptions {
-        limits,
-        ..RedirectOptions::default()
-    };
+    let options = RedirectOptions { limits, ..RedirectOptions::default() };
     let task = tokio::spawn(serve(listener, options, shutdown, Arc::clone(&stats)));
-    Service {
-        address,
-        stats,
-        stop,
-        task,
-    }
+    Service { address, stats, stop, task }
 }
 
 impl Service {
@@ -112,27 +100,13 @@ fn field<'a>(answer: &'a str, name: &str) -> Option<&'a str> {
 #[tokio::test]
 async fn a_request_is_redirected_to_the_same_place_over_https() {
     let service = start(patient()).await;
-    let answer = service
-        .exchange("GET /a/b?c='d'&e HTTP/1.1\r\nHost: mychart.example:80\r\n\r\n")
-        .await;
-    assert!(
-        answer.starts_with("HTTP/1.1 301 Moved Permanently\r\n"),
-        "{answer}"
-    );
-    assert_eq!(
-        field(&answer, "location"),
-        Some("https://mychart.example/a/b?c='d'&e")
-    );
+    let answer = service.exchange("GET /a/b?c='d'&e HTTP/1.1\r\nHost: mychart.example:80\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 301 Moved Permanently\r\n"), "{answer}");
+    assert_eq!(field(&answer, "location"), Some("https://mychart.example/a/b?c='d'&e"));
     assert_eq!(field(&answer, "strict-transport-security"), None);
     let body = answer.split_once("\r\n\r\n").unwrap().1;
-    assert_eq!(
-        field(&answer, "content-length"),
-        Some(body.len().to_string().as_str())
-    );
-    assert!(
-        body.contains("<a href=\"https://mychart.example/a/b?c=&#39;d&#39;&amp;e\">"),
-        "{body}"
-    );
+    assert_eq!(field(&answer, "content-length"), Some(body.len().to_string().as_str()));
+    assert!(body.contains("<a href=\"https://mychart.example/a/b?c=&#39;d&#39;&amp;e\">"), "{body}");
     let counts = service.stats.counts();
     assert_eq!((counts.requests, counts.redirected, counts.refused), (1, 1, 0));
 }
@@ -185,9 +159,7 @@ async fn each_malformed_request_gets_400_and_the_connection_ends() {
 #[tokio::test]
 async fn an_absolute_target_is_redirected_when_it_agrees_with_host() {
     let service = start(patient()).await;
-    let answer = service
-        .exchange("GET http://Name/a?b HTTP/1.1\r\nHost: name\r\n\r\n")
-        .await;
+    let answer = service.exchange("GET http://Name/a?b HTTP/1.1\r\nHost: name\r\n\r\n").await;
     assert_eq!(field(&answer, "location"), Some("https://name/a?b"));
 }
 
@@ -214,16 +186,8 @@ async fn a_head_sent_byte_by_byte_is_cut_off_at_the_deadline() {
         tokio::select! { () = drip => Vec::new(), answer = closed => answer }
     };
     let answer = timeout(Duration::from_secs(5), slow).await.unwrap();
-    assert!(
-        begun.elapsed() >= Duration::from_millis(180),
-        "cut off after {:?}",
-        begun.elapsed()
-    );
-    assert!(
-        begun.elapsed() < Duration::from_secs(3),
-        "cut off after {:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() >= Duration::from_millis(180), "cut off after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(3), "cut off after {:?}", begun.elapsed());
     assert!(answer.is_empty());
     let counts = service.counts_when(|counts| counts.timed_out == 1).await;
     assert_eq!((counts.timed_out, counts.requests), (1, 0));
@@ -233,10 +197,7 @@ async fn a_head_sent_byte_by_byte_is_cut_off_at_the_deadline() {
 async fn an_idle_kept_alive_connection_is_closed() {
     let service = start(quick()).await;
     let mut stream = service.connect().await;
-    stream
-        .write_all(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     let begun = Instant::now();
     let answer = read_to_end(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 301 "), "{answer}");
@@ -247,25 +208,14 @@ async fn an_idle_kept_alive_connection_is_closed() {
 
 #[tokio::test]
 async fn a_client_that_never_reads_does_not_hold_its_connection_forever() {
-    let limits = Limits {
-        connection_lifetime: Duration::from_millis(400),
-        ..patient()
-    };
+    let limits = Limits { connection_lifetime: Duration::from_millis(400), ..patient() };
     let service = start(limits).await;
     let stream = service.connect().await;
     let (_reader, mut writer) = stream.into_split();
     let request = "GET / HTTP/1.1\r\nHost: h\r\n\r\n".repeat(1000);
     let flood = async { while writer.write_all(request.as_bytes()).await.is_ok() {} };
-    timeout(Duration::from_secs(5), flood)
-        .await
-        .expect("the server never closed the connection");
-    assert_eq!(
-        service
-            .counts_when(|counts| counts.timed_out == 1)
-            .await
-            .timed_out,
-        1
-    );
+    timeout(Duration::from_secs(5), flood).await.expect("the server never closed the connection");
+    assert_eq!(service.counts_when(|counts| counts.timed_out == 1).await.timed_out, 1);
 }
 
 #[tokio::test]
@@ -290,10 +240,7 @@ async fn pipelined_garbage_does_not_take_the_first_answer_away() {
     let answer = service
         .exchange("GET /1 HTTP/1.1\r\nHost: h\r\n\r\nGET /2 HTTP/1.1\r\nHost: h\r\n\r\n\0\x01junk\r\n\r\n")
         .await;
-    assert!(
-        answer.contains("https://h/1\r\n") && answer.contains("https://h/2\r\n"),
-        "{answer}"
-    );
+    assert!(answer.contains("https://h/1\r\n") && answer.contains("https://h/2\r\n"), "{answer}");
     assert!(answer.contains("HTTP/1.1 400 "), "{answer}");
     let counts = service.counts_when(|counts| counts.refused == 1).await;
     assert_eq!((counts.requests, counts.redirected, counts.refused), (3, 2, 1));
@@ -303,10 +250,8 @@ async fn pipelined_garbage_does_not_take_the_first_answer_away() {
 async fn a_request_body_is_not_read_and_is_not_taken_for_a_request() {
     let service = start(patient()).await;
     let smuggled = "GET /smuggled HTTP/1.1\r\nHost: evil.example\r\n\r\n";
-    let request = format!(
-        "POST /form HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{smuggled}",
-        smuggled.len()
-    );
+    let request =
+        format!("POST /form HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{smuggled}", smuggled.len());
     let mut stream = service.connect().await;
     stream.write_all(request.as_bytes()).await.unwrap();
     let answer = read_to_end(&mut stream).await;
@@ -320,10 +265,7 @@ async fn a_request_body_is_not_read_and_is_not_taken_for_a_request() {
 async fn an_unread_body_does_not_take_the_answer_away() {
     let service = start(patient()).await;
     let mut stream = service.connect().await;
-    stream
-        .write_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 60000\r\n\r\n").await.unwrap();
     for _ in 0..6 {
         stream.write_all(&[b'x'; 10_000]).await.unwrap();
         sleep(Duration::from_millis(10)).await;
@@ -336,49 +278,32 @@ async fn an_unread_body_does_not_take_the_answer_away() {
 async fn an_endless_body_does_not_keep_the_connection() {
     let service = start(patient()).await;
     let mut stream = service.connect().await;
-    stream
-        .write_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n")
-        .await
-        .unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n").await.unwrap();
     assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 301 "));
     let flood = async { while stream.write_all(&[b'x'; 4096]).await.is_ok() {} };
-    timeout(Duration::from_secs(5), flood)
-        .await
-        .expect("the server kept reading the body");
+    timeout(Duration::from_secs(5), flood).await.expect("the server kept reading the body");
 }
 
 #[tokio::test]
 async fn one_connection_more_than_the_limit_is_closed_at_once() {
-    let service = start(Limits {
-        connections: 2,
-        ..patient()
-    })
-    .await;
+    let service = start(Limits { connections: 2, ..patient() }).await;
     let mut first = service.connect().await;
     let _second = service.connect().await;
     assert_eq!(read_to_end(&mut service.connect().await).await, "");
     assert_eq!(service.stats.counts().over_limit, 1);
 
-    first
-        .write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-        .await
-        .unwrap();
+    first.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.unwrap();
     assert!(read_to_end(&mut first).await.starts_with("HTTP/1.1 301 "));
     drop(first);
     for attempt in 0.. {
         let mut next = service.connect().await;
-        let _ = next
-            .write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
-            .await;
+        let _ = next.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await;
         let mut answer = Vec::new();
         let _ = next.read_to_end(&mut answer).await;
         if answer.starts_with(b"HTTP/1.1 301 ") {
             break;
         }
-        assert!(
-            attempt < 50,
-            "the slot of a closed connection is never given back"
-        );
+        assert!(attempt < 50, "the slot of a closed connection is never given back");
         sleep(Duration::from_millis(20)).await;
     }
 }
@@ -387,9 +312,7 @@ async fn one_connection_more_than_the_limit_is_closed_at_once() {
 async fn shutdown_closes_idle_connections_lets_requests_finish_and_returns() {
     let service = start(patient()).await;
     let mut idle = service.connect().await;
-    idle.write_all(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
-        .await
-        .unwrap();
+    idle.write_all(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
     read_head(&mut idle).await;
     let mut half_sent = service.connect().await;
     half_sent.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
@@ -401,10 +324,7 @@ async fn shutdown_closes_idle_connections_lets_requests_finish_and_returns() {
     half_sent.write_all(b"Host: h\r\n\r\n").await.unwrap();
     assert!(read_to_end(&mut half_sent).await.starts_with("HTTP/1.1 301 "));
     drop(half_sent);
-    timeout(Duration::from_secs(2), service.task)
-        .await
-        .expect("serve did not return")
-        .unwrap();
+    timeout(Duration::from_secs(2), service.task).await.expect("serve did not return").unwrap();
     assert!(TcpStream::connect(service.address).await.is_err());
 }
 
@@ -417,13 +337,6 @@ async fn shutdown_does_not_wait_longer_than_the_drain_time() {
     sleep(Duration::from_millis(50)).await;
     let begun = Instant::now();
     service.stop.send(()).unwrap();
-    timeout(Duration::from_secs(5), service.task)
-        .await
-        .expect("serve did not return")
-        .unwrap();
-    assert!(
-        begun.elapsed() >= Duration::from_millis(450),
-        "{:?}",
-        begun.elapsed()
-    );
+    timeout(Duration::from_secs(5), service.task).await.expect("serve did not return").unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(450), "{:?}", begun.elapsed());
 }

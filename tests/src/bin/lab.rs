@@ -33,11 +33,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = if arguments.clean {
-        clean()
-    } else {
-        run(arguments.script)
-    };
+    let outcome = if arguments.clean { clean() } else { run(arguments.script) };
     outcome.unwrap_or_else(|error| {
         eprintln!("lab: {error:#}");
         ExitCode::FAILURE
@@ -62,10 +58,7 @@ fn run(script: Option<OsString>) -> Result<ExitCode> {
     signals.thread_block().context("cannot block signals")?;
 
     println!("lab: building the network");
-    let mut lab = Lab::new(LabOptions {
-        system: true,
-        ..LabOptions::default()
-    })?;
+    let mut lab = Lab::new(LabOptions { system: true, ..LabOptions::default() })?;
     println!("lab: starting the servers");
     lab.start_all_nginx()?;
     println!("lab: starting the balancer");
@@ -97,11 +90,7 @@ fn shown(lab: &Lab, args: &[&str]) -> Result<String> {
 
 /// What is worth trying, ready to be pasted into another shell.
 fn commands(lab: &Lab) -> Result<String> {
-    let sudo = if env::var_os("SUDO_USER").is_some() {
-        "sudo "
-    } else {
-        ""
-    };
+    let sudo = if env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
     let client = format!("{sudo}nsenter --net=/run/netns/{}", lab.namespace(Ns::Client));
     let steadfast = format!("{sudo}{}", bin_dir()?.join("steadfast").display());
     let lines = [
@@ -113,23 +102,11 @@ fn commands(lab: &Lab) -> Result<String> {
             "another clinician, perhaps another server",
             format!("{client} curl -sk --interface 10.85.0.7 https://{HYPERSPACE}/"),
         ),
-        (
-            "a patient, sent from port 80 to 443",
-            format!("{client} curl -sI http://{MYCHART}/"),
-        ),
-        (
-            "why this client is on that server",
-            format!("{steadfast} explain 192.168.85.100"),
-        ),
-        (
-            "no new clients for this server",
-            format!("{steadfast} server drain Hyperspace/Hyperspace_Srv_1"),
-        ),
+        ("a patient, sent from port 80 to 443", format!("{client} curl -sI http://{MYCHART}/")),
+        ("why this client is on that server", format!("{steadfast} explain 192.168.85.100")),
+        ("no new clients for this server", format!("{steadfast} server drain Hyperspace/Hyperspace_Srv_1")),
         ("who is on which server", format!("{steadfast} server show")),
-        (
-            "and back",
-            format!("{steadfast} server online Hyperspace/Hyperspace_Srv_1"),
-        ),
+        ("and back", format!("{steadfast} server online Hyperspace/Hyperspace_Srv_1")),
         ("what happened to every packet", format!("{steadfast} stats")),
     ];
     let mut text = String::from("Worth trying in another shell:\n");
@@ -146,18 +123,14 @@ fn run_script(lab: &Lab, script: OsString, signals: &SigSet) -> Result<ExitCode>
     path.push(env::var_os("PATH").unwrap_or_default());
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(script).env("PATH", path);
-    shell
-        .env("STEADFAST_LAB_CLIENT", namespace_path(&lab.namespace(Ns::Client)))
-        .envs(lab.environment());
+    shell.env("STEADFAST_LAB_CLIENT", namespace_path(&lab.namespace(Ns::Client))).envs(lab.environment());
     unblock_signals(&mut shell);
     let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
     let signals = SignalFd::with_flags(signals, flags).context("cannot watch for signals")?;
     let mut shell = shell.spawn().context("cannot start sh")?;
     loop {
         if let Some(status) = shell.try_wait()? {
-            let code = status
-                .code()
-                .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+            let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
             return Ok(ExitCode::from(u8::try_from(code).unwrap_or(1)));
         }
         if signals.read_signal().context("cannot read a signal")?.is_some() {

@@ -41,10 +41,7 @@ fn noise(state: &mut u64) -> u64 {
 
 /// The SHA-256 of all that can be read from the input, as lower-case hexadecimal digits.
 pub(super) fn sha256(input: Stdio) -> Result<String> {
-    let output = Command::new("sha256sum")
-        .stdin(input)
-        .output()
-        .context("cannot start sha256sum")?;
+    let output = Command::new("sha256sum").stdin(input).output().context("cannot start sha256sum")?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     match printed.split_whitespace().next() {
         Some(digest) if output.status.success() => Ok(digest.to_owned()),

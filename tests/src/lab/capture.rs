@@ -32,28 +32,12 @@ pub struct Capture {
 impl Capture {
     /// Returns once packets are being captured.
     pub(super) fn start(namespace: &str, interface: &str, filter: &str, file: PathBuf) -> Result<Self> {
-        let mut tcpdump = command(
-            namespace,
-            "tcpdump",
-            ["-i", interface, "-n", "-U", "--immediate-mode"],
-        );
-        tcpdump
-            .args(["-B", "16384", "-Z", "root", "-w"])
-            .arg(&file)
-            .arg(filter);
-        tcpdump
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
-        let mut tcpdump = tcpdump
-            .spawn()
-            .context("cannot start tcpdump: run `cargo xtask setup`")?;
+        let mut tcpdump = command(namespace, "tcpdump", ["-i", interface, "-n", "-U", "--immediate-mode"]);
+        tcpdump.args(["-B", "16384", "-Z", "root", "-w"]).arg(&file).arg(filter);
+        tcpdump.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut tcpdump = tcpdump.spawn().context("cannot start tcpdump: run `cargo xtask setup`")?;
         let stderr = tcpdump.stderr.take().context("tcpdump has no standard error")?;
-        let mut capture = Self {
-            tcpdump,
-            stderr: BufReader::new(stderr),
-            file,
-        };
+        let mut capture = Self { tcpdump, stderr: BufReader::new(stderr), file };
         let mut said = String::new();
         while capture.stderr.read_line(&mut said)? > 0 {
             if said.contains("listening on") {
@@ -76,10 +60,7 @@ impl Capture {
         }
         let bytes = fs::read(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
         let packets = packets(&bytes).with_context(|| format!("{} is cut short", self.file.display()))?;
-        Ok(Captured {
-            packets,
-            file: self.file.clone(),
-        })
+        Ok(Captured { packets, file: self.file.clone() })
     }
 }
 
@@ -118,10 +99,7 @@ impl Captured {
         tcpdump.arg(&self.file);
         let output = tcpdump.output().context("cannot start tcpdump")?;
         if !output.status.success() {
-            bail!(
-                "tcpdump -r failed: {}",
-                String::from_utf8_lossy(&output.stderr).trim_end()
-            );
+            bail!("tcpdump -r failed: {}", String::from_utf8_lossy(&output.stderr).trim_end());
         }
         let text = String::from_utf8_lossy(&output.stdout);
         let is_bad = |line: &&str| {
@@ -129,11 +107,7 @@ impl Captured {
                 .iter()
                 .any(|words| line.contains(words))
         };
-        Ok(text
-            .lines()
-            .filter(is_bad)
-            .map(|line| line.trim().to_owned())
-            .collect())
+        Ok(text.lines().filter(is_bad).map(|line| line.trim().to_owned()).collect())
     }
 }
 

@@ -18,12 +18,8 @@ pub fn connect(source: IpAddr, to: SocketAddr, within: Duration) -> Result<TcpSt
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
     // A port is picked per destination, so that one source can have more connections than ports.
     setsockopt(&socket, IpBindAddressNoPort, &true)?;
-    socket
-        .bind(&SocketAddr::new(source, 0).into())
-        .with_context(|| format!("cannot bind {source}"))?;
-    socket
-        .connect_timeout(&to.into(), within)
-        .with_context(|| format!("{source} cannot connect to {to}"))?;
+    socket.bind(&SocketAddr::new(source, 0).into()).with_context(|| format!("cannot bind {source}"))?;
+    socket.connect_timeout(&to.into(), within).with_context(|| format!("{source} cannot connect to {to}"))?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(within))?;
     stream.set_write_timeout(Some(within))?;
@@ -39,17 +35,11 @@ pub fn get(source: IpAddr, to: SocketAddr, path: &str, within: Duration) -> Resu
     let mut stream = connect(source, to, within)?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
-    stream
-        .read_to_end(&mut answer)
-        .with_context(|| format!("{to} broke off its answer to {source}"))?;
+    stream.read_to_end(&mut answer).with_context(|| format!("{to} broke off its answer to {source}"))?;
     let head = answer.windows(4).position(|window| window == b"\r\n\r\n");
     let head = head.with_context(|| format!("{to} sent no HTTP answer to {source}"))?;
     let body = answer.split_off(head + 4);
-    let status = String::from_utf8_lossy(&answer)
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .to_owned();
+    let status = String::from_utf8_lossy(&answer).lines().next().unwrap_or_default().to_owned();
     if status.split_whitespace().nth(1) != Some("200") {
         bail!("{to} answered {source}: {status}");
     }

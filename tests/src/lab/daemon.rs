@@ -27,20 +27,14 @@ const ENDS_WITHIN: Duration = Duration::from_secs(10);
 pub(super) fn start(namespace: &str, places: &Places, extra: &[&str]) -> Result<Child> {
     let mut daemon = in_lab(namespace, places, "steadfastd", &["run", "--config"])?;
     daemon.arg(places.config()).args(extra);
-    let log = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(places.daemon_log())?;
+    let log = OpenOptions::new().create(true).append(true).open(places.daemon_log())?;
     daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let mut child = daemon.spawn().context("cannot start steadfastd")?;
     if let Err(error) = wait_until_ready(namespace, places, &mut child) {
         // It is the failed start that is reported.
         let _ = child.kill();
         let _ = child.wait();
-        bail!(
-            "steadfastd did not become ready: {error:#}; the end of its log:\n{}",
-            log_end(places)
-        );
+        bail!("steadfastd did not become ready: {error:#}; the end of its log:\n{}", log_end(places));
     }
     Ok(child)
 }
@@ -70,9 +64,7 @@ fn accepts(runtime: &Path) -> bool {
     let Ok(entries) = fs::read_dir(runtime) else {
         return false;
     };
-    entries
-        .flatten()
-        .any(|entry| UnixStream::connect(entry.path()).is_ok())
+    entries.flatten().any(|entry| UnixStream::connect(entry.path()).is_ok())
 }
 
 /// Sends a signal and waits until the daemon has ended; after 10 s it is killed and that is an error.
@@ -93,10 +85,7 @@ pub(super) fn end(child: &mut Child, signal: Signal) -> Result<ExitStatus> {
 /// Runs `steadfast` in the balancer's namespace.
 pub(super) fn cli(namespace: &str, places: &Places, args: &[&str]) -> Result<Output> {
     let mut steadfast = in_lab(namespace, places, "steadfast", args)?;
-    steadfast
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot start steadfast")
+    steadfast.stdin(Stdio::null()).output().context("cannot start steadfast")
 }
 
 /// One of the balancer's programs, in its namespace, told where this lab keeps things.

@@ -77,10 +77,7 @@ pub(super) fn send(flood: &SynFlood, from: [u8; 6], to: [u8; 6]) -> Result<Flood
             thread::sleep(due.saturating_sub(start.elapsed()));
         }
     }
-    Ok(FloodReport {
-        frames: sent,
-        elapsed: start.elapsed(),
-    })
+    Ok(FloodReport { frames: sent, elapsed: start.elapsed() })
 }
 
 fn template(flood: &SynFlood, from: [u8; 6], to: [u8; 6]) -> Result<[u8; LENGTH]> {
@@ -92,9 +89,7 @@ fn template(flood: &SynFlood, from: [u8; 6], to: [u8; 6]) -> Result<[u8; LENGTH]
         .context("a maximum segment size is a TCP option")?;
     let mut frame = Vec::with_capacity(LENGTH);
     builder.write(&mut frame, &[]).context("cannot write a SYN")?;
-    frame
-        .try_into()
-        .map_err(|frame: Vec<u8>| anyhow::anyhow!("a SYN has {} bytes", frame.len()))
+    frame.try_into().map_err(|frame: Vec<u8>| anyhow::anyhow!("a SYN has {} bytes", frame.len()))
 }
 
 /// Makes it the `number`th frame: source address, source port, sequence number, and both checksums.
@@ -122,10 +117,7 @@ fn vary(frame: &mut [u8; LENGTH], flood: &SynFlood, number: u64) {
 
 /// The sum of 16-bit words of an even number of bytes (RFC 1071).
 fn sum(bytes: &[u8]) -> u32 {
-    bytes
-        .chunks_exact(2)
-        .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
-        .sum()
+    bytes.chunks_exact(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum()
 }
 
 fn fold(sum: u32) -> u16 {
@@ -136,10 +128,8 @@ fn fold(sum: u32) -> u16 {
 
 /// How many of the frames the kernel took; none if its queue was full at this moment.
 fn send_batch(socket: &RawSocket, frames: &mut [[u8; LENGTH]]) -> Result<u64> {
-    let vector = |frame: &mut [u8; LENGTH]| libc::iovec {
-        iov_base: frame.as_mut_ptr().cast(),
-        iov_len: LENGTH,
-    };
+    let vector =
+        |frame: &mut [u8; LENGTH]| libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: LENGTH };
     let mut vectors: Vec<libc::iovec> = frames.iter_mut().map(vector).collect();
     let mut messages = message_headers(&mut vectors);
     let count = u32::try_from(messages.len())?;
@@ -178,20 +168,12 @@ mod tests {
         for number in 0..flood.frames {
             vary(&mut frame, &flood, number);
             let packet = SlicedPacket::from_ethernet(&frame).unwrap();
-            let Some(etherparse::NetSlice::Ipv4(ip)) = packet.net else {
-                panic!("not IPv4")
-            };
-            let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else {
-                panic!("not TCP")
-            };
-            assert_eq!(
-                ip.header().header_checksum(),
-                ip.header().to_header().calc_header_checksum()
-            );
+            let Some(etherparse::NetSlice::Ipv4(ip)) = packet.net else { panic!("not IPv4") };
+            let Some(etherparse::TransportSlice::Tcp(tcp)) = packet.transport else { panic!("not TCP") };
+            assert_eq!(ip.header().header_checksum(), ip.header().to_header().calc_header_checksum());
             assert_eq!(
                 tcp.checksum(),
-                tcp.calc_checksum_ipv4(ip.header().to_header().source, ip.header().destination())
-                    .unwrap()
+                tcp.calc_checksum_ipv4(ip.header().to_header().source, ip.header().destination()).unwrap()
             );
             assert!(tcp.syn() && !tcp.ack());
             assert!(seen.insert((ip.header().source(), tcp.source_port())));

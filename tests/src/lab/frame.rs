@@ -26,17 +26,11 @@ impl RawSocket {
         let index = nix::net::if_::if_nametoindex(name.as_c_str());
         let index = index.with_context(|| format!("there is no interface {interface} here"))?;
         let every_protocol = u16::try_from(libc::ETH_P_ALL)?.to_be();
-        let socket = Socket::new(
-            Domain::PACKET,
-            Type::RAW,
-            Some(Protocol::from(i32::from(every_protocol))),
-        )
-        .context("cannot open a packet socket")?;
+        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(every_protocol))))
+            .context("cannot open a packet socket")?;
         set_option(&socket, libc::PACKET_IGNORE_OUTGOING, 1)?;
         let address = link_address(i32::try_from(index)?, every_protocol)?;
-        socket
-            .bind(&address)
-            .with_context(|| format!("cannot bind a packet socket to {interface}"))?;
+        socket.bind(&address).with_context(|| format!("cannot bind a packet socket to {interface}"))?;
         Ok(Self(socket))
     }
 
@@ -69,8 +63,7 @@ impl RawSocket {
                 return Ok(None);
             }
             // Zero would mean without limit.
-            self.0
-                .set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            self.0.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             match self.0.read(&mut buffer) {
                 Ok(length) if wanted(&buffer[..length]) => {
                     buffer.truncate(length);
@@ -78,10 +71,7 @@ impl RawSocket {
                 }
                 Ok(_) => {}
                 Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) => {}
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 Err(error) => return Err(error).context("cannot receive a frame"),
             }
         }
@@ -101,13 +91,7 @@ fn set_option(socket: &Socket, option: libc::c_int, value: libc::c_int) -> Resul
     let length = libc::socklen_t::try_from(size_of_val(&value))?;
     // SAFETY: the kernel reads `length` bytes of `value`, which outlives the call.
     let code = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            option,
-            (&raw const value).cast(),
-            length,
-        )
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, (&raw const value).cast(), length)
     };
     if code != 0 {
         return Err(io::Error::last_os_error()).with_context(|| format!("cannot set packet option {option}"));

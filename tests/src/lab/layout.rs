@@ -83,28 +83,16 @@ pub struct Host {
 
 impl Host {
     pub(super) fn lb() -> Self {
-        Self {
-            ns: Ns::Lb,
-            label: "lb".to_owned(),
-            address: LB,
-        }
+        Self { ns: Ns::Lb, label: "lb".to_owned(), address: LB }
     }
 
     pub(super) fn client() -> Self {
-        Self {
-            ns: Ns::Client,
-            label: "client".to_owned(),
-            address: CLIENT,
-        }
+        Self { ns: Ns::Client, label: "client".to_owned(), address: CLIENT }
     }
 
     pub(super) fn server(index: usize, label: &str, octet: u8) -> Self {
         let address = Ipv4Addr::new(192, 168, 85, octet);
-        Self {
-            ns: Ns::Server(index),
-            label: label.to_owned(),
-            address,
-        }
+        Self { ns: Ns::Server(index), label: label.to_owned(), address }
     }
 
     /// Its MAC address: locally administered, ending in its address.

@@ -64,13 +64,7 @@ pub(super) fn host_command<A: AsRef<OsStr>>(
 pub fn unblock_signals(command: &mut Command) {
     // SAFETY: one system call on a set that is on the stack.
     unsafe {
-        command.pre_exec(|| {
-            Ok(sigprocmask(
-                SigmaskHow::SIG_SETMASK,
-                Some(&SigSet::empty()),
-                None,
-            )?)
-        });
+        command.pre_exec(|| Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?));
     }
 }
 
@@ -83,9 +77,7 @@ pub(super) fn run_in<T: Send>(name: &str, closure: impl FnOnce() -> T + Send) ->
     let namespace = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     let entered = thread::scope(|scope| {
         let thread = scope.spawn(|| enter(namespace).map(|()| closure()));
-        thread
-            .join()
-            .unwrap_or_else(|payload| panic::resume_unwind(payload))
+        thread.join().unwrap_or_else(|payload| panic::resume_unwind(payload))
     });
     entered.with_context(|| format!("cannot enter the network namespace {name}"))
 }

@@ -38,10 +38,7 @@ pub(super) fn add_hosts(fabric: &str, hosts: &[(&Host, String)]) -> Result<()> {
     for (host, name) in hosts {
         let (port, mac) = (host.port(), mac_text(host.mac()));
         writeln!(namespaces, "netns add {name}")?;
-        writeln!(
-            links,
-            "link add {port} type veth peer name {INTERFACE} address {mac} netns {name}"
-        )?;
+        writeln!(links, "link add {port} type veth peer name {INTERFACE} address {mac} netns {name}")?;
         writeln!(links, "link set {port} master {BRIDGE} up")?;
     }
     ip(None, &namespaces)?;
@@ -109,14 +106,10 @@ pub(super) fn pass_at_port(fabric: &str, host: &Host) -> Result<Ebpf> {
     run_in(fabric, || {
         let mut ebpf =
             Ebpf::load_file(&object).with_context(|| format!("cannot load {}", object.display()))?;
-        let program = ebpf
-            .program_mut("xdp_pass")
-            .context("xdp-pass.o has no program xdp_pass")?;
+        let program = ebpf.program_mut("xdp_pass").context("xdp-pass.o has no program xdp_pass")?;
         let program: &mut Xdp = program.try_into()?;
         program.load()?;
-        program
-            .attach(&port, XdpMode::Driver)
-            .with_context(|| format!("cannot attach to {port}"))?;
+        program.attach(&port, XdpMode::Driver).with_context(|| format!("cannot attach to {port}"))?;
         Ok(ebpf)
     })?
 }
@@ -126,9 +119,7 @@ pub(super) fn received_frames(name: &str) -> Result<u64> {
     let mut show = command(name, "ip", ["-s", "-j", "link", "show", INTERFACE]);
     let shown = show.output().context("cannot start ip")?;
     let links: serde_json::Value = serde_json::from_slice(&shown.stdout).context("ip printed no JSON")?;
-    links[0]["stats64"]["rx"]["packets"]
-        .as_u64()
-        .context("ip shows no counter of received packets")
+    links[0]["stats64"]["rx"]["packets"].as_u64().context("ip shows no counter of received packets")
 }
 
 /// Pulls a host's cable or puts it back.
@@ -158,34 +149,20 @@ pub(super) fn ip(namespace: Option<&str>, lines: &str) -> Result<()> {
         .spawn()
         .context("cannot start ip: run `cargo xtask setup`")?;
     // Dropped after the write: the batch ends with its input. If ip ended before it had read all, its exit says why.
-    let written = child
-        .stdin
-        .take()
-        .context("ip has no standard input")?
-        .write_all(lines.as_bytes());
+    let written = child.stdin.take().context("ip has no standard input")?.write_all(lines.as_bytes());
     let output = child.wait_with_output().context("cannot wait for ip")?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        bail!(
-            "ip in {}: {}\n{lines}",
-            namespace.unwrap_or("the host's namespace"),
-            complaint.trim_end()
-        );
+        bail!("ip in {}: {}\n{lines}", namespace.unwrap_or("the host's namespace"), complaint.trim_end());
     }
     written.context("ip did not read its commands")
 }
 
 fn ethtool(interface: &str) -> Result<()> {
     let mut ethtool = host_command("ethtool", ["-K", interface]);
-    let output = ethtool
-        .args(OFFLOADS)
-        .output()
-        .context("cannot start ethtool: run `cargo xtask setup`")?;
+    let output = ethtool.args(OFFLOADS).output().context("cannot start ethtool: run `cargo xtask setup`")?;
     if !output.status.success() {
-        bail!(
-            "ethtool -K {interface}: {}",
-            String::from_utf8_lossy(&output.stderr).trim_end()
-        );
+        bail!("ethtool -K {interface}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
     }
     Ok(())
 }

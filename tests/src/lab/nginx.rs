@@ -38,11 +38,7 @@ pub(super) fn start(namespace: &str, host: &Host, dir: &Path, big: &Path, port: 
     write_certificate(host, dir)?;
     fs::write(dir.join("nginx.conf"), configuration(host, big, port))?;
     let error_log = dir.join("error.log");
-    let mut nginx = command(
-        namespace,
-        places::nginx()?,
-        ["-e", "error.log", "-c", "nginx.conf", "-p"],
-    );
+    let mut nginx = command(namespace, places::nginx()?, ["-e", "error.log", "-c", "nginx.conf", "-p"]);
     nginx.arg(dir).stdin(Stdio::null()).stdout(Stdio::null());
     nginx.stderr(fs::File::create(dir.join("stderr.log"))?);
     let mut child = nginx.spawn().context("cannot start nginx")?;
@@ -51,10 +47,7 @@ pub(super) fn start(namespace: &str, host: &Host, dir: &Path, big: &Path, port: 
         let _ = child.kill();
         let _ = child.wait();
         let log = fs::read_to_string(&error_log).unwrap_or_default();
-        bail!(
-            "nginx of {} did not start: {error:#}; its log:\n{log}",
-            host.label
-        );
+        bail!("nginx of {} did not start: {error:#}; its log:\n{log}", host.label);
     }
     Ok(child)
 }
@@ -119,12 +112,8 @@ http {{
 /// A self-signed certificate whose common name is the server's label.
 fn write_certificate(host: &Host, dir: &Path) -> Result<()> {
     let mut params = CertificateParams::new(vec![host.label.replace('_', "-")])?;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, host.label.as_str());
-    params
-        .subject_alt_names
-        .push(SanType::IpAddress(host.address.into()));
+    params.distinguished_name.push(DnType::CommonName, host.label.as_str());
+    params.subject_alt_names.push(SanType::IpAddress(host.address.into()));
     let key = KeyPair::generate()?;
     fs::write(dir.join("certificate.pem"), params.self_signed(&key)?.pem())?;
     fs::write(dir.join("key.pem"), key.serialize_pem())?;

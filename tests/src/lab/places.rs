@@ -86,11 +86,7 @@ pub fn bin_dir() -> Result<PathBuf> {
     let exe = env::current_exe().context("cannot tell where this program is")?;
     let dir = exe.parent().context("this program is in no directory")?;
     // Test programs are one deeper.
-    let dir = if dir.ends_with("deps") {
-        dir.parent().unwrap_or(dir)
-    } else {
-        dir
-    };
+    let dir = if dir.ends_with("deps") { dir.parent().unwrap_or(dir) } else { dir };
     Ok(dir.to_path_buf())
 }
 
@@ -118,11 +114,6 @@ pub(super) fn nginx() -> Result<PathBuf> {
 
 fn target_dir() -> Result<PathBuf> {
     let exe = env::current_exe().context("cannot tell where this program is")?;
-    let target = exe
-        .ancestors()
-        .skip(1)
-        .find(|dir| dir.join("CACHEDIR.TAG").is_file());
-    target
-        .map(Path::to_path_buf)
-        .with_context(|| format!("{} is in no target directory", exe.display()))
+    let target = exe.ancestors().skip(1).find(|dir| dir.join("CACHEDIR.TAG").is_file());
+    target.map(Path::to_path_buf).with_context(|| format!("{} is in no target directory", exe.display()))
 }

@@ -61,9 +61,8 @@ pub fn sweep() -> Result<Vec<String>> {
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
-        let owner = fs::read_to_string(entry.path().join(OWNER))
-            .ok()
-            .and_then(|text| Owner::from_text(&text));
+        let owner =
+            fs::read_to_string(entry.path().join(OWNER)).ok().and_then(|text| Owner::from_text(&text));
         // Without an owner it is being made, or its own process is removing it.
         let Some(owner) = owner else { continue };
         if !owner.is_alive() {
@@ -193,10 +192,7 @@ impl Owner {
 
     fn from_text(text: &str) -> Option<Self> {
         let (pid, start) = text.trim_end().split_once(' ')?;
-        Some(Self {
-            pid: pid.parse().ok()?,
-            start: start.parse().ok()?,
-        })
+        Some(Self { pid: pid.parse().ok()?, start: start.parse().ok()? })
     }
 }
 
@@ -209,12 +205,7 @@ mod tests {
         let owner = Owner::of(process::id()).unwrap();
         assert!(owner.is_alive());
         assert_eq!(Owner::from_text(&owner.to_text()), Some(Owner { ..owner }));
-        let later = Owner::of(process::id())
-            .map(|owner| Owner {
-                start: owner.start + 1,
-                ..owner
-            })
-            .unwrap();
+        let later = Owner::of(process::id()).map(|owner| Owner { start: owner.start + 1, ..owner }).unwrap();
         assert!(!later.is_alive());
     }
 
@@ -225,10 +216,7 @@ mod tests {
         child.kill().unwrap();
         let start = std::time::Instant::now();
         while owner.is_alive() {
-            assert!(
-                start.elapsed() < Duration::from_secs(5),
-                "a killed process is alive"
-            );
+            assert!(start.elapsed() < Duration::from_secs(5), "a killed process is alive");
             thread::sleep(Duration::from_millis(1));
         }
         assert!(Path::new(&format!("/proc/{}", child.id())).exists());

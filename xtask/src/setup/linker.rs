@@ -14,9 +14,7 @@ pub(crate) fn install(workspace: &Workspace, compiler: &Compiler) -> Result<()> 
         println!("  have     bpf-linker: {}", linker.display());
         return Ok(());
     }
-    let llvm = compiler
-        .llvm()
-        .context("the compiler does not say which LLVM it has")?;
+    let llvm = compiler.llvm().context("the compiler does not say which LLVM it has")?;
     let prefix = format!("/usr/lib/llvm-{llvm}");
     if !Path::new(&prefix).join("include/llvm").exists() {
         bail!(
@@ -30,26 +28,9 @@ pub(crate) fn install(workspace: &Workspace, compiler: &Compiler) -> Result<()> 
     );
     let mut cargo = workspace.cargo();
     // Its own build directory: the workspace's would be filled with a tool's dependencies.
-    cargo
-        .env_remove("CARGO_TARGET_DIR")
-        .env(llvm_prefix_variable(llvm), &prefix)
-        .env("LLVM_PREFIX", &prefix);
-    cargo.args([
-        "install",
-        "bpf-linker",
-        "--quiet",
-        "--locked",
-        "--version",
-        &format!("^{LINKER_SERIES}"),
-    ]);
-    cargo
-        .args([
-            "--no-default-features",
-            "--features",
-            &format!("llvm-{llvm}"),
-            "--root",
-        ])
-        .arg(&tools);
+    cargo.env_remove("CARGO_TARGET_DIR").env(llvm_prefix_variable(llvm), &prefix).env("LLVM_PREFIX", &prefix);
+    cargo.args(["install", "bpf-linker", "--quiet", "--locked", "--version", &format!("^{LINKER_SERIES}")]);
+    cargo.args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"]).arg(&tools);
     cargo.run()?;
     find_linker(workspace).context("cargo installed a bpf-linker that does not start")?;
     Ok(())

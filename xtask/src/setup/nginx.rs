@@ -24,10 +24,7 @@ pub(crate) fn install(workspace: &Workspace) -> Result<()> {
     if find_program("apt-get").is_none() {
         bail!("nginx is missing (the lab's servers): install it with this system's package manager");
     }
-    println!(
-        "  unpack   nginx: the lab's servers (into {}, nothing is started or enabled)",
-        tools.display()
-    );
+    println!("  unpack   nginx: the lab's servers (into {}, nothing is started or enabled)", tools.display());
     let download = tools.join("nginx-download");
     fs::create_dir_all(&download).with_context(|| format!("cannot make {}", download.display()))?;
     // Run as root, apt would complain that its own user cannot write here.
@@ -36,15 +33,8 @@ pub(crate) fn install(workspace: &Workspace) -> Result<()> {
         .dir(&download)
         .run()?;
     for entry in fs::read_dir(&download).with_context(|| format!("cannot read {}", download.display()))? {
-        Cmd::new("dpkg-deb")
-            .arg("--extract")
-            .arg(entry?.path())
-            .arg(tools.join("nginx"))
-            .run()?;
+        Cmd::new("dpkg-deb").arg("--extract").arg(entry?.path()).arg(tools.join("nginx")).run()?;
     }
     fs::remove_dir_all(&download).with_context(|| format!("cannot remove {}", download.display()))?;
-    Cmd::new(&program)
-        .arg("-v")
-        .run()
-        .context("Debian's nginx does not start here")
+    Cmd::new(&program).arg("-v").run().context("Debian's nginx does not start here")
 }

@@ -41,11 +41,7 @@ pub(crate) fn wanted(linker_is_missing: bool) -> Vec<Package> {
     }
     let programs = [
         ("ip", "iproute2", "makes the lab's network namespaces"),
-        (
-            "ethtool",
-            "ethtool",
-            "turns off offloads that hide checksums in the lab",
-        ),
+        ("ethtool", "ethtool", "turns off offloads that hide checksums in the lab"),
         ("tcpdump", "tcpdump", "looks at the lab's packets"),
         ("curl", "curl", "the lab's client"),
     ];
@@ -68,24 +64,13 @@ pub(crate) fn install(privilege: Privilege, wanted: &[Package]) -> Result<()> {
     }
     let names: Vec<&str> = wanted.iter().map(|package| package.name.as_str()).collect();
     if find_program("apt-get").is_none() {
-        bail!(
-            "this is not a Debian: install the equivalents of {} and run this again",
-            names.join(" ")
-        );
+        bail!("this is not a Debian: install the equivalents of {} and run this again", names.join(" "));
     }
     let update = !names.iter().all(|name| is_offered(name));
     if privilege == Privilege::None {
-        let sudo = if find_program("sudo").is_some() {
-            "sudo "
-        } else {
-            ""
-        };
+        let sudo = if find_program("sudo").is_some() { "sudo " } else { "" };
         let as_root = if sudo.is_empty() { "as root, type" } else { "type" };
-        let first = if update {
-            format!("{sudo}apt-get update && ")
-        } else {
-            String::new()
-        };
+        let first = if update { format!("{sudo}apt-get update && ") } else { String::new() };
         bail!(
             "packages are missing and this user is neither root nor allowed to sudo without a password; {as_root}\n  \
              {first}{sudo}apt-get install --no-install-recommends --no-remove {}\nand run this again",
@@ -96,17 +81,12 @@ pub(crate) fn install(privilege: Privilege, wanted: &[Package]) -> Result<()> {
         println!("  update   apt's package lists: what they offer is missing or too old");
         apt_get(privilege)?.args(["update", "-q"]).run()?;
         if let Some(name) = names.iter().find(|name| !is_offered(name)) {
-            bail!(
-                "this system's package sources offer no fitting {name}: {}",
-                other_way(name)
-            );
+            bail!("this system's package sources offer no fitting {name}: {}", other_way(name));
         }
     }
     let mut install = apt_get(privilege)?;
     // Debian's rustc-web excludes its rustc and rustup packages: better to stop than to take those away.
-    install
-        .args(["install", "-q", "-y", "--no-install-recommends", "--no-remove"])
-        .args(&names);
+    install.args(["install", "-q", "-y", "--no-install-recommends", "--no-remove"]).args(&names);
     install.run()
 }
 
@@ -126,20 +106,14 @@ fn apt_get(privilege: Privilege) -> Result<Cmd> {
 
 /// Whether apt's lists offer the package, and for the compiler: one that is new enough.
 fn is_offered(name: &str) -> bool {
-    let policy = Cmd::new("apt-cache")
-        .env("LC_ALL", "C")
-        .args(["policy", name])
-        .output()
-        .unwrap_or_default();
+    let policy = Cmd::new("apt-cache").env("LC_ALL", "C").args(["policy", name]).output().unwrap_or_default();
     candidate(&policy).is_some_and(|version| {
         !matches!(name, "rustc-web" | "cargo-web" | "libstd-rust-web-dev-bpf") || is_new_enough(version)
     })
 }
 
 fn candidate(policy: &str) -> Option<&str> {
-    let version = policy
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
     (version != "(none)").then_some(version)
 }
 

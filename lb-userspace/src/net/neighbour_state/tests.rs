@@ -60,11 +60,7 @@ fn every_state_at_first_sight_reports_and_asks_as_it_should() {
         let now = Instant::now();
         let mut table = table(now);
         let report = table.observe(server(), entry(nud, OLD), now);
-        assert_eq!(
-            report,
-            usable.then_some(Command::Report(server(), Some(OLD))),
-            "{nud:?}"
-        );
+        assert_eq!(report, usable.then_some(Command::Report(server(), Some(OLD))), "{nud:?}");
         assert_eq!(&table.poll(now), at_once, "{nud:?}");
         assert_eq!(&table.poll(now + 15 * SECOND), later, "{nud:?}");
     }
@@ -76,11 +72,7 @@ fn every_state_without_a_mac_address_is_not_usable() {
         for mac in [None, Some([0; 6])] {
             let now = Instant::now();
             let mut table = table(now);
-            assert_eq!(
-                table.observe(server(), Some(Entry { nud, mac }), now),
-                None,
-                "{nud:?}"
-            );
+            assert_eq!(table.observe(server(), Some(Entry { nud, mac }), now), None, "{nud:?}");
         }
     }
 }
@@ -100,11 +92,7 @@ fn every_state_after_a_known_mac_address_reports_the_new_one_or_its_loss() {
         // What was not reported at once is held, and given up when the hold time is over.
         let is_held = matches!(nud, Nud::None | Nud::Incomplete);
         let after = table.poll(now + 5 * SECOND);
-        assert_eq!(
-            after.contains(&Command::Report(server(), None)),
-            is_held,
-            "{nud:?}"
-        );
+        assert_eq!(after.contains(&Command::Report(server(), None)), is_held, "{nud:?}");
     }
 }
 
@@ -112,14 +100,7 @@ fn every_state_after_a_known_mac_address_reports_the_new_one_or_its_loss() {
 fn the_same_mac_address_is_reported_once_through_all_states() {
     let now = Instant::now();
     let mut table = table_with_old(now);
-    for nud in [
-        Nud::Stale,
-        Nud::Delay,
-        Nud::Probe,
-        Nud::Reachable,
-        Nud::Permanent,
-        Nud::Stale,
-    ] {
+    for nud in [Nud::Stale, Nud::Delay, Nud::Probe, Nud::Reachable, Nud::Permanent, Nud::Stale] {
         assert_eq!(table.observe(server(), entry(nud, OLD), now), None, "{nud:?}");
     }
 }
@@ -129,11 +110,7 @@ fn a_confirmed_entry_is_confirmed_again_each_refresh_time() {
     let start = Instant::now();
     let mut table = table_with_old(start);
     table.observe(server(), entry(Nud::Stale, OLD), start + 10 * SECOND);
-    assert_eq!(
-        table.poll(start + 14 * SECOND),
-        [],
-        "it became stale, yet was confirmed 14 s ago"
-    );
+    assert_eq!(table.poll(start + 14 * SECOND), [], "it became stale, yet was confirmed 14 s ago");
     assert_eq!(table.deadline(), Some(start + 15 * SECOND));
     assert_eq!(table.poll(start + 15 * SECOND), [Command::Confirm(server())]);
     table.observe(server(), entry(Nud::Probe, OLD), start + 15 * SECOND);
@@ -160,22 +137,8 @@ fn a_silent_server_is_asked_for_with_pauses_that_double_up_to_the_longest() {
         let now = start + second * SECOND;
         if table.poll(now) == [Command::Resolve(server())] {
             asked.push(second);
-            table.observe(
-                server(),
-                Some(Entry {
-                    nud: Nud::Incomplete,
-                    mac: None,
-                }),
-                now,
-            );
-            table.observe(
-                server(),
-                Some(Entry {
-                    nud: Nud::Failed,
-                    mac: None,
-                }),
-                now,
-            );
+            table.observe(server(), Some(Entry { nud: Nud::Incomplete, mac: None }), now);
+            table.observe(server(), Some(Entry { nud: Nud::Failed, mac: None }), now);
         }
     }
     assert_eq!(asked, [0, 2, 6, 14, 24, 34]);
@@ -198,19 +161,8 @@ fn a_mac_address_changed_behind_the_kernels_back_is_lost_then_found() {
         table.observe(server(), entry(Nud::Failed, OLD), failed),
         Some(Command::Report(server(), None))
     );
-    assert_eq!(
-        table.poll(failed),
-        [Command::Resolve(server())],
-        "without waiting"
-    );
-    table.observe(
-        server(),
-        Some(Entry {
-            nud: Nud::Incomplete,
-            mac: None,
-        }),
-        failed,
-    );
+    assert_eq!(table.poll(failed), [Command::Resolve(server())], "without waiting");
+    table.observe(server(), Some(Entry { nud: Nud::Incomplete, mac: None }), failed);
     assert_eq!(
         table.observe(server(), entry(Nud::Reachable, NEW), failed),
         Some(Command::Report(server(), Some(NEW)))
@@ -224,18 +176,8 @@ fn an_entry_that_vanished_keeps_its_mac_address_while_it_is_resolved_again() {
     let gone = start + 3 * SECOND;
     assert_eq!(table.observe(server(), None, gone), None);
     assert_eq!(table.poll(gone), [Command::Resolve(server())]);
-    table.observe(
-        server(),
-        Some(Entry {
-            nud: Nud::Incomplete,
-            mac: None,
-        }),
-        gone,
-    );
-    assert_eq!(
-        table.observe(server(), entry(Nud::Reachable, OLD), gone + SECOND),
-        None
-    );
+    table.observe(server(), Some(Entry { nud: Nud::Incomplete, mac: None }), gone);
+    assert_eq!(table.observe(server(), entry(Nud::Reachable, OLD), gone + SECOND), None);
     assert_eq!(table.poll(gone + 10 * SECOND), [], "nothing is held any more");
 }
 
@@ -246,11 +188,7 @@ fn a_vanished_entry_is_not_held_for_longer_by_being_seen_missing_again() {
     for second in 0..5 {
         table.observe(server(), None, start + second * SECOND);
     }
-    assert!(
-        table
-            .poll(start + 5 * SECOND)
-            .contains(&Command::Report(server(), None))
-    );
+    assert!(table.poll(start + 5 * SECOND).contains(&Command::Report(server(), None)));
 }
 
 #[test]
@@ -258,29 +196,13 @@ fn a_resync_finds_what_the_events_did_not_tell() {
     let now = Instant::now();
     let mut table = table_with_old(now);
     let kernel = BTreeMap::from([
-        (
-            server(),
-            Entry {
-                nud: Nud::Stale,
-                mac: Some(NEW),
-            },
-        ),
-        (
-            ip("192.0.2.99"),
-            Entry {
-                nud: Nud::Stale,
-                mac: Some(OLD),
-            },
-        ),
+        (server(), Entry { nud: Nud::Stale, mac: Some(NEW) }),
+        (ip("192.0.2.99"), Entry { nud: Nud::Stale, mac: Some(OLD) }),
     ]);
     assert_eq!(table.resync(&kernel, now), [Command::Report(server(), Some(NEW))]);
     assert_eq!(table.resync(&kernel, now), []);
     table.resync(&BTreeMap::new(), now);
-    assert!(
-        table
-            .poll(now + 5 * SECOND)
-            .contains(&Command::Report(server(), None))
-    );
+    assert!(table.poll(now + 5 * SECOND).contains(&Command::Report(server(), None)));
 }
 
 #[test]
@@ -288,14 +210,7 @@ fn a_link_that_comes_up_has_everyone_asked_at_once() {
     let start = Instant::now();
     let mut table = table(start);
     table.poll(start);
-    table.observe(
-        server(),
-        Some(Entry {
-            nud: Nud::Failed,
-            mac: None,
-        }),
-        start,
-    );
+    table.observe(server(), Some(Entry { nud: Nud::Failed, mac: None }), start);
     assert_eq!(table.poll(start), []);
     table.link_changed(start);
     assert_eq!(table.poll(start), [Command::Resolve(server())]);
@@ -306,11 +221,7 @@ fn an_address_no_longer_watched_is_forgotten() {
     let now = Instant::now();
     let mut table = table_with_old(now);
     table.set_watched(&BTreeSet::from([server()]), now);
-    assert_eq!(
-        table.observe(server(), entry(Nud::Stale, OLD), now),
-        None,
-        "it was kept"
-    );
+    assert_eq!(table.observe(server(), entry(Nud::Stale, OLD), now), None, "it was kept");
     table.set_watched(&BTreeSet::new(), now);
     assert_eq!(table.observe(server(), entry(Nud::Stale, NEW), now), None);
     assert_eq!(table.deadline(), None);

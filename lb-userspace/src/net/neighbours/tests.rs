@@ -49,12 +49,7 @@ impl Followed {
         let link = net.link("lb0").await.unwrap();
         let index = link.index;
         let (neighbours, events) = Neighbours::start(&net, link, timing, addresses(watched)).unwrap();
-        Self {
-            net,
-            index,
-            neighbours,
-            events,
-        }
+        Self { net, index, neighbours, events }
     }
 
     /// The first event of that kind within five seconds; the others are passed over.
@@ -78,20 +73,14 @@ impl Followed {
     /// An event of each kind within five seconds, in whatever order.
     async fn until_all(&mut self, what: &str, mut wanted: Vec<Wanted>) {
         while !wanted.is_empty() {
-            let event = self
-                .until(what, |event| wanted.iter().any(|is_wanted| is_wanted(event)))
-                .await;
+            let event = self.until(what, |event| wanted.iter().any(|is_wanted| is_wanted(event))).await;
             wanted.retain(|is_wanted| !is_wanted(&event));
         }
     }
 
     async fn until_mac(&mut self, address: &str, mac: Option<Mac>) {
-        let wanted = NetEvent::Neighbour(NeighbourEvent {
-            address: ip(address),
-            mac,
-        });
-        self.until(&format!("{address} at {mac:?}"), |event| *event == wanted)
-            .await;
+        let wanted = NetEvent::Neighbour(NeighbourEvent { address: ip(address), mac });
+        self.until(&format!("{address} at {mac:?}"), |event| *event == wanted).await;
     }
 
     /// What comes within a time in which it would have come.
@@ -108,10 +97,7 @@ impl Followed {
 }
 
 fn is_at(address: &str, mac: Option<Mac>) -> Wanted {
-    let wanted = NetEvent::Neighbour(NeighbourEvent {
-        address: ip(address),
-        mac,
-    });
+    let wanted = NetEvent::Neighbour(NeighbourEvent { address: ip(address), mac });
     Box::new(move |event| *event == wanted)
 }
 
@@ -129,9 +115,7 @@ fn a_watched_neighbour_is_resolved_without_any_traffic() {
     lab.balancer.run(async || {
         let mut followed = Followed::start(QUICK, &[Lab::SERVER]).await;
         followed.until_mac(Lab::SERVER, Some(Lab::SERVER_MAC)).await;
-        followed
-            .neighbours
-            .watch(addresses(&[Lab::SERVER, Lab::SERVER_V6]));
+        followed.neighbours.watch(addresses(&[Lab::SERVER, Lab::SERVER_V6]));
         followed.until_mac(Lab::SERVER_V6, Some(Lab::SERVER_MAC)).await;
     });
 }
@@ -180,21 +164,13 @@ fn a_server_that_lost_its_address_has_no_mac_address_until_it_is_back() {
                 .try_collect()
                 .await
                 .unwrap();
-            let own = present
-                .into_iter()
-                .find(|one| one.header.family == AddressFamily::Inet)
-                .unwrap();
+            let own = present.into_iter().find(|one| one.header.family == AddressFamily::Inet).unwrap();
             net.handle.address().del(own).execute().await.unwrap();
         });
         followed.until_mac(Lab::SERVER, None).await;
         lab.server.run(async || {
             let net = Net::open().unwrap();
-            net.handle
-                .address()
-                .add(there, ip(Lab::SERVER), 24)
-                .execute()
-                .await
-                .unwrap();
+            net.handle.address().add(there, ip(Lab::SERVER), 24).execute().await.unwrap();
         });
         followed.until_mac(Lab::SERVER, Some(Lab::SERVER_MAC)).await;
     });
@@ -208,26 +184,15 @@ fn a_cable_pulled_and_put_back_is_told_and_the_neighbour_lost_and_found() {
         followed.until_mac(Lab::SERVER, Some(Lab::SERVER_MAC)).await;
         let set_server_link = |message: LinkMessage| {
             lab.server.run(async || {
-                Net::open()
-                    .unwrap()
-                    .handle
-                    .link()
-                    .set(message)
-                    .execute()
-                    .await
-                    .unwrap();
+                Net::open().unwrap().handle.link().set(message).execute().await.unwrap();
             });
         };
         set_server_link(LinkUnspec::new_with_name("srv0").down().build());
         let down = vec![is_link(false), is_at(Lab::SERVER, None)];
-        followed
-            .until_all("the link down and the neighbour lost", down)
-            .await;
+        followed.until_all("the link down and the neighbour lost", down).await;
         set_server_link(LinkUnspec::new_with_name("srv0").up().build());
         let up = vec![is_link(true), is_at(Lab::SERVER, Some(Lab::SERVER_MAC))];
-        followed
-            .until_all("the link up and the neighbour found", up)
-            .await;
+        followed.until_all("the link up and the neighbour found", up).await;
     });
 }
 
@@ -238,15 +203,10 @@ fn an_entry_that_the_kernel_dropped_is_resolved_again_without_a_report() {
         let mut followed = Followed::start(QUICK, &[Lab::SERVER]).await;
         followed.until_mac(Lab::SERVER, Some(Lab::SERVER_MAC)).await;
         // Its own MAC address set anew makes the kernel flush the interface's neighbours.
-        let own = LinkUnspec::new_with_index(followed.index)
-            .address(CHANGED_MAC.to_vec())
-            .build();
+        let own = LinkUnspec::new_with_index(followed.index).address(CHANGED_MAC.to_vec()).build();
         followed.net.handle.link().set(own).execute().await.unwrap();
         let seen = followed.within_a_moment().await;
-        assert!(
-            !seen.iter().any(|event| matches!(event, NetEvent::Neighbour(_))),
-            "{seen:?}"
-        );
+        assert!(!seen.iter().any(|event| matches!(event, NetEvent::Neighbour(_))), "{seen:?}");
         assert!(
             seen.iter().any(
                 |event| matches!(event, NetEvent::Link(LinkEvent::Changed(link)) if link.mac == CHANGED_MAC)
@@ -266,17 +226,11 @@ fn routes_addresses_and_the_end_of_the_link_are_told() {
         let mut followed = Followed::start(LAZY, &[]).await;
         let (net, index) = (followed.net.clone(), followed.index);
         add_route(&net, ip("198.51.100.0"), 24, ip(Lab::SERVER)).await;
-        followed
-            .until("the new route", |event| *event == NetEvent::RouteChanged)
-            .await;
+        followed.until("the new route", |event| *event == NetEvent::RouteChanged).await;
         net.add_address(index, ip("192.0.2.150")).await.unwrap();
-        followed
-            .until("the new address", |event| *event == NetEvent::AddressChanged)
-            .await;
+        followed.until("the new address", |event| *event == NetEvent::AddressChanged).await;
         net.handle.link().del(index).execute().await.unwrap();
-        followed
-            .until("the end", |event| *event == NetEvent::Link(LinkEvent::Removed))
-            .await;
+        followed.until("the end", |event| *event == NetEvent::Link(LinkEvent::Removed)).await;
     });
 }
 
@@ -289,14 +243,7 @@ fn a_neighbour_no_longer_watched_is_not_reported() {
         followed.neighbours.watch(BTreeSet::new());
         assert_eq!(followed.within_a_moment().await, []);
         let (net, index) = (followed.net.clone(), followed.index);
-        set_neighbour(
-            &net,
-            index,
-            ip(Lab::SERVER),
-            CHANGED_MAC,
-            NeighbourState::Permanent,
-        )
-        .await;
+        set_neighbour(&net, index, ip(Lab::SERVER), CHANGED_MAC, NeighbourState::Permanent).await;
         assert_eq!(followed.within_a_moment().await, []);
     });
 }
@@ -317,20 +264,9 @@ fn events_lost_in_an_overrun_are_made_good_by_reading_everything() {
                 let other = IpAddr::from([10, 0, high, low]);
                 set_neighbour(&net, index, other, [2, 0, 0, 0, 0, 1], NeighbourState::Permanent).await;
             }
-            set_neighbour(
-                &net,
-                index,
-                ip(Lab::SERVER),
-                CHANGED_MAC,
-                NeighbourState::Permanent,
-            )
-            .await;
+            set_neighbour(&net, index, ip(Lab::SERVER), CHANGED_MAC, NeighbourState::Permanent).await;
         });
-        followed
-            .until("the sign of lost events", |event| {
-                *event == NetEvent::RouteChanged
-            })
-            .await;
+        followed.until("the sign of lost events", |event| *event == NetEvent::RouteChanged).await;
         followed.until_mac(Lab::SERVER, Some(CHANGED_MAC)).await;
     });
 }
