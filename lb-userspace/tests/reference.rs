@@ -17,14 +17,15 @@ const PACKET_PATH: &str = "docs/packet-path.md";
 
 #[test]
 fn the_documents_table_of_reasons_is_the_programs() -> Result<()> {
-    let mut table = String::from("| reason | action | meaning |\n|---|---|---|\n");
+    let mut table = String::from("| reason | action | alarm | meaning |\n|---|---|---|---|\n");
     for reason in Reason::ALL {
         let action = match reason.action() {
             Action::Pass => "pass",
             Action::Transmit => "transmit",
             Action::Drop => "drop",
         };
-        writeln!(table, "| `{}` | {action} | {} |", reason.label(), reason.description())?;
+        let alarm = if reason.is_alarm() { "yes" } else { "" };
+        writeln!(table, "| `{}` | {action} | {alarm} | {} |", reason.label(), reason.description())?;
     }
     holds("reasons", &table)
 }
@@ -39,6 +40,7 @@ fn the_documents_table_of_maps_is_the_programs() -> Result<()> {
             MapKind::Array => "array",
             MapKind::PerCpuArray => "per-CPU array",
             MapKind::ArrayOfMaps => "array of maps",
+            MapKind::RingBuf => "ring buffer (entries: bytes)",
         };
         let users = match map.users {
             Users::Both => "program, user space",
@@ -73,7 +75,8 @@ fn every_relative_link_of_the_documents_leads_to_a_file() -> Result<()> {
     for document in documents()? {
         let text = prose(&fs::read_to_string(&document)?);
         let here = document.parent().context("a document outside the repository")?;
-        for target in links(&text).filter(|target| !target.contains("://") && !target.starts_with("mailto:")) {
+        for target in links(&text).filter(|target| !target.contains("://") && !target.starts_with("mailto:"))
+        {
             let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
             let file = if path.is_empty() { document.clone() } else { here.join(path) };
             let leads = file.exists() && (anchor.is_empty() || headings(&file)?.iter().any(|h| h == anchor));
