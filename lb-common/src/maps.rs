@@ -17,6 +17,8 @@ pub enum MapKind {
     PerCpuArray = 6,
     /// `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
     ArrayOfMaps = 12,
+    /// `BPF_MAP_TYPE_RINGBUF`: no keys, no values, `max_entries` bytes.
+    RingBuf = 27,
 }
 
 /// `BPF_F_MMAPABLE`.
@@ -218,8 +220,19 @@ pub const SERVER_INFO: MapSpec = MapSpec {
     ..array("SERVER_INFO", size_of::<ServerInfo>(), MAX_SERVERS, "labels and states by server id")
 };
 
+/// The program's log lines, as aya-log wants them.
+pub const LOGS: MapSpec = MapSpec {
+    name: "AYA_LOGS",
+    kind: MapKind::RingBuf,
+    value_size: 0,
+    max_entries: 1 << 17,
+    flags: 0,
+    users: Users::Both,
+    description: "log lines of the program",
+};
+
 /// Every map.
-pub const ALL: [MapSpec; 15] = [
+pub const ALL: [MapSpec; 16] = [
     CONTROL,
     SERVICE_INDEX,
     SERVICES,
@@ -235,4 +248,5 @@ pub const ALL: [MapSpec; 15] = [
     SERVER_COUNTERS,
     SERVICE_INFO,
     SERVER_INFO,
+    LOGS,
 ];

@@ -45,6 +45,16 @@ macro_rules! reasons {
                 match self { $(Self::$name => Action::$action,)+ }
             }
 
+            /// Whether somebody must look at it: a table or a range is too small.
+            #[inline(always)]
+            #[must_use]
+            pub const fn is_alarm(self) -> bool {
+                matches!(
+                    self,
+                    Self::EstablishedUnrecorded | Self::FlowTableFull | Self::PortsExhausted | Self::HalfOpenBusy
+                )
+            }
+
             /// What it means, in a sentence.
             #[must_use]
             pub const fn description(self) -> &'static str {

@@ -44,19 +44,11 @@ fn v4(number: u32) -> Address {
 }
 
 fn entry(address: Address, port: u16, protocol: u8, kind: EntryKind, id: u16) -> IndexEntry {
-    IndexEntry {
-        address,
-        port,
-        protocol,
-        kind,
-        id,
-        persistence: Ticks(u32::from(id) * 3 + 1),
-        idle: Ticks(u32::MAX - u32::from(id)),
-    }
+    IndexEntry { address, port, protocol, kind, id }
 }
 
 fn hit(entry: &IndexEntry) -> IndexHit {
-    IndexHit { kind: entry.kind as u8, id: entry.id, persistence: entry.persistence, idle: entry.idle }
+    IndexHit { kind: entry.kind as u8, id: entry.id }
 }
 
 fn name(entry: &IndexEntry) -> Name {

@@ -214,26 +214,34 @@ pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
     now: Ticks,
     mut evicted: impl FnMut(u32, &[u64; N], Life),
 ) -> Insert {
-    insert_with::<N, K, S>(
-        slots,
-        hash,
-        [words[0], words[1], words[2]],
-        |slot| slot.write(words),
-        note,
-        deadline,
-        now,
-        |index, slot, life| evicted(index, &slot.read(), life),
-    )
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        attempt += 1;
+        let inserted = try_insert::<N, K, S>(
+            slots,
+            hash,
+            [words[0], words[1], words[2]],
+            |slot| slot.write(words),
+            note,
+            deadline,
+            now,
+            |index, slot, life| evicted(index, &slot.read(), life),
+        );
+        if !matches!(inserted, Insert::Contended) {
+            return inserted;
+        }
+    }
+    Insert::Contended
 }
 
-/// As [`insert_if_absent`], for the program's small stack: `fill` writes the slot's words, key included, and `evicted`
-/// reads those that it needs.
+/// One attempt of [`insert_if_absent`]; it ends as contended where that would look again. `fill` writes the slot's words,
+/// key included, and `evicted` reads those that it needs: the program's stack has no room for copies.
 #[inline(always)]
 #[expect(
     clippy::too_many_arguments,
     reason = "the table, the key, what to store, and what to do with the old"
 )]
-pub fn insert_with<const N: usize, K: Kind<N>, S: Slots<N>>(
+pub fn try_insert<const N: usize, K: Kind<N>, S: Slots<N>>(
     slots: &S,
     hash: u64,
     key: [u64; 3],
@@ -243,43 +251,37 @@ pub fn insert_with<const N: usize, K: Kind<N>, S: Slots<N>>(
     now: Ticks,
     mut evicted: impl FnMut(u32, &Slot<N>, Life),
 ) -> Insert {
-    let mut attempt = 0;
-    while attempt < ATTEMPTS {
-        attempt += 1;
-        let (way, seen) = match vacancy::<N, K, S>(slots, hash, key, now) {
-            Vacancy::At(way, seen) => (way, seen),
-            Vacancy::Present(index) => return Insert::Present(index),
-            Vacancy::Soon => continue,
-            Vacancy::None => return Insert::Full,
-        };
-        let index = candidate(hash, slots.bucket_mask(), way);
-        let Some(slot) = slots.slot(index) else {
-            return Insert::Full;
-        };
-        let claimed = seen.claimed();
-        if !slot.exchange(seen, claimed) {
-            continue;
-        }
-        if matches!(seen.state(), SlotState::Live) {
-            evicted(index, slot, seen);
-        }
-        fill(slot);
-        let pending = claimed.with_state(SlotState::Pending).with_note(note).with_deadline(deadline);
-        // Nobody else changes a claimed slot; the exchange is for its full barrier.
-        if !slot.exchange(claimed, pending) {
-            continue;
-        }
-        match settle::<N, K, S>(slots, hash, key, way, index, now) {
-            Settled::Alone => {
-                if slot.exchange(pending, pending.with_state(SlotState::Live)) {
-                    return Insert::Inserted(index);
-                }
+    let (way, seen) = match vacancy::<N, K, S>(slots, hash, key, now) {
+        Vacancy::At(way, seen) => (way, seen),
+        Vacancy::Present(index) => return Insert::Present(index),
+        Vacancy::Soon => return Insert::Contended,
+        Vacancy::None => return Insert::Full,
+    };
+    let index = candidate(hash, slots.bucket_mask(), way);
+    let Some(slot) = slots.slot(index) else { return Insert::Full };
+    let claimed = seen.claimed();
+    if !slot.exchange(seen, claimed) {
+        return Insert::Contended;
+    }
+    if matches!(seen.state(), SlotState::Live) {
+        evicted(index, slot, seen);
+    }
+    fill(slot);
+    let pending = claimed.with_state(SlotState::Pending).with_note(note).with_deadline(deadline);
+    // Nobody else changes a claimed slot; the exchange is for its full barrier.
+    if !slot.exchange(claimed, pending) {
+        return Insert::Contended;
+    }
+    match settle::<N, K, S>(slots, hash, key, way, index, now) {
+        Settled::Alone => {
+            if slot.exchange(pending, pending.with_state(SlotState::Live)) {
+                return Insert::Inserted(index);
             }
-            Settled::Lost(winner) => {
-                let _freed_by_the_winner = !slot.exchange(pending, pending.with_state(SlotState::Free));
-                if let Some(winner) = winner {
-                    return Insert::Present(winner);
-                }
+        }
+        Settled::Lost(winner) => {
+            let _freed_by_the_winner = !slot.exchange(pending, pending.with_state(SlotState::Free));
+            if let Some(winner) = winner {
+                return Insert::Present(winner);
             }
         }
     }

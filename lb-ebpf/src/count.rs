@@ -4,13 +4,15 @@ use lb_common::{maps::Traffic, reason::Reason};
 
 use crate::maps;
 
-/// Counts a packet's outcome.
+/// Counts a packet's outcome, and says how many had the same on this CPU.
 #[inline(always)]
-pub(crate) fn reason(reason: Reason) {
-    if let Some(counter) = maps::reason_counter(reason as u32) {
-        // SAFETY: the value is this CPU's own for as long as the program runs.
-        unsafe { *counter += 1 };
-    }
+pub(crate) fn reason(reason: Reason) -> u64 {
+    let Some(counter) = maps::reason_counter(reason as u32) else { return 0 };
+    // SAFETY: the value is this CPU's own for as long as the program runs.
+    let count = unsafe { *counter } + 1;
+    // SAFETY: as above.
+    unsafe { *counter = count };
+    count
 }
 
 /// Counts something about a service and a server.

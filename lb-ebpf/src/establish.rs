@@ -13,29 +13,58 @@ use lb_common::{
     reason::Reason,
     server::{ServerState, Servers as _},
     sticky::{STICKY_WORDS, Stickies, StickyKey, StickyServer, hold, reference},
-    table::{Found, Insert, Slot, Slots as _, find, insert_with, release},
+    table::{Found, Insert, Slot, Slots as _, find, release, try_insert},
     tcp::TcpState,
 };
 
 use crate::{
     count, flow,
     from_client::{Client, serving},
-    handshake::{Answer, completes},
+    handshake::{Answer, completes, reason_of},
     maps::{self, Flows, HalfOpen, ServerTable, StickyTable},
     pipeline::World,
 };
 
-/// Establishes the half-open flow in a slot, by a segment with these sequence and acknowledgement numbers (low and high
-/// half), with what [`stick`] gave for it. Gives an [`Answer`].
+/// Establishes the half-open flow of this key in a slot, by a segment with these sequence and acknowledgement numbers
+/// (low and high half). Gives an [`Answer`].
 ///
-/// A global function with numbers for arguments: the verifier checks it once, by itself.
+/// The steps are global functions, called one after the other from here, because the stacks of functions that call each
+/// other add up.
+#[inline(always)]
+pub(crate) fn establish(key: FlowKey, server: u16, index: u32, numbers: u64) -> u64 {
+    let [first, second, ports] = key.words();
+    let record = stick(first, second, u32::from(key.service) | u32::from(server) << 16);
+    let word = begin(index, numbers, record, second, ports);
+    if word == NOT_OURS {
+        return Answer::word(0, Reason::ResetNoFlow);
+    }
+    if word >> 56 != 0 {
+        return word;
+    }
+    let mut flow = CONTENDED;
+    let mut attempt = 0;
+    while attempt < ATTEMPTS && flow == CONTENDED {
+        attempt += 1;
+        flow = enter(index);
+    }
+    Answer::word(word, reason_of(finish(index, flow, record)))
+}
+
+/// No answer that [`begin`] gives: the slot is not what it was.
+const NOT_OURS: u64 = u64::MAX;
+
+/// Reserves the half-open flow in a slot for the caller, who goes on to [`enter`] and [`finish`]: gives the word that says
+/// where it goes. Or an [`Answer`], if another core has it, or [`NOT_OURS`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn establish(index: u32, numbers: u64, record: u64) -> u64 {
-    let Some(world) = World::now() else { return Answer::word(0, Reason::NotConfigured) };
-    let Some(slot) = HalfOpen.slot(index) else { return Answer::word(0, Reason::NotConfigured) };
-    let to = slot.words[SERVER_WORD].load();
+extern "C" fn begin(index: u32, numbers: u64, record: u64, second: u64, ports: u64) -> u64 {
+    let Some(world) = World::now() else { return NOT_OURS };
+    let Some(slot) = HalfOpen.slot(index) else { return NOT_OURS };
     let life = slot.life();
+    let to = slot.words[SERVER_WORD].load();
+    if slot.words[1].load() != second || slot.words[2].load() != ports {
+        return NOT_OURS;
+    }
     let recorded = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
     let answered = matches!(life.state(), SlotState::Live)
         && matches!(TcpState::from_note(life.note()), TcpState::SynReceived)
@@ -48,77 +77,85 @@ pub(crate) extern "C" fn establish(index: u32, numbers: u64, record: u64) -> u64
     }
     let sequences = Sequences { client: numbers as u32, server: recorded.server };
     slot.words[SEQUENCE_WORD].store(sequences.word());
-    Answer::word(to, flow(&world, index, slot, promoting, record))
-}
-
-#[inline(always)]
-fn flow(world: &World, index: u32, slot: &Slot<FLOW_WORDS>, promoting: Life, record: u64) -> Reason {
-    let ports = slot.words[2].load();
-    let key = FlowKey::from_words(&[slot.words[0].load(), slot.words[1].load(), ports, 0, 0, 0, 0]);
-    let client = Client::with_key(world, key);
-    let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
-    let Some(service) = maps::service(key.service) else {
-        release(slot, promoting);
-        return Reason::HandshakeForwarded;
-    };
-    replace_closed(world, &client);
     slot.words[STICKY_WORD].store(slot.words[STICKY_WORD].load() & 0xffff_ffff | record);
-    if !enter(world, &client, index, slot, &to, service.idle) {
-        flow::release(world, record, slot);
-        let overflow = promoting.with_note(TcpState::Established as u32);
-        slot.life.store(overflow.with_deadline(world.now.plus(service.idle)).word());
-        return Reason::FlowTableFull;
-    }
-    release(slot, promoting);
-    count::flow(key.service, to.server);
-    if service.persistence.0 != 0 && record == 0 {
-        Reason::EstablishedUnrecorded
-    } else {
-        Reason::Established
-    }
+    replace_closed(&world, slot);
+    to
 }
 
-/// Puts the flow into the table and hands it its port.
-#[inline(always)]
-fn enter(
-    world: &World,
-    client: &Client,
-    index: u32,
-    half_open: &Slot<FLOW_WORDS>,
-    to: &FlowServer,
-    idle: Ticks,
-) -> bool {
-    let inserted = insert_with::<FLOW_WORDS, FlowKind, _>(
+/// Ends what [`begin`] began: the flow has its port and the half-open slot is free; or there was no room, and the half-open
+/// slot goes on in its place. Gives a [`Reason`]'s number.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn finish(index: u32, flow: u32, record: u64) -> u32 {
+    let Some(world) = World::now() else { return Reason::NotConfigured as u32 };
+    let Some(slot) = HalfOpen.slot(index) else { return Reason::NotConfigured as u32 };
+    let promoting = slot.life();
+    let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
+    let service_id = (slot.words[2].load() >> 32) as u16;
+    let Some(service) = maps::service(service_id) else {
+        release(slot, promoting);
+        return Reason::HandshakeForwarded as u32;
+    };
+    let entered = flow < FULL;
+    if entered && flow::cell_of(&world, &to).is_some_and(|cell| promote(cell, index, flow, world.now)) {
+        release(slot, promoting);
+        count::flow(service_id, to.server);
+        let unrecorded = service.persistence.0 != 0 && record == 0;
+        return if unrecorded { Reason::EstablishedUnrecorded } else { Reason::Established } as u32;
+    }
+    if entered && let Some(slot) = Flows.slot(flow) {
+        // Another half-open flow took the port in this moment: without it there is no way back.
+        let life = slot.life();
+        let _changed = !slot.exchange(life, life.with_state(SlotState::Free));
+    }
+    flow::release(&world, record, slot);
+    let overflow = promoting.with_note(TcpState::Established as u32);
+    slot.life.store(overflow.with_deadline(world.now.plus(service.idle)).word());
+    Reason::FlowTableFull as u32
+}
+
+/// No index that [`enter`] gives: no room.
+const FULL: u32 = u32::MAX - 1;
+/// No index that [`enter`] gives: another core got in the way.
+const CONTENDED: u32 = u32::MAX;
+/// How often an insertion that lost a race tries again.
+const ATTEMPTS: u32 = 3;
+
+/// Copies the half-open flow in a slot, which the caller is promoting, into the flow table: the new slot's index, [`FULL`]
+/// or [`CONTENDED`].
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn enter(half_open: u32) -> u32 {
+    let Some(world) = World::now() else { return FULL };
+    let Some(from) = HalfOpen.slot(half_open) else { return FULL };
+    let key = [from.words[0].load(), from.words[1].load(), from.words[2].load()];
+    let Some(service) = maps::service((key[2] >> 32) as u16) else { return FULL };
+    match try_insert::<FLOW_WORDS, FlowKind, _>(
         &Flows,
-        client.hash,
-        client.key.words(),
-        |slot| slot.copy(half_open),
+        hash3(&world.key(), key),
+        key,
+        |slot| slot.copy(from),
         TcpState::Established as u32,
-        world.now.plus(idle),
+        world.now.plus(service.idle),
         world.now,
         |index, _, life| {
             flow::retire(index, life.word());
         },
-    );
-    let Insert::Inserted(flow) = inserted else {
-        return false;
-    };
-    if let Some(cell) = flow::cell_of(world, to)
-        && promote(cell, index, flow, world.now)
-    {
-        return true;
+    ) {
+        Insert::Inserted(index) => index,
+        Insert::Contended => CONTENDED,
+        Insert::Present(_) | Insert::Full => FULL,
     }
-    // Another half-open flow took the port in this moment: without it there is no way back.
-    if let Some(slot) = (&Flows).slot(flow) {
-        let life = slot.life();
-        let _changed = !slot.exchange(life, life.with_state(SlotState::Free));
-    }
-    false
 }
 
 /// Takes a flow of the same ports out of the table that is closed, or whose server is gone: the client uses its port again.
 #[inline(always)]
-fn replace_closed(world: &World, client: &Client) {
+fn replace_closed(world: &World, slot: &Slot<FLOW_WORDS>) {
+    let key =
+        FlowKey::from_words(&[slot.words[0].load(), slot.words[1].load(), slot.words[2].load(), 0, 0, 0, 0]);
+    let client = Client::with_key(world, key);
     let Some(closed) = client.find_flow(world) else {
         return;
     };
@@ -132,63 +169,82 @@ fn replace_closed(world: &World, client: &Client) {
 }
 
 /// Finds or makes the sticky record of a client (its address' two words) for a service and server (low and high half of
-/// `to`), and counts one more flow in it.
+/// `to`), and counts one more flow in it. Gives the record's reference as it stands in a flow's [`FlowSticky`]; zero if the
+/// service has no persistence, or the table no room.
 ///
-/// A global function with numbers for arguments: the verifier checks it once, by itself. Gives the record's reference as
-/// it stands in a flow's [`FlowSticky`]; zero if the service has no persistence, or the table no room.
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn stick(first: u64, second: u64, to: u32) -> u64 {
-    let Some(world) = World::now() else { return 0 };
-    let (service, server) = (to as u16, (to >> 16) as u16);
-    let key = StickyKey { client: Address([first, second]), service };
-    let Some(service) = maps::service(service) else {
-        return 0;
-    };
-    let hash = hash3(&world.key(), key.words());
-    let deadline = world.now.plus(service.persistence);
-    let fresh = StickyServer { service: key.service, server, made_at: world.now, verified: true };
-    let found = match find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash, key.words(), world.now) {
-        Some(found) => found.index,
-        None => match insert_with::<STICKY_WORDS, Stickies, _>(
-            &StickyTable,
-            hash,
-            key.words(),
-            |slot| {
-                slot.words[0].store(first);
-                slot.words[1].store(second);
-                slot.words[2].store(fresh.word());
-            },
-            1,
-            deadline,
-            world.now,
-            |_, _, _| {},
-        ) {
-            Insert::Inserted(index) => {
-                return StickyTable.slot(index).map_or(0, |slot| reference_word(index, slot.life()));
-            }
-            Insert::Present(index) => index,
-            Insert::Full | Insert::Contended => return 0,
-        },
-    };
-    hold_for(found, key, server, deadline, fresh)
-}
-
-/// Counts one more flow in the record of `key` at `index`, if it is still there.
-#[inline(always)]
-fn hold_for(index: u32, key: StickyKey, server: u16, deadline: Ticks, fresh: StickyServer) -> u64 {
-    let Some(slot) = StickyTable.slot(index) else {
-        return 0;
-    };
-    let found = Found { index, slot, life: slot.life() };
-    let same = slot.words[0].load() == key.client.0[0]
-        && slot.words[1].load() == key.client.0[1]
-        && slot.words[2].load() as u16 == key.service;
-    if !same || !matches!(found.life.state(), SlotState::Live) || !hold(&found, deadline) {
+extern "C" fn stick(first: u64, second: u64, to: u32) -> u64 {
+    let Some(service) = maps::service(to as u16) else { return 0 };
+    if service.persistence.0 == 0 {
         return 0;
     }
-    follow_server(&found, server, fresh);
-    reference_word(index, found.life)
+    let mut attempt = 0;
+    while attempt < ATTEMPTS {
+        attempt += 1;
+        let held = hold_record(first, second, to);
+        if held != 0 {
+            return held;
+        }
+        let made = make_record(first, second, to);
+        if made != LOOK_AGAIN {
+            return made;
+        }
+    }
+    0
+}
+
+/// Counts one more flow in the record of a client, if there is one. As [`stick`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn hold_record(first: u64, second: u64, to: u32) -> u64 {
+    let Some(world) = World::now() else { return 0 };
+    let key = StickyKey { client: Address([first, second]), service: to as u16 };
+    let Some(service) = maps::service(key.service) else { return 0 };
+    let hash = hash3(&world.key(), key.words());
+    let Some(found) = find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash, key.words(), world.now) else {
+        return 0;
+    };
+    if !hold(&found, world.now.plus(service.persistence)) {
+        return 0;
+    }
+    follow_server(&found, key.service, (to >> 16) as u16);
+    reference_word(found.index, found.life)
+}
+
+/// No reference that [`make_record`] gives: the record has been made by another core, or another got in the way.
+const LOOK_AGAIN: u64 = u64::MAX;
+
+/// Makes a record for a client that has none, with one flow; or [`LOOK_AGAIN`]. As [`stick`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_record(first: u64, second: u64, to: u32) -> u64 {
+    let Some(world) = World::now() else { return 0 };
+    let key = StickyKey { client: Address([first, second]), service: to as u16 };
+    let Some(service) = maps::service(key.service) else { return 0 };
+    let fresh =
+        StickyServer { service: key.service, server: (to >> 16) as u16, made_at: world.now, verified: true };
+    match try_insert::<STICKY_WORDS, Stickies, _>(
+        &StickyTable,
+        hash3(&world.key(), key.words()),
+        key.words(),
+        |slot| {
+            slot.words[0].store(first);
+            slot.words[1].store(second);
+            slot.words[2].store(fresh.word());
+        },
+        1,
+        world.now.plus(service.persistence),
+        world.now,
+        |_, _, _| {},
+    ) {
+        Insert::Inserted(index) => {
+            StickyTable.slot(index).map_or(0, |slot| reference_word(index, slot.life()))
+        }
+        Insert::Present(_) | Insert::Contended => LOOK_AGAIN,
+        Insert::Full => 0,
+    }
 }
 
 /// The reference to a record, where it stands in a flow's word.
@@ -199,7 +255,7 @@ fn reference_word(index: u32, life: Life) -> u64 {
 
 /// A record whose server can't be used any more follows the client to where it is now.
 #[inline(always)]
-fn follow_server(found: &Found<'_, STICKY_WORDS>, server: u16, fresh: StickyServer) {
+fn follow_server(found: &Found<'_, STICKY_WORDS>, service: u16, server: u16) {
     let word = found.slot.words[2].load();
     let recorded = StickyServer::from_word(word);
     if recorded.server == server {
@@ -207,7 +263,7 @@ fn follow_server(found: &Found<'_, STICKY_WORDS>, server: u16, fresh: StickyServ
     }
     let usable = ServerTable
         .present(recorded.server)
-        .is_some_and(|server| server.service == fresh.service && server.state.has(ServerState::TAKES_KNOWN));
+        .is_some_and(|server| server.service == service && server.state.has(ServerState::TAKES_KNOWN));
     if !usable {
         let moved = StickyServer { server, ..recorded };
         let _moved_by_another = found.slot.words[2].compare_exchange(word, moved.word());

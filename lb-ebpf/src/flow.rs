@@ -150,7 +150,10 @@ pub(crate) extern "C" fn retire(index: u32, life: u64) -> u32 {
         release_record(&world, slot);
     }
     if let Some(cell) = cell_of(&world, &FlowServer::from_word(slot.words[SERVER_WORD].load())) {
-        ports::give_back(cell, index, world.now);
+        // An expired flow's port has rested since its deadline.
+        let deadline = Life::from_word(life).deadline();
+        let ended = if deadline.is_past(world.now) { deadline } else { world.now };
+        ports::give_back(cell, index, ended);
     }
     1
 }

@@ -14,7 +14,7 @@ use lb_common::{
 
 use crate::{
     count,
-    establish::{establish, stick},
+    establish::establish,
     flow,
     handshake::{Answer, decide},
     maps::{Flows, HalfOpen, ServerTable},
@@ -97,8 +97,7 @@ fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey) -> Answer {
     if answer >> 56 != Reason::Established as u64 {
         return Answer::from_word(answer);
     }
-    let record = stick(first, second, u32::from(key.service) | ((answer >> 32) as u32 & 0xffff) << 16);
-    Answer::from_word(establish(answer as u32, numbers, record))
+    Answer::from_word(establish(key, (answer >> 32) as u16, answer as u32, numbers))
 }
 
 /// Sends or answers a segment as it was decided.

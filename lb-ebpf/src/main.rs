@@ -7,6 +7,8 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
+mod alarm;
+#[cfg(target_arch = "bpf")]
 mod count;
 #[cfg(target_arch = "bpf")]
 mod establish;
@@ -44,7 +46,8 @@ mod entry {
     #[inline(always)]
     pub(crate) fn steadfast(context: XdpContext) -> u32 {
         let reason = crate::pipeline::run(context.as_ptr().cast());
-        crate::count::reason(reason);
+        let count = crate::count::reason(reason);
+        crate::alarm::tell(&context, reason, count);
         match reason.action() {
             Action::Pass => xdp_action::XDP_PASS,
             Action::Transmit => xdp_action::XDP_TX,

@@ -10,19 +10,19 @@ use lb_common::{
         STICKY_WORD, Sequences,
     },
     life::SlotState,
-    ports::{QUARANTINE_SECONDS, claim},
+    ports::{Cells as _, Owner, PROBES, PortCell, QUARANTINE_SECONDS, claim},
     reason::Reason,
     server::{ServerState, Servers as _},
-    table::{Found, Slots as _, claim_any, publish_filled, release},
+    table::{Found, Kind as _, Slots as _, claim_any, publish_filled, release},
     tcp::TcpState,
 };
 
 use crate::{
     count,
-    flow::port_range,
+    flow::{port_range, retire},
     from_client::Client,
     handshake::{Answer, owns_port},
-    maps::{self, HalfOpen, Ports, ServerTable},
+    maps::{self, Flows, HalfOpen, Ports, ServerTable},
     pipeline::World,
     select::select,
 };
@@ -137,7 +137,10 @@ fn any_port(world: &World, endpoint: u16, slot: u32, hash: u64) -> Option<(u8, u
     let mut attempt = 0;
     while attempt < sources && attempt < MAX_SOURCES as u32 {
         let source = (first + attempt) % sources;
-        let offset = claim_port(endpoint, source, slot);
+        let mut offset = claim_port(endpoint, source, slot);
+        if offset == NO_PORT && reclaim_ports(endpoint, source) > 0 {
+            offset = claim_port(endpoint, source, slot);
+        }
         if offset != NO_PORT {
             return Some((source as u8, snat.first_port.wrapping_add(offset as u16).to_be()));
         }
@@ -159,6 +162,48 @@ extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32) -> u32 {
     let range = port_range(world.snat(), endpoint, source as u8);
     let quarantine = Ticks(world.control.quarantine.load() as u32);
     claim(&Ports, range, slot, world.now, quarantine).unwrap_or(NO_PORT)
+}
+
+/// Retires expired flows that still have the next ports to be tried, so that ports come back also when nobody sweeps the
+/// flow table. Gives how many.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn reclaim_ports(endpoint: u16, source: u32) -> u32 {
+    let Some(world) = World::now() else { return 0 };
+    let snat = world.snat();
+    let range = port_range(snat, endpoint, source as u8);
+    let Some(cursor) = (&Ports).cursor(range.pair) else { return 0 };
+    if snat.ports == 0 {
+        return 0;
+    }
+    let start = (cursor.load() % u64::from(snat.ports)) as u32;
+    let mut retired = 0;
+    let mut probe = 0;
+    while probe < PROBES {
+        let offset = (start + probe) % snat.ports;
+        let Some(cell) = (&Ports).cell(range.index(offset)) else { return retired };
+        if let Owner::Flow(flow) = PortCell::from_word(cell.load()).owner {
+            retired += retire_expired(&world, flow);
+        }
+        probe += 1;
+    }
+    retired
+}
+
+#[inline(always)]
+fn retire_expired(world: &World, index: u32) -> u32 {
+    let Some(slot) = (&Flows).slot(index) else { return 0 };
+    let life = slot.life();
+    let claimed = life.claimed();
+    if !matches!(life.state(), SlotState::Live)
+        || !FlowKind::expired(life, world.now)
+        || !slot.exchange(life, claimed)
+    {
+        return 0;
+    }
+    retire(index, life.word());
+    release(slot, claimed);
+    1
 }
 
 /// A flow that found no room in the flow table lives on in the half-open table: its packets keep it.
