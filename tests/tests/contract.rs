@@ -16,7 +16,7 @@ fn object() -> Object {
 /// The maps that the source declares, without those that hold the compiler's sections.
 fn declared(object: &Object) -> HashMap<&str, &aya_obj::Map> {
     let maps = object.maps.iter();
-    maps.filter(|(_, map)| map.section_kind() == EbpfSectionKind::BtfMaps)
+    maps.filter(|(_, map)| matches!(map.section_kind(), EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps))
         .map(|(name, map)| (name.as_str(), map))
         .collect()
 }
@@ -28,7 +28,8 @@ fn every_map_of_the_table_is_in_the_object_as_the_table_says() {
     for spec in ALL.iter().filter(|spec| spec.users == Users::Both) {
         let map = declared.get(spec.name).unwrap_or_else(|| panic!("{} is not in the object", spec.name));
         let found = (map.map_type(), map.key_size(), map.value_size(), map.max_entries(), map.map_flags());
-        let wanted = (spec.kind as u32, 4, spec.value_size, spec.max_entries, spec.flags);
+        let key_size = if spec.kind == MapKind::RingBuf { 0 } else { 4 };
+        let wanted = (spec.kind as u32, key_size, spec.value_size, spec.max_entries, spec.flags);
         assert_eq!(found, wanted, "{}", spec.name);
     }
 }

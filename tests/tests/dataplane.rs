@@ -128,7 +128,10 @@ fn a_first_start_attaches_to_the_driver_and_makes_every_map_at_its_size() {
         }
         assert_eq!(path.maps.control().layout.load(), 0, "nothing is served yet");
         let programs = status(pin_dir).unwrap();
-        assert_eq!(programs[0].attached[0].link, path.attached.link);
+        assert_eq!(
+            (programs[0].id, programs[0].attached[0].link),
+            (path.attached.program, path.attached.link)
+        );
         assert_eq!(programs[0].attached[0].mode, Some(Mode::Native));
         assert!(programs[0].verified_instructions.unwrap() > 1000 && programs[0].loaded_at.is_some());
         assert_eq!((programs[1].name.as_str(), programs[1].attached.len()), (CLOCK_PROGRAM, 0));

@@ -61,6 +61,8 @@ pub struct Attached {
     pub interface: String,
     /// The kernel's number of it.
     pub index: u32,
+    /// The id of the running program, by which its log lines are found.
+    pub program: u32,
     /// The id of the link; it stays the same for as long as the program is attached.
     pub link: u32,
     /// How the program runs.
@@ -125,6 +127,7 @@ fn bring_up(
     }
     if let Some((link, info)) = pinned_link(pins, target)? {
         let program_replaced = adopt(pins, &mut object, &link, info.program)?;
+        let info = bpf::link_info(&link).context("cannot ask about the link")?;
         let attached = adopted(target, info, mode)?;
         return Ok((attached, Started::Adopted { program_replaced }));
     }
@@ -133,10 +136,12 @@ fn bring_up(
     let (link, mode, note) = attach(&program, target, mode)?;
     let path = pins.link(&target.name);
     bpf::pin(&link, &path).with_context(|| format!("cannot pin the link as {}", path.display()))?;
+    let info = bpf::link_info(&link).context("cannot ask about the link")?;
     let attached = Attached {
         interface: target.name.clone(),
         index: target.index,
-        link: bpf::link_info(&link)?.id,
+        program: info.program,
+        link: info.id,
         mode,
         note,
     };
