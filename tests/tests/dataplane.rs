@@ -160,7 +160,7 @@ fn dropping_it_detaches_nothing_and_the_next_start_adopts_all_of_it() {
 #[test]
 #[ignore = "the child of another test"]
 fn child_that_aborts() {
-    let pin_dir = PathBuf::from(env::var_os("STEADFAST_TEST_PINS").unwrap());
+    let Some(pin_dir) = env::var_os("STEADFAST_TEST_PINS").map(PathBuf::from) else { return };
     let _path = start(&pin_dir);
     abort();
 }
