@@ -19,7 +19,7 @@ mod apply_tests;
 #[cfg(test)]
 mod plan_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use apply::{Applied, apply};
 pub use desired::{Desired, desired};

@@ -18,6 +18,7 @@ use lb_common::{
     word::Word,
 };
 
+mod attach;
 mod bpf;
 pub mod census;
 pub mod clock;

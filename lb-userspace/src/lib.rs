@@ -1,6 +1,7 @@
 //! Steadfast in user space: the daemon's parts and the command line's parts.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod daemon;
@@ -10,3 +11,4 @@ pub mod net;
 pub mod object;
 pub mod paths;
 pub mod redirect;
+pub mod view;

@@ -18,7 +18,7 @@ mod packet_socket;
 mod route;
 mod sysctl;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use rtnetlink::Handle;
 

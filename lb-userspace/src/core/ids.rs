@@ -4,6 +4,7 @@
 //! says it: a label that comes back meanwhile gets its old number, and with it its clients; another label never
 //! does.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -199,8 +200,8 @@ fn numbers<K: Ord + Clone>(
     let taken: BTreeSet<u16> = numbers.values().chain(in_use).copied().collect();
     let mut free = (0..u16::MAX).filter(|id| u32::from(*id) < limit && !taken.contains(id));
     for key in wanted {
-        if !numbers.contains_key(&key) {
-            numbers.insert(key, free.next().ok_or(NoFreeId { what, limit })?);
+        if let Entry::Vacant(place) = numbers.entry(key) {
+            place.insert(free.next().ok_or(NoFreeId { what, limit })?);
         }
     }
     Ok(numbers)

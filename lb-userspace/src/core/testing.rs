@@ -23,13 +23,16 @@ use crate::dataplane::Maps;
 use crate::dataplane::fake::{FakeKernel, maps};
 use crate::net::Mac;
 
+/// A service of a test: label, host, and its servers' labels and hosts.
+pub(crate) type TestService<'a> = (&'a str, u8, &'a [(&'a str, u8)]);
+
 /// A configuration of services at 192.0.2.HOST:443 with servers at 192.0.2.HOST.
-pub(crate) fn config(services: &[(&str, u8, &[(&str, u8)])]) -> Config {
+pub(crate) fn config(services: &[TestService<'_>]) -> Config {
     config::parse("test", &yaml(services)).unwrap()
 }
 
 /// The text of [`config`].
-pub(crate) fn yaml(services: &[(&str, u8, &[(&str, u8)])]) -> String {
+pub(crate) fn yaml(services: &[TestService<'_>]) -> String {
     use std::fmt::Write as _;
     let mut yaml =
         "version: 1\nnode: { interfaces: [eth0], tables: { endpoints: 16 } }\nvirtual_services:\n".to_owned();

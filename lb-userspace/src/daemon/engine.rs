@@ -382,7 +382,7 @@ impl Engine {
         if !self.leaving.is_empty() {
             self.finish_leaving(Ticks::from_jiffies(jiffies));
         }
-        if self.ticks % RESYNC == 0 {
+        if self.ticks.is_multiple_of(RESYNC) {
             self.take_certificates();
             let applied = self.resync()?;
             if applied.changed() {

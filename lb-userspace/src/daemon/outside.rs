@@ -166,7 +166,7 @@ impl Outside {
             match target(id, service, server, self.source) {
                 Ok(target) => targets.push(target),
                 Err(error) => {
-                    warn!("{}/{} is not checked, and counts as up: {error}", service.label, server.label)
+                    warn!("{}/{} is not checked, and counts as up: {error}", service.label, server.label);
                 }
             }
         }

@@ -24,7 +24,9 @@ use crate::config::{self, Config, XdpMode};
 use crate::core::ServerName;
 use crate::dataplane::clock::measure_hz;
 use crate::dataplane::load::{DataPath, Started};
-use crate::dataplane::sweep::{Suspects, repair, suspects, sweep};
+use crate::dataplane::program::Mode;
+use crate::dataplane::repair::{Suspects, repair, suspects};
+use crate::dataplane::sweep::sweep;
 use crate::dataplane::{Geometry, Maps};
 use crate::net::{Family, Link, Net, ephemeral_range};
 use crate::paths::Paths;
@@ -83,7 +85,11 @@ pub fn xdp(pin_dir: PathBuf) -> Attach {
         Ok(Attached {
             maps: Arc::clone(&path.maps),
             adopted,
-            mode: path.attached.mode.to_string(),
+            mode: match path.attached.mode {
+                Mode::Native => "native",
+                Mode::Generic => "generic",
+            }
+            .to_owned(),
             notes,
             keep: Box::new(path),
         })
@@ -122,7 +128,7 @@ pub async fn run(options: Options, attach: Attach) -> anyhow::Result<()> {
     let mode = memory.running.node.xdp_mode;
     let name = interface.clone();
     let attached = tokio::task::spawn_blocking(move || attach(&name, mode, geometry)).await??;
-    let (mut daemon, news) = bring_up(&options, memory, attached, net, link, &sources, &geometry).await?;
+    let (daemon, news) = bring_up(&options, memory, attached, net, link, &sources, &geometry).await?;
     let jobs = api::serve(&options.paths.socket())?;
     daemon.ready();
     daemon.serve(news, jobs, &options.config).await

@@ -14,7 +14,7 @@ use anyhow::{Context as _, ensure};
 use aya::maps::{ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use lb_common::{
     control::LAYOUT_VERSION,
-    maps::{self, INNER_MAP, MapSpec, Traffic},
+    maps::{self, INNER_MAP, MapKind, MapSpec, Traffic},
     reason::REASONS,
 };
 
@@ -128,7 +128,7 @@ pub(super) fn open_map(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::R
     let info = map.info().with_context(|| format!("cannot ask about {}", path.display()))?;
     let kind = info.map_type().map(|kind| kind as u32).unwrap_or(0);
     let found = [kind, info.key_size(), info.value_size(), info.map_flags()];
-    let wanted = [spec.kind as u32, 4, spec.value_size, spec.flags];
+    let wanted = [spec.kind as u32, key_size(spec.kind), spec.value_size, spec.flags];
     ensure!(
         found == wanted,
         "{} is a map of another version of Steadfast (kind, key, value and flags are {found:?}, not {wanted:?}): \
@@ -138,8 +138,17 @@ pub(super) fn open_map(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::R
     Ok(map)
 }
 
-fn region<T: Plain>(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::Result<Region<T>> {
-    let map = open_map(pins, spec, access)?;
+/// Bytes of a key.
+const fn key_size(kind: MapKind) -> u32 {
+    match kind {
+        MapKind::Array | MapKind::PerCpuArray | MapKind::ArrayOfMaps => 4,
+        MapKind::RingBuf => 0,
+    }
+}
+
+pub(super) fn region<T: Plain>(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::Result<Region<T>> {
+    // The kernel maps a map into memory only for who may write it; the mapping itself is read-only if so wanted.
+    let map = open_map(pins, spec, Access::ReadWrite)?;
     ensure!(size_of::<T>() == spec.value_size as usize, "the table of maps is wrong about {}", spec.name);
     let entries = map.info()?.max_entries() as usize;
     Region::map(map.fd().as_fd(), entries, access == Access::ReadWrite)

@@ -20,6 +20,11 @@ use lb_common::{
 
 use super::Maps;
 
+pub use super::{
+    census::{Census, Holdings, Usage, census},
+    repair::{Repaired, Suspects, repair, suspects},
+};
+
 /// What [`sweep`] freed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {

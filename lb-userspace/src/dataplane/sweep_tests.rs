@@ -3,10 +3,7 @@ use proptest::prelude::*;
 use lb_common::table::claim_any;
 
 use super::*;
-use crate::dataplane::{
-    census::{Holdings, census},
-    traffic::{self, Connection, HANDSHAKE, IDLE, PERSISTENCE, QUARANTINE, ports_in_use, taken},
-};
+use crate::dataplane::traffic::{self, Connection, HANDSHAKE, IDLE, PERSISTENCE, ports_in_use, taken};
 
 const NOW: Ticks = Ticks(10_000);
 
@@ -47,7 +44,6 @@ fn a_freed_port_rests_before_it_is_used_again() {
     sweep(&maps, late);
     let cell = PortCell::from_word(cell_of(&maps, &words).unwrap().load());
     assert_eq!(cell, PortCell { owner: Owner::Free, stamp: late });
-    assert!(QUARANTINE.0 > 0);
 }
 
 #[test]
@@ -149,6 +145,32 @@ fn a_slot_that_is_being_filled_is_neither_swept_nor_counted() {
     assert_eq!(maps.flows[index as usize].life().state(), SlotState::Claimed);
 }
 
+#[test]
+fn four_who_sweep_at_once_free_everything_once() {
+    let maps = traffic::maps();
+    let mut flows = 0;
+    for client in 0..200 {
+        for port in 1..6 {
+            flows += usize::from(
+                connection(client, port)
+                    .open(&maps, NOW)
+                    .and_then(|half_open| connection(client, port).establish(&maps, half_open, NOW))
+                    .is_some(),
+            );
+        }
+    }
+    assert!(flows > 900, "{flows}");
+    let late = NOW.plus(Ticks(IDLE.0 + 1));
+    let swept: usize = std::thread::scope(|scope| {
+        let sweepers: Vec<_> = (0..4).map(|_| scope.spawn(|| sweep(&maps, late).flows)).collect();
+        sweepers.into_iter().map(|sweeper| sweeper.join().unwrap()).sum()
+    });
+    assert_eq!(swept, flows);
+    assert_eq!((taken(&maps.flows), ports_in_use(&maps)), (0, 0));
+    assert!(maps.sticky.iter().all(|slot| slot.life().note() == 0));
+    assert!(suspects(&maps).is_empty());
+}
+
 /// What a client does next.
 #[derive(Clone, Debug)]
 enum Step {
@@ -212,8 +234,8 @@ proptest! {
         prop_assert_eq!((taken(&maps.flows), taken(&maps.half_open)), (0, 0));
         prop_assert!(maps.sticky.iter().all(|slot| !is_live(slot.life()) || slot.life().note() == 0));
         // A half-open flow that another overwrote leaves its port to the repair.
-        let odd = crate::dataplane::repair::suspects(&maps);
-        crate::dataplane::repair::repair(&maps, &odd, now);
+        let odd = suspects(&maps);
+        repair(&maps, &odd, now);
         prop_assert_eq!(ports_in_use(&maps), 0);
         now = now.plus(Ticks(PERSISTENCE.0 + 1));
         sweep(&maps, now);

@@ -4,7 +4,7 @@ use lb_common::{
     address::Address,
     clock::Ticks,
     flow::{FLOW_WORDS, Flow, FlowKey, FlowServer, FlowSticky, Flows, STICKY_WORD, Sequences, StickyRef},
-    hash::hash3,
+    hash::{hash3, mix},
     life::{Life, SlotState},
     ports::{Owner, PortCell, PortRange, claim, promote},
     service::Service,
@@ -40,6 +40,10 @@ pub(super) struct Connection {
 /// Maps with services 0 to 3.
 pub(super) fn maps() -> Maps {
     let maps = fake::maps(FakeKernel::default());
+    // The hash spreads nothing with the small key that a fake map has.
+    for (word, value) in maps.control().hash_key.iter().zip(1u64..) {
+        word.store(mix(value));
+    }
     for id in 0..4 {
         let service = Service { address: Address([0, 1 + id]), persistence: PERSISTENCE, idle: IDLE };
         let slot = &maps.services[usize::try_from(id).unwrap()];

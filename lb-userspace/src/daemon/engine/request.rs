@@ -198,7 +198,7 @@ impl Engine {
         }
         let plan = self.commit(prepared)?;
         info!("{done}: {}", plan.summary());
-        Ok(answer(done, &plan))
+        Ok(answer(&done, &plan))
     }
 
     fn add(&mut self, add: &AddServer) -> Result<Value, Refusal> {
@@ -361,6 +361,6 @@ fn time(seconds: u64) -> Option<String> {
 }
 
 /// The answer to a change that was made.
-pub(super) fn answer(done: String, plan: &Plan) -> Value {
+pub(super) fn answer(done: &str, plan: &Plan) -> Value {
     json!({ "done": done, "plan": plan })
 }

@@ -46,7 +46,7 @@ impl Engine {
             ),
         };
         info!("{done}");
-        let mut answer = answer(done, &plan);
+        let mut answer = answer(&done, &plan);
         answer["forgotten"] = forgotten.into();
         Ok(answer)
     }
@@ -107,7 +107,7 @@ impl Engine {
             }
         };
         info!("{done}");
-        Ok(answer(done, &plan))
+        Ok(answer(&done, &plan))
     }
 
     fn plan_of_move(&self, to: &MoveClient, before: Option<u16>, server: u16) -> Plan {

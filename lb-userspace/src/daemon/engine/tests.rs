@@ -1,1 +1,385 @@
+use std::fs;
 
+use lb_common::clock::Ticks;
+use lb_common::tcp::TcpState;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::*;
+use crate::core::rows::{live_flows, live_stickies};
+use crate::core::testing::{client, config, flow, stick, yaml};
+use crate::dataplane::fake::{FakeKernel, maps};
+
+const FILE: &str = "/etc/steadfast.yaml";
+
+/// A daemon's core over fake maps, and its state directory.
+struct World {
+    directory: TempDir,
+    maps: Arc<Maps>,
+    engine: Engine,
+}
+
+fn two() -> String {
+    yaml(&[("V", 150, &[("a", 1), ("b", 2)])])
+}
+
+fn file(text: &str) -> ConfigFile {
+    ConfigFile { source: FILE.to_owned(), text: text.to_owned(), config: config::parse(FILE, text).unwrap() }
+}
+
+fn engine(directory: &TempDir, maps: &Arc<Maps>, text: &str, adopted: bool) -> Engine {
+    let store = Store::new(directory.path().join("state.json"));
+    let memory = Memory::recall(store, &file(text)).unwrap();
+    let clock: Clock = Arc::new(|| Timestamp::from_second(1_700_000_000).unwrap());
+    let about = About { file: FILE.to_owned(), ..About::default() };
+    let mut engine = Engine::new(Arc::clone(maps), memory, about, clock, adopted);
+    engine.begin().unwrap();
+    engine
+}
+
+impl World {
+    fn new(text: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let maps = Arc::new(maps(FakeKernel::default()));
+        let mut engine = engine(&directory, &maps, text, false);
+        engine.set_hops((1..=9).map(|host| ([192, 0, 2, host].into(), [192, 0, 2, host].into())).collect());
+        for host in 1..=9 {
+            engine.neighbour([192, 0, 2, host].into(), Some([2, 0, 0, 0, 0, host]));
+        }
+        Self { directory, maps, engine }
+    }
+
+    /// The daemon is killed, and another one starts.
+    fn restart(&mut self, text: &str) {
+        self.engine = engine(&self.directory, &self.maps, text, true);
+    }
+
+    fn post(&mut self, path: &str, body: Value) -> Result<Value, Refusal> {
+        let request = match path {
+            "add" => Request::Add(serde_json::from_value(body).unwrap()),
+            "remove" => Request::Remove(serde_json::from_value(body).unwrap()),
+            "set" => Request::Set(serde_json::from_value(body).unwrap()),
+            "state" => Request::State(serde_json::from_value(body).unwrap()),
+            "forget" => Request::Forget(serde_json::from_value(body).unwrap()),
+            "move" => Request::Move(serde_json::from_value(body).unwrap()),
+            "plan" => Request::PlanConfig(serde_json::from_value(body).unwrap()),
+            "apply" => Request::ApplyConfig(serde_json::from_value(body).unwrap()),
+            other => unreachable!("{other}"),
+        };
+        self.engine.request(request)
+    }
+
+    fn id(&self, server: &str) -> u16 {
+        self.engine.state.ids.server(&ServerName::new("V", server)).unwrap()
+    }
+
+    fn bits(&self, server: &str) -> u16 {
+        self.maps.servers.present(self.id(server)).unwrap().state.0
+    }
+
+    fn state(&mut self, server: &str, state: &str) -> Result<Value, Refusal> {
+        self.post("state", serde_json::json!({ "service": "V", "label": server, "state": state }))
+    }
+
+    fn down(&mut self, server: &str) {
+        self.health(server, Verdict::Down, "connection refused");
+    }
+
+    fn health(&mut self, server: &str, health: Verdict, reason: &str) {
+        let event = HealthEvent {
+            target_id: u32::from(self.id(server)),
+            health,
+            reason: reason.to_owned(),
+            at: Timestamp::from_second(1_700_000_100).unwrap(),
+            certificate_expires: None,
+        };
+        self.engine.health(&event);
+    }
+
+    fn client_of(&self, server: &str, number: u32) {
+        let (id, now) = (self.id(server), self.maps.now().unwrap());
+        stick(&self.maps, 0, client(number), id, now);
+        flow(&self.maps, 0, client(number), 5000, id, 443, TcpState::Established, now);
+    }
+
+    fn end_flows(&self) {
+        let now = self.maps.now().unwrap();
+        crate::core::rows::free_flows(&self.maps, now, |_| true);
+    }
+}
+
+const ALL: u16 =
+    ServerState::PRESENT | ServerState::REACHABLE | ServerState::TAKES_NEW | ServerState::TAKES_KNOWN;
+const DRAINING: u16 = ALL & !ServerState::TAKES_NEW;
+const RESETTING: u16 = ServerState::PRESENT | ServerState::REACHABLE | ServerState::RESETS;
+
+#[test]
+fn a_drained_server_stays_drained_over_a_reload_an_apply_and_a_restart() {
+    let mut world = World::new(&two());
+    let answer = world.state("a", "drain").unwrap();
+    assert!(answer["done"].as_str().unwrap().starts_with("V/a drains"));
+    assert_eq!(world.bits("a"), DRAINING);
+    world.engine.reload(&file(&two().replace("label: V\n", "label: V\n    on_down: keep\n"))).unwrap();
+    assert_eq!(world.bits("a"), DRAINING);
+    world.restart(&two());
+    assert_eq!(world.bits("a"), DRAINING);
+    let other = yaml(&[("V", 150, &[("a", 1), ("b", 2), ("c", 3)])]);
+    let answer = world.post("apply", serde_json::json!({ "yaml": other, "source": "new.yaml" })).unwrap();
+    assert_eq!(answer["applied"], true);
+    assert!(answer["plan"]["warnings"].to_string().contains("V/a stays in state drain"), "{answer}");
+    assert_eq!(world.bits("a"), DRAINING);
+    world.state("a", "online").unwrap();
+    assert_eq!(world.bits("a"), ALL);
+}
+
+#[test]
+fn what_was_applied_is_in_force_after_a_restart_until_the_file_changes() {
+    let mut world = World::new(&two());
+    let three = yaml(&[("V", 150, &[("a", 1), ("b", 2), ("c", 3)])]);
+    world.post("apply", serde_json::json!({ "yaml": three, "source": "new.yaml" })).unwrap();
+    world.restart(&two());
+    assert!(world.engine.running().service("V").unwrap().server("c").is_some());
+    assert_eq!(world.engine.request(Request::Status).unwrap()["config_source"], "new.yaml");
+    let one = yaml(&[("V", 150, &[("a", 1)])]);
+    world.restart(&one);
+    assert_eq!(world.engine.running().service("V").unwrap().real_servers.len(), 1);
+    assert_eq!(world.engine.request(Request::Status).unwrap()["config_source"], FILE);
+    // And that other text does not come back.
+    world.restart(&one);
+    assert_eq!(world.engine.running().service("V").unwrap().real_servers.len(), 1);
+}
+
+#[test]
+fn a_restart_that_adopts_changes_no_word_of_the_maps() {
+    let mut world = World::new(&two());
+    world.state("b", "drain").unwrap();
+    world.down("a");
+    world.client_of("b", 1);
+    let image = |maps: &Maps| {
+        let servers: Vec<_> = (0..8).map(|id| maps.servers.present(id)).collect();
+        let infos: Vec<_> = (0..8).map(|id| maps.server_info.read(id)).collect();
+        (servers, infos, maps.control().generation.load(), maps.kernel.schedule(0).unwrap())
+    };
+    let before = image(&world.maps);
+    world.engine = {
+        let store = Store::new(world.directory.path().join("state.json"));
+        let memory = Memory::recall(store, &file(&two())).unwrap();
+        let clock: Clock = Arc::new(|| Timestamp::from_second(1_800_000_000).unwrap());
+        Engine::new(Arc::clone(&world.maps), memory, About::default(), clock, true)
+    };
+    let applied = world.engine.begin().unwrap();
+    assert!(!applied.changed(), "{applied:?}");
+    assert_eq!(image(&world.maps), before);
+    assert_eq!(world.engine.known_health()[&u32::from(world.id("a"))], Verdict::Down);
+    // The one that was being reset is looked after again.
+    assert_eq!(world.engine.take_resetting(), [world.id("a")]);
+}
+
+#[test]
+fn numbers_survive_the_loss_of_the_state_file() {
+    let mut world = World::new(&two());
+    world.client_of("b", 1);
+    let (a, b) = (world.id("a"), world.id("b"));
+    fs::remove_file(world.directory.path().join("state.json")).unwrap();
+    world.restart(&yaml(&[("U", 149, &[("x", 8)]), ("V", 150, &[("b", 2), ("a", 1)])]));
+    assert_eq!((world.id("a"), world.id("b")), (a, b));
+    assert_eq!(live_stickies(&world.maps, Ticks(0)).next().unwrap().2.to.server, b);
+}
+
+#[test]
+fn a_broken_state_file_does_not_keep_the_daemon_from_starting() {
+    let mut world = World::new(&two());
+    world.client_of("b", 1);
+    fs::write(world.directory.path().join("state.json"), "{ \"version\": ").unwrap();
+    world.restart(&two());
+    assert_eq!(world.bits("b"), ALL);
+    assert!(world.directory.path().join("state.json.broken").exists());
+}
+
+#[test]
+fn a_server_with_connections_is_removed_only_when_that_is_said() {
+    let mut world = World::new(&two());
+    world.client_of("b", 1);
+    let b = world.id("b");
+    let remove = |now| serde_json::json!({ "service": "V", "label": "b", "now": now });
+    let Err(Refusal::Conflict(why)) = world.post("remove", remove(false)) else { unreachable!() };
+    assert!(why.contains("1 open connection"), "{why}");
+    assert_eq!(world.bits("b"), ALL);
+    let dry = serde_json::json!({ "service": "V", "label": "b", "now": true, "dry_run": true });
+    let plan = world.post("remove", dry).unwrap();
+    assert_eq!(plan["plan"]["resets"][0]["connections"], 1);
+    assert_eq!(world.bits("b"), ALL);
+    let answer = world.post("remove", remove(true)).unwrap();
+    assert_eq!(answer["done"], "V/b is removed, and 1 open connection reset");
+    assert_eq!(answer["plan"]["moves"][0]["to"], "a");
+    assert_eq!(world.maps.servers.present(b).unwrap().state.0, RESETTING);
+    assert_eq!(world.engine.take_resetting(), [b]);
+    assert_eq!(world.engine.request(Request::Status).unwrap()["finishing"][0], "V/b");
+    // A restart in between forgets nothing of it.
+    world.restart(&two());
+    assert_eq!(world.maps.servers.present(b).unwrap().state.0, RESETTING);
+    world.end_flows();
+    world.engine.tick().unwrap();
+    assert!(world.maps.servers.present(b).is_none());
+    // Its number is not another's while the client's record says it; its own it is.
+    world.post("add", serde_json::json!({ "service": "V", "label": "c", "address": "192.0.2.3" })).unwrap();
+    assert_ne!(world.id("c"), b);
+    world.post("add", serde_json::json!({ "service": "V", "label": "b", "address": "192.0.2.2" })).unwrap();
+    assert_eq!(world.id("b"), b);
+}
+
+#[test]
+fn a_configuration_without_a_server_lets_its_connections_finish() {
+    let mut world = World::new(&two());
+    world.client_of("b", 1);
+    let b = world.id("b");
+    let one = yaml(&[("V", 150, &[("a", 1)])]);
+    let answer = world.post("apply", serde_json::json!({ "yaml": one, "source": "one" })).unwrap();
+    assert!(answer["plan"]["resets"].as_array().unwrap().is_empty(), "{answer}");
+    assert_eq!(answer["plan"]["moves"][0]["clients"], 1);
+    assert_eq!(world.maps.servers.present(b).unwrap().state.0, ServerState::PRESENT | ServerState::REACHABLE);
+    assert_eq!(live_flows(&world.maps.flows, Ticks(0)).count(), 1);
+    world.end_flows();
+    world.engine.tick().unwrap();
+    assert!(world.maps.servers.present(b).is_none());
+}
+
+#[test]
+fn health_decides_who_is_served_and_is_shown_with_its_reason() {
+    let mut world = World::new(&two());
+    world.down("a");
+    assert_eq!(world.bits("a"), RESETTING);
+    assert_eq!(world.engine.take_resetting(), [world.id("a")]);
+    let info = world.maps.server_info.read(usize::from(world.id("a"))).unwrap();
+    assert_eq!((info.health, unpadded(&info.health_reason)), (2, "connection refused".to_owned()));
+    assert_eq!(info.health_since, 1_700_000_100);
+    world.health("a", Verdict::Up, "2 probes in a row succeeded");
+    assert_eq!(world.bits("a"), ALL);
+    let status = world.engine.request(Request::Status).unwrap();
+    assert_eq!(status["health_checks"][0]["health"], "up");
+    assert_eq!(status["health_checks"][0]["since"], "2023-11-14T22:15:00Z");
+}
+
+#[test]
+fn a_server_without_a_neighbour_is_told_apart_from_one_that_is_down() {
+    let mut world = World::new(&two());
+    world.engine.neighbour([192, 0, 2, 1].into(), None);
+    assert_eq!(world.bits("a"), ALL & !ServerState::REACHABLE);
+    world.engine.neighbour([192, 0, 2, 1].into(), Some([2, 0, 0, 0, 0, 77]));
+    assert_eq!(world.maps.servers.present(world.id("a")).unwrap().mac[5], 77);
+    // Another way whose end has not been heard of yet: the old one is used until it has.
+    world.engine.set_hops([([192, 0, 2, 1].into(), [192, 0, 2, 99].into())].into());
+    assert_eq!(world.maps.servers.present(world.id("a")).unwrap().mac[5], 77);
+    world.engine.neighbour([192, 0, 2, 99].into(), Some([2, 0, 0, 0, 0, 99]));
+    assert_eq!(world.maps.servers.present(world.id("a")).unwrap().mac[5], 99);
+}
+
+#[test]
+fn weights_are_kept_apart_from_the_text() {
+    let mut world = World::new(&two());
+    let set = |weight: u16| serde_json::json!({ "service": "V", "label": "a", "weight": weight });
+    world.post("set", set(0)).unwrap();
+    assert_eq!(world.bits("a"), DRAINING);
+    world.restart(&two());
+    assert_eq!(world.bits("a"), DRAINING);
+    assert!(matches!(world.post("set", set(1001)), Err(Refusal::Bad(_))));
+    world.post("set", set(100)).unwrap();
+    assert!(world.engine.state.overlay.weights.is_empty());
+}
+
+#[test]
+fn what_is_not_there_is_named_with_what_is() {
+    let mut world = World::new(&two());
+    let cases = [
+        ("state", serde_json::json!({ "service": "W", "label": "a", "state": "drain" }), "there are: V"),
+        ("state", serde_json::json!({ "service": "V", "label": "x", "state": "drain" }), "it has: a, b"),
+        ("add", serde_json::json!({ "service": "W", "label": "a", "address": "192.0.2.3" }), "there are: V"),
+        ("move", serde_json::json!({ "client": "10.0.0.1", "service": "V", "server": "x" }), "it has: a, b"),
+        ("forget", serde_json::json!({ "client": "10.0.0.1", "service": "W" }), "there are: V"),
+    ];
+    for (path, body, words) in cases {
+        let Err(Refusal::Unknown(why)) = world.post(path, body) else { unreachable!("{path}") };
+        assert!(why.contains(words), "{why}");
+    }
+    let again = serde_json::json!({ "service": "V", "label": "a", "address": "192.0.2.3" });
+    assert!(matches!(world.post("add", again), Err(Refusal::Conflict(_))));
+    let taken = serde_json::json!({ "service": "V", "label": "c", "address": "192.0.2.1" });
+    assert!(matches!(world.post("add", taken), Err(Refusal::Bad(_))));
+}
+
+#[test]
+fn a_single_client_is_moved_and_forgotten() {
+    let mut world = World::new(&two());
+    world.client_of("a", 1);
+    let to = |server: &str| serde_json::json!({ "client": "10.0.0.1", "service": "V", "server": server });
+    let answer = world.post("move", to("b")).unwrap();
+    assert_eq!(answer["done"], "the next connection of 10.0.0.1 goes to V/b, not to a");
+    assert_eq!(answer["plan"]["moved"][0]["from"], "a");
+    assert_eq!(live_stickies(&world.maps, Ticks(0)).next().unwrap().2.to.server, world.id("b"));
+    // Its open flow stays.
+    assert_eq!(live_flows(&world.maps.flows, Ticks(0)).next().unwrap().2.to.server, world.id("a"));
+    world.down("a");
+    assert!(matches!(world.post("move", to("a")), Err(Refusal::Conflict(_))));
+    let forget = serde_json::json!({ "client": "::ffff:10.0.0.1" });
+    assert_eq!(world.post("forget", forget.clone()).unwrap()["forgotten"], 1);
+    assert_eq!(world.post("forget", forget).unwrap()["forgotten"], 0);
+    let v6 = serde_json::json!({ "client": "2001:db8::1", "service": "V", "server": "b" });
+    assert!(matches!(world.post("move", v6), Err(Refusal::Bad(_))));
+}
+
+#[test]
+fn a_change_of_the_node_section_is_refused_under_way() {
+    let mut world = World::new(&two());
+    let other = two().replace("eth0", "eth1");
+    let body = serde_json::json!({ "yaml": other, "source": "x" });
+    let Err(Refusal::Conflict(why)) = world.post("apply", body) else { unreachable!() };
+    assert!(why.contains("node.interfaces") && why.contains("detach"), "{why}");
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_every_mistake_and_its_line() {
+    let mut world = World::new(&two());
+    let wrong = two().replace("192.0.2.1 ", "192.0.2.150 ").replace("label: b", "label: \"b b\"");
+    let Err(Refusal::Bad(why)) = world.post("plan", serde_json::json!({ "yaml": wrong })) else {
+        unreachable!()
+    };
+    assert!(why.lines().filter(|line| line.starts_with("candidate:")).count() >= 2, "{why}");
+}
+
+#[test]
+fn when_the_state_cannot_be_written_nothing_is_changed() {
+    let mut world = World::new(&two());
+    // A directory in the file's place: root may write anywhere else.
+    fs::create_dir(world.directory.path().join("state.json.new")).unwrap();
+    let Err(Refusal::Failed(why)) = world.state("a", "drain") else { unreachable!() };
+    assert!(why.contains("nothing was changed"), "{why}");
+    assert_eq!(world.bits("a"), ALL);
+    fs::remove_dir(world.directory.path().join("state.json.new")).unwrap();
+    world.state("a", "drain").unwrap();
+    assert_eq!(world.bits("a"), DRAINING);
+}
+
+#[test]
+fn a_tick_gives_a_sign_of_life() {
+    let mut world = World::new(&two());
+    world.engine.tick().unwrap();
+    let control = world.maps.control();
+    assert_eq!(control.daemon.load(), u64::from(std::process::id()));
+    assert_eq!(control.heartbeat.load(), world.maps.kernel.jiffies().unwrap());
+}
+
+#[test]
+fn what_another_program_changed_in_the_maps_is_put_right() {
+    let mut world = World::new(&two());
+    world.maps.servers[usize::from(world.id("a"))][3].store(0);
+    for _ in 0..RESYNC {
+        world.engine.tick().unwrap();
+    }
+    // Its neighbour is known, so nothing of the entry is lost.
+    assert_eq!(world.bits("a"), ALL);
+}
+
+#[test]
+fn the_texts_of_the_test_are_configurations() {
+    assert_eq!(config(&[("V", 150, &[("a", 1), ("b", 2)])]), config::parse(FILE, &two()).unwrap());
+}
