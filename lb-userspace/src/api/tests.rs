@@ -162,11 +162,7 @@ async fn a_configuration_of_a_mebibyte_is_read_and_a_larger_body_is_not() {
     let too_long = json!({ "yaml": "#".repeat(MAX_BYTES + 1) });
     let (status, answer) = served.post("/v1/config/plan", too_long).await;
     assert_eq!(status, 400, "{answer}");
-    let request = format!(
-        "POST /v1/config/plan HTTP/1.1\r\nHost: s\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
-        BODY_LIMIT + 1
-    );
-    let (status, answer) = served.raw(request.as_bytes()).await;
+    let (status, answer) = served.ask("POST", "/v1/config/plan", &" ".repeat(BODY_LIMIT + 1)).await;
     assert_eq!(status, 413);
     assert!(answer["error"].is_string());
 }

@@ -178,7 +178,7 @@ impl Engine {
             Request::ApplyConfig(ApplyConfig { yaml, source, dry_run }) => {
                 let candidate = self.whole(&source, &yaml)?;
                 let done = format!("the configuration {source} is in force");
-                let mut answer = self.change(candidate, done, dry_run)?;
+                let mut answer = self.change(candidate, &done, dry_run)?;
                 answer["applied"] = (!dry_run).into();
                 Ok(answer)
             }
@@ -191,14 +191,14 @@ impl Engine {
         }
     }
 
-    fn change(&mut self, candidate: Candidate, done: String, dry_run: bool) -> Result<Value, Refusal> {
+    fn change(&mut self, candidate: Candidate, done: &str, dry_run: bool) -> Result<Value, Refusal> {
         let prepared = self.prepare(candidate)?;
         if dry_run {
             return Ok(json!({ "plan": prepared.plan }));
         }
         let plan = self.commit(prepared)?;
         info!("{done}: {}", plan.summary());
-        Ok(answer(&done, &plan))
+        Ok(answer(done, &plan))
     }
 
     fn add(&mut self, add: &AddServer) -> Result<Value, Refusal> {
@@ -218,7 +218,7 @@ impl Engine {
         candidate.state.overlay.added.insert(name.clone(), server);
         let done =
             format!("{name} is added at {}:{} with weight {}", server.address, server.port, server.weight);
-        self.change(candidate, done, add.dry_run)
+        self.change(candidate, &done, add.dry_run)
     }
 
     fn remove(&mut self, remove: &RemoveServer) -> Result<Value, Refusal> {
@@ -241,7 +241,7 @@ impl Engine {
             0 => format!("{name} is removed"),
             flows => format!("{name} is removed, and {} reset", count(flows, "open connection")),
         };
-        self.change(candidate, done, remove.dry_run)
+        self.change(candidate, &done, remove.dry_run)
     }
 
     fn set(&mut self, set: &SetServer) -> Result<Value, Refusal> {
@@ -257,7 +257,7 @@ impl Engine {
         } else {
             overlay.weights.insert(name.clone(), set.weight);
         }
-        self.change(candidate, format!("{name} has weight {}", set.weight), set.dry_run)
+        self.change(candidate, &format!("{name} has weight {}", set.weight), set.dry_run)
     }
 
     fn set_state(&mut self, to: &ServerStateOf) -> Result<Value, Refusal> {
@@ -269,7 +269,7 @@ impl Engine {
             AdminState::Drain => format!("{name} drains: it takes no new clients, and keeps those it has"),
             AdminState::Halt => format!("{name} is halted: it takes nobody, and its connections are reset"),
         };
-        self.change(candidate, done, to.dry_run)
+        self.change(candidate, &done, to.dry_run)
     }
 
     pub(super) fn find_service(&self, label: &str) -> Result<&config::Service, Refusal> {
