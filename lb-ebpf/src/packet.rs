@@ -218,9 +218,8 @@ impl Packet {
         }
         let inner = at.wrapping_add(IPV4 + ICMP_HEADER);
         // SAFETY: 56 bytes were checked above.
-        let (version, total, fragment, kind, ttl) = unsafe {
-            (load8::<0>(at), load16::<2>(at), load16::<6>(at), load8::<IPV4>(at), load8::<8>(at))
-        };
+        let (version, total, fragment, kind, ttl) =
+            unsafe { (load8::<0>(at), load16::<2>(at), load16::<6>(at), load8::<IPV4>(at), load8::<8>(at)) };
         // What lies behind the message's own end is no part of it: not to be translated, nor in its checksum.
         let total = usize::from(u16::from_be(total));
         if total < IPV4 + ICMP_HEADER + IPV4 + REPEATED || total > end as usize - at as usize {
