@@ -63,6 +63,8 @@ enum Given {
     Full(Full),
     /// All slots for this flow in the half-open table are being written by other cores.
     HalfOpenBusy(rows::Who),
+    /// So many source addresses are in use; before any row.
+    Sources(u16),
     /// The next SNAT port that is tried towards an endpoint, by its place in the range.
     Cursor(u16, u64),
     /// The daemon has not set up the maps.
@@ -362,6 +364,7 @@ fn set(bench: &mut Bench, given: &Given, epoch: Ticks) -> Result<()> {
             let table = &bench.tables.half_open;
             who.flow_slots(&key, table).for_each(|slot| being_written(&table[slot]));
         }
+        Given::Sources(count) => bench.set_sources(*count),
         Given::Cursor(pair, offset) => bench.tables.cursors[usize::from(*pair)].store(*offset),
         Given::NotConfigured => bench.unconfigure(),
     }

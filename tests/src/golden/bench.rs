@@ -25,10 +25,10 @@ use lb_userspace::dataplane::{Region, region::Plain};
 
 use super::{
     hospital::{
-        self, ENDPOINTS, FIRST_PORT, HYPERSPACE, LOCAL_SERVICE, PORTS, SCHEDULES, SEED, SERVERS, SERVICES,
-        SOURCE, Service, address, span,
+        self, FIRST_PORT, HYPERSPACE, LOCAL_SERVICE, PORTS, SCHEDULES, SEED, SERVERS, SERVICES, SOURCES,
+        Service, address, span,
     },
-    rows::{CELLS, Tables},
+    rows::{CELLS, PAIRS, Tables},
 };
 use crate::lab::bpf_object;
 
@@ -82,7 +82,7 @@ impl Bench {
             .map_max_entries(maps::HALF_OPEN.name, HALF_OPEN)
             .map_max_entries(maps::STICKY.name, STICKY)
             .map_max_entries(maps::PORT_CELLS.name, CELLS)
-            .map_max_entries(maps::PORT_CURSORS.name, u32::from(ENDPOINTS))
+            .map_max_entries(maps::PORT_CURSORS.name, PAIRS)
             .override_global("FLOW_BUCKET_MASK", &masks[0], true)
             .override_global("HALF_OPEN_BUCKET_MASK", &masks[1], true)
             .override_global("STICKY_BUCKET_MASK", &masks[2], true)
@@ -98,7 +98,8 @@ impl Bench {
                 half_open: region(&ebpf, maps::HALF_OPEN, HALF_OPEN)?,
                 sticky: region(&ebpf, maps::STICKY, STICKY)?,
                 cells: region(&ebpf, maps::PORT_CELLS, CELLS)?,
-                cursors: region(&ebpf, maps::PORT_CURSORS, u32::from(ENDPOINTS))?,
+                cursors: region(&ebpf, maps::PORT_CURSORS, PAIRS)?,
+                sources: 1,
             },
             ebpf,
             schedules_changed: true,
@@ -145,6 +146,7 @@ impl Bench {
     pub(super) fn reset(&mut self) -> Result<()> {
         self.tables.clear();
         self.write_control();
+        self.set_sources(1);
         for service in SERVICES {
             self.set_service(service, span::PERSISTENCE, span::IDLE);
         }
@@ -171,10 +173,8 @@ impl Bench {
 
     fn write_control(&self) {
         let control = &self.control[0];
-        let snat = Snat { first_port: FIRST_PORT, ports: u32::from(PORTS), sources: 1 };
         let set = |word: &Word, value: i64| word.store(value.cast_unsigned());
         control.generation.store(0);
-        control.snat.store(snat.word());
         for (word, value) in control.hash_key.iter().zip(KEY.0) {
             word.store(value);
         }
@@ -184,10 +184,19 @@ impl Bench {
         set(&control.idle_handshake, span::HANDSHAKE);
         set(&control.idle_half_closed, span::HALF_CLOSED);
         set(&control.idle_closed, span::CLOSED);
-        for (word, value) in control.sources[0].iter().zip(address(SOURCE).0) {
-            word.store(value);
+        for (words, source) in control.sources.iter().zip(SOURCES) {
+            for (word, value) in words.iter().zip(address(source).0) {
+                word.store(value);
+            }
         }
         control.layout.store(LAYOUT_VERSION);
+    }
+
+    /// Sets how many source addresses are in use; the tables must be empty.
+    pub(super) fn set_sources(&mut self, sources: u16) {
+        let snat = Snat { first_port: FIRST_PORT, ports: u32::from(PORTS), sources };
+        self.control[0].snat.store(snat.word());
+        self.tables.sources = sources;
     }
 
     /// As the maps are before the daemon has set them up.

@@ -9,7 +9,7 @@ use super::{
     Given,
     frame::{Frame, IcmpError, Link, Mac, flag},
     hospital::{
-        BALANCER, FIRST_PORT, HYPERSPACE, Host, MYCHART, ROUTER, SOURCE, Service, clients_of, picked, span,
+        BALANCER, FIRST_PORT, HYPERSPACE, Host, MYCHART, ROUTER, SOURCES, Service, clients_of, picked, span,
     },
     rows::{FlowRow, Held, PortOwner, PortRow, Row, StickyRow, Who},
 };
@@ -28,6 +28,8 @@ pub(super) struct Connection {
     /// Where it goes.
     pub(super) server: &'static Host,
     pub(super) snat_port: u16,
+    /// The number of the source address.
+    pub(super) source: u8,
     /// From where the client's frames come.
     pub(super) hop: Mac,
 }
@@ -37,13 +39,13 @@ impl Connection {
     pub(super) fn to(server: &'static Host) -> Self {
         let service = if server.service == MYCHART.id { &MYCHART } else { &HYPERSPACE };
         let client = clients_of(server).next().expect("the scheduler leaves no server out");
-        Self { service, client, port: 40_000, server, snat_port: FIRST_PORT, hop: ROUTER }
+        Self { service, client, port: 40_000, server, snat_port: FIRST_PORT, source: 0, hop: ROUTER }
     }
 
     /// Of this client, wherever the scheduler sends it.
     pub(super) fn of(client: Ipv4Addr, service: &'static Service) -> Self {
         let server = picked(service, client);
-        Self { service, client, port: 40_000, server, snat_port: FIRST_PORT, hop: ROUTER }
+        Self { service, client, port: 40_000, server, snat_port: FIRST_PORT, source: 0, hop: ROUTER }
     }
 
     /// The same client's, from another port.
@@ -60,6 +62,15 @@ impl Connection {
     /// With another SNAT port.
     pub(super) const fn snat(self, snat_port: u16) -> Self {
         Self { snat_port, ..self }
+    }
+
+    /// From another source address.
+    pub(super) const fn source(self, source: u8) -> Self {
+        Self { source, ..self }
+    }
+
+    fn source_address(&self) -> Ipv4Addr {
+        SOURCES[usize::from(self.source)]
     }
 
     /// To this server, whatever the scheduler says.
@@ -85,7 +96,7 @@ impl Connection {
 
     /// A segment from the server, as the server sends it.
     pub(super) fn server_segment(&self, flags: u8, sequence: u32, acknowledgment: u32) -> Frame {
-        let ends = ((self.server.address, 443), (SOURCE, self.snat_port));
+        let ends = ((self.server.address, 443), (self.source_address(), self.snat_port));
         let answered = if flags & flag::ACK == 0 { 0 } else { CLIENT_ISN.wrapping_add(acknowledgment) };
         Frame::new(Link::new(self.server.mac, BALANCER), ends.0, ends.1)
             .flags(flags)
@@ -121,7 +132,7 @@ impl Connection {
     /// A client's frame as the server must get it.
     pub(super) fn forwarded(&self, frame: &Frame) -> Vec<u8> {
         let mut out = frame.clone().link(BALANCER, self.server.mac).ttl(frame.ip.time_to_live - 1);
-        (out.ip.source, out.ip.destination) = (SOURCE.octets(), self.server.address.octets());
+        (out.ip.source, out.ip.destination) = (self.source_address().octets(), self.server.address.octets());
         (out.tcp.source_port, out.tcp.destination_port) = (self.snat_port, 443);
         out.build()
     }
@@ -158,11 +169,12 @@ impl Connection {
     /// That error as the server must get it.
     pub(super) fn error_at_server(&self, error: &IcmpError) -> Vec<u8> {
         let mut about = error.about.clone();
-        (about.ip.source, about.ip.destination) = (self.server.address.octets(), SOURCE.octets());
+        (about.ip.source, about.ip.destination) =
+            (self.server.address.octets(), self.source_address().octets());
         (about.tcp.source_port, about.tcp.destination_port) = (443, self.snat_port);
         IcmpError {
             link: Link { from: BALANCER, to: self.server.mac, ..error.link.clone() },
-            source: SOURCE,
+            source: self.source_address(),
             destination: self.server.address,
             ttl: error.ttl - 1,
             about,
@@ -179,12 +191,13 @@ impl Connection {
         repeats: usize,
     ) -> IcmpError {
         let mut about = about.clone();
-        (about.ip.source, about.ip.destination) = (SOURCE.octets(), self.server.address.octets());
+        (about.ip.source, about.ip.destination) =
+            (self.source_address().octets(), self.server.address.octets());
         (about.tcp.source_port, about.tcp.destination_port) = (self.snat_port, 443);
         IcmpError {
             link: Link::new(self.server.mac, BALANCER),
             source: Ipv4Addr::new(192, 168, 85, 1),
-            destination: SOURCE,
+            destination: self.source_address(),
             ttl: 64,
             kind,
             about,
@@ -218,7 +231,7 @@ impl Connection {
             who: self.who(),
             server: self.server.id,
             endpoint: self.server.endpoint,
-            source: 0,
+            source: self.source,
             snat_port: self.snat_port,
             hop: self.hop,
             client_sequence: CLIENT_ISN,
@@ -265,7 +278,7 @@ impl Connection {
 
     /// The SNAT port's cell.
     pub(super) const fn cell(&self, owner: PortOwner) -> PortRow {
-        PortRow { endpoint: self.server.endpoint, port: self.snat_port, owner, since: 0 }
+        PortRow { endpoint: self.server.endpoint, source: self.source, port: self.snat_port, owner, since: 0 }
     }
 
     /// The SNAT port's cell while the flow is half-open.

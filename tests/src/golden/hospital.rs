@@ -15,7 +15,9 @@ use super::frame::Mac;
 /// The secret of the scheduler's tables.
 pub(super) const SEED: u64 = 0x005e_ed0f_5eed;
 
-/// The balancer's address towards the servers.
+/// The balancer's addresses towards the servers; the second is in use where a case says so.
+pub(super) const SOURCES: [Ipv4Addr; 2] = [SOURCE, Ipv4Addr::new(192, 168, 85, 11)];
+/// The first of them.
 pub(super) const SOURCE: Ipv4Addr = Ipv4Addr::new(192, 168, 85, 10);
 /// The balancer's MAC address.
 pub(super) const BALANCER: Mac = [0x02, 0, 0, 0, 0, 0x0a];
@@ -27,7 +29,7 @@ pub(super) const OTHER_ROUTER: Mac = [0x02, 0, 0, 0, 0, 0x02];
 /// The first SNAT port.
 pub(super) const FIRST_PORT: u16 = 1024;
 /// SNAT ports of each pair of source address and endpoint.
-pub(super) const PORTS: u16 = 16;
+pub(super) const PORTS: u16 = 64;
 /// Endpoints with ports of their own.
 pub(super) const ENDPOINTS: u16 = 8;
 

@@ -26,7 +26,10 @@ use super::{
 /// The cases.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    [first(), again(), nobody(), ports(), half_open_table(), open_flows()].into_iter().flatten().collect()
+    [first(), again(), nobody(), ports(), many_ports(), half_open_table(), open_flows()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// What an accepted SYN leaves behind.
@@ -178,7 +181,13 @@ fn nobody() -> Vec<Case> {
 }
 
 fn cell(server: &Host, place: u16, owner: PortOwner, since: i64) -> Given {
-    Given::Row(Row::Port(PortRow { endpoint: server.endpoint, port: FIRST_PORT + place, owner, since }))
+    Given::Row(Row::Port(PortRow {
+        endpoint: server.endpoint,
+        source: 0,
+        port: FIRST_PORT + place,
+        owner,
+        since,
+    }))
 }
 
 /// All ports towards a server but those at some places belong to flows.
@@ -193,9 +202,7 @@ fn ports() -> Vec<Case> {
     let resting = -(span::QUARANTINE / 2);
     let rested = -(span::QUARANTINE + 100);
     let victim = c.of_client(5);
-    let mut take = Vec::from(half_open(&c));
-    take[1] = Then::Becomes(c.port_of_half_open());
-    let expired = Connection { port: 50_000, ..victim };
+    let expired = Connection { port: 50_000, snat_port: FIRST_PORT + 5, ..victim };
     let old_flow = FlowRow { expires: rested, made_at: rested - 1_000, ..expired.flow() };
     vec![
         case("a SYN is dropped when flows have all ports")
@@ -219,13 +226,13 @@ fn ports() -> Vec<Case> {
             ]),
         case("ports are handed out in turn, over the end of the range")
             .given([Given::Cursor(SRV_3.endpoint, u64::from(PORTS) - 1)])
-            .sends(&c.syn(), Reason::NewByScheduler, at(15).forwarded(&c.syn()))
+            .sends(&c.syn(), Reason::NewByScheduler, at(PORTS - 1).forwarded(&c.syn()))
             .sends(
                 &c.on_port(40_001).syn(),
                 Reason::NewByScheduler,
                 c.on_port(40_001).forwarded(&c.on_port(40_001).syn()),
             )
-            .leaves(half_open(&at(15)))
+            .leaves(half_open(&at(PORTS - 1)))
             .leaves(half_open(&c.on_port(40_001))),
         case("the ports towards one server are not those towards another")
             .given(taken_but(SRV_3, &[]))
@@ -255,13 +262,70 @@ fn ports() -> Vec<Case> {
                 Given::Row(Row::Flow(old_flow)),
                 Given::Row(expired.port_of_flow()),
             ])
-            .given(taken_but(SRV_3, &[0]))
-            .sends(&c.syn(), Reason::NewByScheduler, c.forwarded(&c.syn()))
+            .given(taken_but(SRV_3, &[5]))
+            .sends(&c.syn(), Reason::NewByScheduler, at(5).forwarded(&c.syn()))
             .leaves([
                 Then::Goes(Key::Flow(expired.who())),
                 Then::Becomes(Row::Sticky(expired.sticky(0))),
+                Then::Appears(Row::HalfOpen(at(5).syn_sent())),
+                Then::Becomes(at(5).port_of_half_open()),
+            ]),
+    ]
+}
+
+/// More ports than are looked at in a row, and more than one source address.
+fn many_ports() -> Vec<Case> {
+    let c = Connection::to(SRV_3);
+    let taken = |source: u8, places: std::ops::Range<u16>| {
+        places.map(move |place| {
+            let port = FIRST_PORT + place;
+            let owner = PortOwner::Flow(None);
+            Given::Row(Row::Port(PortRow { endpoint: SRV_3.endpoint, source, port, owner, since: -9 }))
+        })
+    };
+    let from = |source: u8| c.source(source);
+    let at = |place: u16| c.snat(FIRST_PORT + place);
+    let all_of = |source: u8, name| {
+        let other = from(1 - source);
+        let stray = other.source(source).response();
+        case(name)
+            .given([Given::Sources(2)])
+            .given(taken(source, 0..PORTS))
+            .sends(&c.syn(), Reason::NewByScheduler, other.forwarded(&c.syn()))
+            .sends(&other.syn_ack(), Reason::Returned, other.returned(&other.syn_ack()))
+            .sends(&other.ack(), Reason::Established, other.forwarded(&other.ack()))
+            .sends(&other.response(), Reason::Returned, other.returned(&other.response()))
+            .passes(stray.build(), Reason::NoReturnFlow)
+            .leaves([
+                Then::Appears(Row::Flow(other.flow())),
+                Then::Appears(Row::Sticky(other.sticky(1))),
+                Then::Appears(other.port_of_flow()),
             ])
-            .leaves(take),
+    };
+    vec![
+        all_of(0, "when flows have all ports of the first source address, the second is used"),
+        all_of(1, "when flows have all ports of the second source address, the first is used"),
+        case("a SYN gets a port although flows have the next forty in a row")
+            .given(taken(0, 0..40))
+            .sends(&c.syn(), Reason::NewByScheduler, at(40).forwarded(&c.syn()))
+            .leaves([
+                Then::Appears(Row::HalfOpen(at(40).syn_sent())),
+                Then::Appears(at(40).port_of_half_open()),
+            ]),
+        case("a SYN gets the one port that is left, wherever it is")
+            .given([Given::Cursor(SRV_3.endpoint, 7)])
+            .given(taken(0, 0..5))
+            .given(taken(0, 6..PORTS))
+            .sends(&c.syn(), Reason::NewByScheduler, at(5).forwarded(&c.syn()))
+            .leaves([
+                Then::Appears(Row::HalfOpen(at(5).syn_sent())),
+                Then::Appears(at(5).port_of_half_open()),
+            ]),
+        case("a SYN is dropped when flows have all ports of both source addresses")
+            .given([Given::Sources(2)])
+            .given(taken(0, 0..PORTS))
+            .given(taken(1, 0..PORTS))
+            .drops(c.syn().build(), Reason::PortsExhausted),
     ]
 }
 

@@ -8,7 +8,7 @@ use super::{
     Bench, bench,
     connection::Connection,
     frame::{BARE, ETHERNET, Frame, HOST_UNREACHABLE, checksum, checksums_are_right, flag},
-    hospital::{BALANCER, HYPERSPACE, MYCHART, SOURCE, SRV_1, SRV_2, SRV_3},
+    hospital::{BALANCER, HYPERSPACE, MYCHART, PORTS, SOURCE, SRV_1, SRV_2, SRV_3},
     set,
 };
 
@@ -308,7 +308,7 @@ pub fn handshake_amid_flood(rounds: u32) -> Result<(), String> {
     }
     let late = Connection::to(SRV_3).of_client(9);
     let cursor = bench.tables.cursors[usize::from(SRV_3.endpoint)].load();
-    let place = u16::try_from(cursor % 16).unwrap_or_default();
+    let place = u16::try_from(cursor % u64::from(PORTS)).unwrap_or_default();
     let late = late.snat(late.snat_port + place);
     for (frame, out) in [
         (late.syn(), late.forwarded(&late.syn())),

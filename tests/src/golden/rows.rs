@@ -119,6 +119,7 @@ pub(super) enum PortOwner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PortRow {
     pub(super) endpoint: u16,
+    pub(super) source: u8,
     pub(super) port: u16,
     pub(super) owner: PortOwner,
     pub(super) since: i64,
@@ -148,8 +149,8 @@ pub(super) enum Key {
     Flow(Who),
     /// In the sticky table.
     Sticky(Who),
-    /// Endpoint and port.
-    Port(u16, u16),
+    /// Endpoint, source address and port.
+    Port(u16, u8, u16),
     /// Table and slot.
     Unsettled(&'static str, usize),
 }
@@ -161,7 +162,7 @@ impl Row {
             Self::HalfOpen(row) => Key::HalfOpen(row.who),
             Self::Flow(row) => Key::Flow(row.who),
             Self::Sticky(row) => Key::Sticky(row.who),
-            Self::Port(row) => Key::Port(row.endpoint, row.port),
+            Self::Port(row) => Key::Port(row.endpoint, row.source, row.port),
             Self::Unsettled => Key::Unsettled("", 0),
         }
     }
@@ -193,6 +194,8 @@ pub(super) struct Tables {
     pub(super) sticky: Region<StickySlot>,
     pub(super) cells: Region<Word>,
     pub(super) cursors: Region<Word>,
+    /// How many source addresses are in use.
+    pub(super) sources: u16,
 }
 
 /// All rows at a moment.
@@ -286,6 +289,7 @@ impl Tables {
 
     fn port_row(&self, index: usize, word: u64, epoch: Ticks) -> PortRow {
         let (pair, offset) = (index / usize::from(PORTS), index % usize::from(PORTS));
+        let pair = u16::try_from(pair).unwrap_or(u16::MAX);
         let cell = PortCell::from_word(word);
         let who = |table: &Region<FlowSlot>, slot: u32| {
             let slot = table.slot(slot)?;
@@ -293,7 +297,8 @@ impl Tables {
             live.then(|| Who::of_flow(FlowKey::from_words(&slot.read())))
         };
         PortRow {
-            endpoint: u16::try_from(pair).unwrap_or(u16::MAX),
+            endpoint: pair / self.sources,
+            source: u8::try_from(pair % self.sources).unwrap_or(u8::MAX),
             port: FIRST_PORT + u16::try_from(offset).unwrap_or(u16::MAX),
             owner: match cell.owner {
                 Owner::Free => PortOwner::Nobody,
@@ -330,7 +335,8 @@ impl Tables {
                     PortOwner::HalfOpen(who) => Owner::HalfOpen(self.slot_of(&self.half_open, who)),
                     PortOwner::Flow(who) => Owner::Flow(self.slot_of(&self.flows, who)),
                 };
-                let index = usize::from(row.endpoint * PORTS + row.port - FIRST_PORT);
+                let pair = row.endpoint * self.sources + u16::from(row.source);
+                let index = usize::from(pair * PORTS + row.port - FIRST_PORT);
                 self.cells[index].store(PortCell { owner, stamp: after(row.since, epoch) }.word());
             }
             Row::Unsettled => {}
@@ -441,8 +447,10 @@ pub(super) enum Full {
     Sticky,
 }
 
-/// The number of a pair's cell in the tables' geometry.
-pub(super) const CELLS: u32 = ENDPOINTS as u32 * PORTS as u32;
+/// Pairs of endpoint and source address.
+pub(super) const PAIRS: u32 = 2 * ENDPOINTS as u32;
+/// Ports of all pairs.
+pub(super) const CELLS: u32 = PAIRS * PORTS as u32;
 
 fn clear<const N: usize>(slot: &Slot<N>) {
     slot.life.store(0);
