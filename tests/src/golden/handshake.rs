@@ -1,7 +1,7 @@
 //! From the server's SYN-ACK to data in both directions.
 
 use etherparse::{IpDscp, IpEcn};
-use lb_common::reason::Reason;
+use lb_common::{reason::Reason, tcp::TcpState};
 
 use super::{
     Case, Given, Then, case,
@@ -66,6 +66,7 @@ fn completions() -> Vec<Case> {
     let m = Connection::to(MYCHART_1);
     let second = c.on_port(40_001).snat(c.snat_port + 1);
     let far = FlowRow { client_sequence: CLIENT_ISN.wrapping_add(1 + 0xffff), ..c.flow() };
+    let fin = c.client_segment(flag::FIN | flag::ACK, 1, 1).payload(b"all of it");
     let jumped = c.client_segment(flag::ACK, 1 + 0xffff, 1).payload(b"x");
     vec![
         case("the ACK of the SYN-ACK establishes the flow: record, flow row and port, and the half-open row goes")
@@ -86,6 +87,19 @@ fn completions() -> Vec<Case> {
             .leaves([
                 Then::Goes(Key::HalfOpen(c.who())),
                 Then::Appears(Row::Flow(far)),
+                Then::Appears(Row::Sticky(c.sticky(1))),
+                Then::Becomes(c.port_of_flow()),
+            ]),
+        case("a FIN that completes the handshake, because all before it was lost, half-closes the flow")
+            .given(c.after_syn_ack())
+            .sends(&fin, Reason::Established, c.forwarded(&fin))
+            .leaves([
+                Then::Goes(Key::HalfOpen(c.who())),
+                Then::Appears(Row::Flow(FlowRow {
+                    state: TcpState::ClientFin,
+                    expires: span::HALF_CLOSED,
+                    ..c.flow()
+                })),
                 Then::Appears(Row::Sticky(c.sticky(1))),
                 Then::Becomes(c.port_of_flow()),
             ]),
@@ -155,10 +169,7 @@ fn incomplete() -> Vec<Case> {
             .sends(&c.ack(), Reason::HandshakeForwarded, c.forwarded(&c.ack())),
         case("an acknowledgement while another packet establishes the flow goes the same way")
             .given([
-                Given::Row(Row::HalfOpen(FlowRow {
-                    state: lb_common::tcp::TcpState::Promoting,
-                    ..c.syn_received()
-                })),
+                Given::Row(Row::HalfOpen(FlowRow { state: TcpState::Promoting, ..c.syn_received() })),
                 Given::Row(c.port_of_half_open()),
             ])
             .sends(&c.ack(), Reason::HandshakeForwarded, c.forwarded(&c.ack())),
