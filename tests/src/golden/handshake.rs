@@ -8,7 +8,7 @@ use super::{
     connection::{CLIENT_ISN, Connection, SERVER_ISN, reset_answer},
     frame::{Frame, flag},
     hospital::{MYCHART_1, OTHER_ROUTER, SRV_1, SRV_2, span},
-    rows::{FlowRow, Held, Key, PortOwner, Row, StickyRow},
+    rows::{FlowRow, Held, Key, PortOwner, Row},
 };
 
 /// The cases.
@@ -232,7 +232,7 @@ fn data() -> Vec<Case> {
             .sends(&whole[4], Reason::Returned, c.returned(&whole[4]))
             .leaves([
                 Then::Appears(Row::Flow(c.flow())),
-                Then::Appears(Row::Sticky(StickyRow { ..c.sticky(1) })),
+                Then::Appears(Row::Sticky(c.sticky(1))),
                 Then::Appears(c.port_of_flow()),
             ]),
         case("data in both directions writes nothing to a fresh flow")

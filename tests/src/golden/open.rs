@@ -144,7 +144,7 @@ fn again() -> Vec<Case> {
             .leaves([
                 Then::Becomes(Row::HalfOpen(moved.syn_sent())),
                 Then::Appears(moved.port_of_half_open()),
-                // Nobody has it any more, and whoever wants it may take it.
+                // The next SYN that finds no free port may take the one it had.
                 Then::Becomes(Row::Port(c.cell(PortOwner::HalfOpen(Some(c.who()))))),
             ]),
         case("a SYN again whose port another took gets another port")

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use lb_common::{
     clock::Ticks,
-    flow::{Flow, FlowKey, FlowSlot, FlowSticky, mac_word},
+    flow::{Flow, FlowKey, FlowSlot, FlowSticky},
     hash::{HashKey, hash3},
     life::{Life, SlotState},
     ports::{Owner, PortCell},
@@ -374,7 +374,6 @@ impl Tables {
             state: row.state,
             deadline: after(row.expires, epoch),
         };
-        debug_assert_eq!(flow.pack()[4], mac_word(row.hop));
         fill(&table[slot], &flow.pack(), u32::from(row.state as u8), flow.deadline);
     }
 
@@ -464,10 +463,7 @@ fn free<const N: usize>(table: &Region<Slot<N>>) -> impl Iterator<Item = (usize,
 }
 
 /// The slot where a key is, else the first free one of its slots.
-fn place<const N: usize>(table: &Region<Slot<N>>, hash: u64, same: impl Fn(&Slot<N>) -> bool) -> usize
-where
-    Slot<N>: Sized,
-{
+fn place<const N: usize>(table: &Region<Slot<N>>, hash: u64, same: impl Fn(&Slot<N>) -> bool) -> usize {
     let slots: Vec<_> = ways(hash, table.bucket_mask()).collect();
     let there =
         slots.iter().find(|slot| table[**slot].life().state() == SlotState::Live && same(&table[**slot]));

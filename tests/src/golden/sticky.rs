@@ -8,7 +8,7 @@ use super::{
     case,
     connection::Connection,
     hospital::{HYPERSPACE, MYCHART, SRV_1, SRV_2, SRV_3, span},
-    rows::{FlowRow, Key, Row, StickyRow, Who},
+    rows::{Key, Row, StickyRow, Who},
 };
 
 /// The cases.
@@ -184,7 +184,7 @@ fn expired() -> Vec<Case> {
             .sends(&home.ack(), Reason::Established, home.forwarded(&home.ack()))
             .leaves([
                 Then::Goes(Key::HalfOpen(home.who())),
-                Then::Appears(Row::Flow(FlowRow { ..home.flow() })),
+                Then::Appears(Row::Flow(home.flow())),
                 Then::Becomes(home.port_of_flow()),
                 Then::Becomes(Row::Sticky(home.sticky(1))),
             ]),
