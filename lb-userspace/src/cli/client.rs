@@ -70,7 +70,8 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Bytes) -> any
         .header(header::HOST, "steadfast")
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(body))?;
-    let talk = async {
+    // Moved in: the connection ends when the last sender is gone.
+    let talk = async move {
         let response = sender.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), LARGEST).collect().await;
