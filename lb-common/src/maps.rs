@@ -202,7 +202,10 @@ pub const SCHEDULE: MapSpec = MapSpec {
     description: "scheduler table by service id",
 };
 /// Packets by [`Reason`](crate::reason::Reason).
-pub const REASON_COUNTERS: MapSpec = counters("REASONS", 8, bytes(REASONS), "packets by reason");
+pub const REASON_COUNTERS: MapSpec = counters("REASONS", 8, REASON_SLOTS, "packets by reason");
+/// Counters in that map: more than there are reasons, so that a build with a reason more can adopt it.
+pub const REASON_SLOTS: u32 = 64;
+const _: () = assert!(REASONS <= REASON_SLOTS as usize);
 /// [`Traffic`] by service id.
 pub const SERVICE_COUNTERS: MapSpec =
     counters("SERVICE_COUNTERS", size_of::<Traffic>(), MAX_SERVICES, "traffic by service id");

@@ -320,16 +320,32 @@ proptest! {
 /// What can happen to the half-open table.
 #[derive(Clone, Debug)]
 enum Take {
-    Claim { number: u32 },
-    Publish { which: usize, span: u32 },
-    Release { which: usize },
-    Pass { ticks: u32 },
+    Claim {
+        number: u32,
+    },
+    /// Live; a flow that is being established (state `Promoting`) is pinned.
+    Publish {
+        which: usize,
+        span: u32,
+        pinned: bool,
+    },
+    Unpin {
+        which: usize,
+    },
+    Release {
+        which: usize,
+    },
+    Pass {
+        ticks: u32,
+    },
 }
 
 fn take() -> impl Strategy<Value = Take> {
     prop_oneof![
         5 => (0..60u32).prop_map(|number| Take::Claim { number }),
-        5 => (any::<usize>(), 0..40u32).prop_map(|(which, span)| Take::Publish { which, span }),
+        5 => (any::<usize>(), 0..40u32, proptest::bool::weighted(0.3))
+            .prop_map(|(which, span, pinned)| Take::Publish { which, span, pinned }),
+        2 => any::<usize>().prop_map(|which| Take::Unpin { which }),
         1 => any::<usize>().prop_map(|which| Take::Release { which }),
         1 => (0..30u32).prop_map(|ticks| Take::Pass { ticks }),
     ]
@@ -345,13 +361,14 @@ enum Place {
     Free,
     Taken,
     Live(u64),
+    Pinned(u64),
 }
 
 /// How willingly a slot is taken: free, then expired, then by deadline.
 fn rank(place: Place, now: u64) -> Option<u64> {
     match place {
         Place::Free => Some(0),
-        Place::Taken => None,
+        Place::Taken | Place::Pinned(_) => None,
         Place::Live(deadline) if deadline < now => Some(1),
         Place::Live(deadline) => Some(2 + deadline - now),
     }
@@ -386,13 +403,14 @@ proptest! {
                     places[index as usize] = Place::Taken;
                     claims.push((index, claimed, number));
                 }
-                Take::Publish { which, span } if !claims.is_empty() => {
+                Take::Publish { which, span, pinned } if !claims.is_empty() => {
                     let (index, claimed, number) = claims.swap_remove(which % claims.len());
                     let deadline = now + u64::from(span);
-                    publish(table.at(index), claimed, &flow_words(number), 1, ticks(deadline));
-                    places[index as usize] = Place::Live(deadline);
+                    let note = if pinned { 3 } else { 1 };
+                    publish(table.at(index), claimed, &flow_words(number), note, ticks(deadline));
+                    places[index as usize] = if pinned { Place::Pinned(deadline) } else { Place::Live(deadline) };
                     let life = table.at(index).life();
-                    prop_assert_eq!((life.state(), life.note()), (SlotState::Live, 1));
+                    prop_assert_eq!((life.state(), life.note()), (SlotState::Live, note));
                     prop_assert_eq!((life.deadline(), life.version()), (ticks(deadline), claimed.version()));
                     prop_assert_eq!(table.at(index).read(), flow_words(number));
                 }
@@ -401,6 +419,14 @@ proptest! {
                     release(table.at(index), claimed);
                     places[index as usize] = Place::Free;
                 }
+                Take::Unpin { which } => {
+                    let index = which % places.len();
+                    if let Place::Pinned(deadline) = places[index] {
+                        let slot = table.at(u32::try_from(index).unwrap());
+                        prop_assert!(slot.exchange(slot.life(), slot.life().with_note(2)));
+                        places[index] = Place::Live(deadline);
+                    }
+                }
                 Take::Pass { ticks } => now += u64::from(ticks),
                 Take::Publish { .. } | Take::Release { .. } => {}
             }
@@ -408,7 +434,7 @@ proptest! {
                 let expected = match place {
                     Place::Free => SlotState::Free,
                     Place::Taken => SlotState::Claimed,
-                    Place::Live(_) => SlotState::Live,
+                    Place::Live(_) | Place::Pinned(_) => SlotState::Live,
                 };
                 prop_assert_eq!(state, expected);
             }

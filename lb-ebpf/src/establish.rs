@@ -7,7 +7,7 @@ use lb_common::{
         FLOW_WORDS, FlowKey, FlowServer, FlowSticky, Flows as FlowKind, SEQUENCE_WORD, SERVER_WORD,
         STICKY_WORD, Sequences,
     },
-    hash::hash3,
+    hash::{hash3, mix},
     life::{Life, SlotState},
     ports::promote,
     reason::Reason,
@@ -34,8 +34,9 @@ use crate::{
 pub(crate) fn establish(key: FlowKey, server: u16, index: u32, numbers: u64) -> u64 {
     let [first, second, ports] = key.words();
     let record = stick(first, second, u32::from(key.service) | u32::from(server) << 16);
-    let word = begin(index, numbers, record, second, ports);
+    let word = begin(index, numbers, record, fingerprint(first, second), ports);
     if word == NOT_OURS {
+        let_go(first, second, key.service, record);
         return Answer::word(0, Reason::ResetNoFlow);
     }
     if word >> 56 != 0 {
@@ -50,6 +51,21 @@ pub(crate) fn establish(key: FlowKey, server: u16, index: u32, numbers: u64) -> 
     Answer::word(word, reason_of(finish(index, flow, record)))
 }
 
+/// An address in one word, to tell whether a slot still holds the client that it was found by.
+#[inline(always)]
+fn fingerprint(first: u64, second: u64) -> u64 {
+    mix(first) ^ second
+}
+
+/// Counts one flow less in the record of a client (its address' two words).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn let_go(first: u64, second: u64, service: u16, record: u64) -> u32 {
+    let Some(world) = World::now() else { return 0 };
+    flow::release_of(&world, record, StickyKey { client: Address([first, second]), service });
+    1
+}
+
 /// No answer that [`begin`] gives: the slot is not what it was.
 const NOT_OURS: u64 = u64::MAX;
 
@@ -57,12 +73,13 @@ const NOT_OURS: u64 = u64::MAX;
 /// where it goes. Or an [`Answer`], if another core has it, or [`NOT_OURS`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn begin(index: u32, numbers: u64, record: u64, second: u64, ports: u64) -> u64 {
+extern "C" fn begin(index: u32, numbers: u64, record: u64, client: u64, ports: u64) -> u64 {
     let Some(world) = World::now() else { return NOT_OURS };
     let Some(slot) = HalfOpen.slot(index) else { return NOT_OURS };
     let life = slot.life();
     let to = slot.words[SERVER_WORD].load();
-    if slot.words[1].load() != second || slot.words[2].load() != ports {
+    let same = fingerprint(slot.words[0].load(), slot.words[1].load()) == client;
+    if !same || slot.words[2].load() != ports {
         return NOT_OURS;
     }
     let recorded = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
@@ -93,12 +110,12 @@ extern "C" fn finish(index: u32, flow: u32, record: u64) -> u32 {
     let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
     let service_id = (slot.words[2].load() >> 32) as u16;
     let Some(service) = maps::service(service_id) else {
-        release(slot, promoting);
+        let _changed = !slot.exchange(promoting, promoting.with_state(SlotState::Free));
         return Reason::HandshakeForwarded as u32;
     };
     let entered = flow < FULL;
     if entered && flow::cell_of(&world, &to).is_some_and(|cell| promote(cell, index, flow, world.now)) {
-        release(slot, promoting);
+        let _changed = !slot.exchange(promoting, promoting.with_state(SlotState::Free));
         count::flow(service_id, to.server);
         let unrecorded = service.persistence.0 != 0 && record == 0;
         return if unrecorded { Reason::EstablishedUnrecorded } else { Reason::Established } as u32;
@@ -110,7 +127,7 @@ extern "C" fn finish(index: u32, flow: u32, record: u64) -> u32 {
     }
     flow::release(&world, record, slot);
     let overflow = promoting.with_note(TcpState::Established as u32);
-    slot.life.store(overflow.with_deadline(world.now.plus(service.idle)).word());
+    let _changed = !slot.exchange(promoting, overflow.with_deadline(world.now.plus(service.idle)));
     Reason::FlowTableFull as u32
 }
 

@@ -114,11 +114,16 @@ fn release_record(world: &World, slot: &Slot<FLOW_WORDS>) {
 /// Starts the timeout of the sticky record that a flow's word refers to, if it does; the client and service are the slot's.
 #[inline(always)]
 pub(crate) fn release(world: &World, word: u64, slot: &Slot<FLOW_WORDS>) {
-    let Some(record) = FlowSticky::from_word(word).record else { return };
     let client = Address([slot.words[0].load(), slot.words[1].load()]);
-    let service = service_of(slot);
-    let persistence = maps::service(service).map_or(Ticks(1), |service| service.persistence);
-    sticky::let_go(&StickyTable, record, StickyKey { client, service }, world.now.plus(persistence));
+    release_of(world, word, StickyKey { client, service: service_of(slot) });
+}
+
+/// Starts the timeout of the sticky record of `key` that a flow's word refers to, if it does.
+#[inline(always)]
+pub(crate) fn release_of(world: &World, word: u64, key: StickyKey) {
+    let Some(record) = FlowSticky::from_word(word).record else { return };
+    let persistence = maps::service(key.service).map_or(Ticks(1), |service| service.persistence);
+    sticky::let_go(&StickyTable, record, key, world.now.plus(persistence));
 }
 
 /// Counts a flow again that an RST had closed and its sender took back.

@@ -110,14 +110,17 @@ fn answer(world: &World, packet: &Packet, segment: &Segment, back: &Return) {
     let life = back.found.life;
     let numbers = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
     let handshake = matches!(TcpState::from_note(life.note()), TcpState::SynSent | TcpState::SynReceived);
-    if handshake
-        && segment.flags.is_syn_ack()
-        && packet.acknowledgment(segment) == numbers.client.wrapping_add(1)
-    {
-        slot.words[SEQUENCE_WORD].store(Sequences { server: packet.sequence(segment), ..numbers }.word());
+    let answers =
+        segment.flags.is_syn_ack() && packet.acknowledgment(segment) == numbers.client.wrapping_add(1);
+    if handshake && answers {
         let deadline = world.now.plus(world.control.idle(TcpState::SynReceived, back.service.idle));
         let answered = life.with_note(TcpState::SynReceived as u32).with_deadline(deadline);
-        let _overwritten_by_another = !slot.exchange(life, answered);
+        // The number after the exchange: before it, the slot may be another's. The client can't be earlier, it has not
+        // seen this packet yet.
+        if slot.exchange(life, answered) {
+            let answer = Sequences { server: packet.sequence(segment), ..numbers };
+            slot.words[SEQUENCE_WORD].store(answer.word());
+        }
     } else {
         open::keep_overflow(world, &back.found, back.key.service);
     }

@@ -69,7 +69,11 @@ pub(crate) extern "C" fn decide(first: u64, second: u64, ports: u64, numbers: u6
     };
     let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
     if let Some(half_open) = client.find_half_open(&world) {
-        return of_half_open(&world, &client, &heard, &half_open);
+        let word = half_open.slot.words[SERVER_WORD].load();
+        // Without its port it is on its way into the flow table, or lost.
+        if owns_port(&world, half_open.index, &FlowServer::from_word(word)) && half_open.still() {
+            return of_half_open(&world, &client, &heard, &half_open, word);
+        }
     }
     // A closed flow, or one whose server is gone; or another core has established it since the first look.
     if let Some(found) = client.find_flow(&world) {
@@ -80,12 +84,14 @@ pub(crate) extern "C" fn decide(first: u64, second: u64, ports: u64, numbers: u6
 
 /// A segment of a half-open flow, other than its SYN.
 #[inline(always)]
-fn of_half_open(world: &World, client: &Client, heard: &Heard, half_open: &Found<'_, FLOW_WORDS>) -> u64 {
-    let word = half_open.slot.words[SERVER_WORD].load();
+fn of_half_open(
+    world: &World,
+    client: &Client,
+    heard: &Heard,
+    half_open: &Found<'_, FLOW_WORDS>,
+    word: u64,
+) -> u64 {
     let to = FlowServer::from_word(word);
-    if !owns_port(world, half_open.index, &to) || !half_open.still() {
-        return unknown(client, heard);
-    }
     let Some(server) = serving(&to) else {
         return gone(heard);
     };

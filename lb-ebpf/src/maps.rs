@@ -9,7 +9,6 @@ use lb_common::{
     flow::{FLOW_WORDS, FlowSlot},
     maps::{self, INNER_MAP, MMAPABLE, Traffic},
     ports::Cells,
-    reason::REASONS,
     server::{ServerSlot, Servers},
     service::{Index, IndexSlot, Service, ServiceSlot},
     sticky::{STICKY_WORDS, StickySlot},
@@ -41,7 +40,7 @@ static PORT_CURSORS: Array<Word, { maps::PORT_CURSORS.max_entries as usize }, MM
 static SCHEDULE: ArrayOfMaps<Array<u64, 2, { INNER_MAP as usize }>, { maps::SCHEDULE.max_entries as usize }> =
     ArrayOfMaps::new();
 #[btf_map(name = "REASONS")]
-static REASON_COUNTERS: PerCpuArray<u64, REASONS> = PerCpuArray::new();
+static REASON_COUNTERS: PerCpuArray<u64, { maps::REASON_COUNTERS.max_entries as usize }> = PerCpuArray::new();
 #[btf_map(name = "SERVICE_COUNTERS")]
 static SERVICE_COUNTERS: PerCpuArray<Traffic, { maps::SERVICE_COUNTERS.max_entries as usize }> =
     PerCpuArray::new();

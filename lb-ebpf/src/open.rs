@@ -70,6 +70,10 @@ fn repeated(
     let slot = half_open.slot;
     let word = slot.words[SERVER_WORD].load();
     let to = FlowServer::from_word(word);
+    if matches!(TcpState::from_note(half_open.life.note()), TcpState::Promoting) {
+        // Another core is establishing it, and owns the slot until it has.
+        return Answer::word(word, Reason::SynRepeated);
+    }
     let usable = ServerTable.present(to.server).is_some_and(|server| {
         server.endpoint == to.endpoint && server.state.has(ServerState::REACHABLE | ServerState::TAKES_KNOWN)
     });
@@ -80,10 +84,12 @@ fn repeated(
     }
     let numbers = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
     if numbers.client != sequence {
-        slot.words[SEQUENCE_WORD].store(Sequences { client: sequence, server: 0 }.word());
         let idle = world.control.idle(TcpState::SynSent, service_idle(client.key.service));
         let again = half_open.life.with_note(TcpState::SynSent as u32).with_deadline(world.now.plus(idle));
-        let _changed_by_another = !slot.exchange(half_open.life, again);
+        if !slot.exchange(half_open.life, again) {
+            return NOT_REPEATED;
+        }
+        slot.words[SEQUENCE_WORD].store(Sequences { client: sequence, server: 0 }.word());
     }
     slot.words[HOP_WORD].store(sender);
     Answer::word(word, Reason::SynRepeated)

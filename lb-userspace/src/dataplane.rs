@@ -18,9 +18,26 @@ use lb_common::{
     word::Word,
 };
 
+mod attach;
+mod bpf;
+pub mod census;
+pub mod clock;
 pub mod fake;
+pub mod geometry;
+mod host;
+pub mod load;
+mod lock;
+pub mod pinned;
+pub mod program;
 pub mod region;
+pub mod repair;
+pub mod sweep;
+#[cfg(test)]
+mod traffic;
 
+pub use clock::Clock;
+pub use geometry::Geometry;
+pub use load::DataPath;
 pub use region::Region;
 
 /// What of the maps needs a system call.

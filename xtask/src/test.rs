@@ -33,8 +33,12 @@ pub(crate) fn test(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     setup::setup(workspace)?;
     build::build(workspace, &build::Arguments { release: false })?;
     let filter = arguments.filter.as_deref();
-    let rungs: [(&str, Rung); 4] = [
-        ("host: pure logic, configuration, health checks, plans", host),
+    let rungs: [(&str, Rung); 5] = [
+        ("host: pure logic of the data path", host),
+        (
+            "user space: configuration, plans, health checks, netlink (as root, in namespaces of their own)",
+            user_space,
+        ),
         ("loom: every interleaving of the tables' atomics", loom),
         ("miri: undefined behaviour in the shared code", miri),
         ("root: packets, the lab, end to end", root),
@@ -71,9 +75,12 @@ fn summarise(results: &[(&str, Outcome, Duration)]) -> Result<()> {
 
 fn host(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
     let mut cargo = workspace.cargo();
-    cargo.args(["test", "--no-fail-fast", "--package", "lb-common", "--package", "lb-userspace"]);
-    cargo.args(["--package", "xtask"]).args(filter);
+    cargo.args(["test", "--no-fail-fast", "--package", "lb-common", "--package", "xtask"]).args(filter);
     outcome_of(&mut cargo)
+}
+
+fn user_space(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
+    as_root(workspace, "lb-userspace", filter)
 }
 
 /// The models are compiled with another `cfg`, so they have a target directory of their own.
@@ -105,10 +112,14 @@ fn miri(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
     outcome_of(&mut cargo)
 }
 
-/// Compiled as the user, run as root.
 fn root(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
+    as_root(workspace, "tests", filter)
+}
+
+/// Compiled as the user, run as root.
+fn as_root(workspace: &Workspace, package: &str, filter: Option<&str>) -> Result<Outcome> {
     let mut cargo = workspace.cargo();
-    cargo.args(["test", "--no-fail-fast", "--package", "tests"]).args(filter);
+    cargo.args(["test", "--no-fail-fast", "--package", package]).args(filter);
     match Privilege::find() {
         Privilege::Root => {}
         Privilege::Sudo => {

@@ -5,7 +5,7 @@ const MAX_WORD: usize = 32;
 
 /// The candidate that `word` is probably a slip of: at most a third of its letters wrong (swapped
 /// neighbours count once), or one contained in the other.
-pub(super) fn suggest<'c>(word: &str, candidates: &[&'c str]) -> Option<&'c str> {
+pub(crate) fn suggest<'c>(word: &str, candidates: &[&'c str]) -> Option<&'c str> {
     if word.len() > MAX_WORD {
         return None;
     }

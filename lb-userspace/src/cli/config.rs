@@ -1,0 +1,128 @@
+//! The configuration: checked here, compared here, planned and put in force by the daemon.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, bail};
+use serde_json::{Value, json};
+
+use super::{
+    args::Config as Command,
+    screen::{Format, Screen},
+    world::{Request, World},
+};
+use crate::{
+    config::{self, Change, Config, Problem},
+    paths::Paths,
+    view::plan,
+};
+
+/// Runs a command of `steadfast config`.
+///
+/// # Errors
+/// The file is not valid (the error lists everything), the daemon is not running, or refused.
+pub(super) fn run(
+    command: &Command,
+    world: &World,
+    paths: &Paths,
+    screen: &mut Screen<'_>,
+) -> anyhow::Result<()> {
+    match command {
+        Command::Check { file } => check(file, screen),
+        Command::Show => {
+            let (yaml, running) = running(world, paths)?;
+            screen.show(&running, || yaml)
+        }
+        Command::Diff { file } => {
+            let candidate = candidate(file, screen)?;
+            let (_, running) = running(world, paths)?;
+            let changes = config::diff(&running, &candidate);
+            screen.show(&changes, || diff_text(&changes, file))
+        }
+        Command::Plan { file } => {
+            let body = request(file, screen)?;
+            let answer = (world.ask)(paths, Request::Post("/v1/config/plan", &body))?;
+            screen.show(&answer, || plan::text(&answer))
+        }
+        Command::Apply { file } => {
+            let body = request(file, screen)?;
+            let answer = (world.ask)(paths, Request::Post("/v1/config/apply", &body))?;
+            screen.show(&answer, || applied_text(&answer, file))
+        }
+    }
+}
+
+fn check(file: &Path, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+    let checked = config::check_file(file);
+    if screen.format != Format::Text {
+        let (errors, warnings): (&[Problem], &[Problem]) = match &checked {
+            Ok(checked) => (&[], &checked.warnings),
+            Err(errors) => (errors.problems(), &[]),
+        };
+        let record = json!({
+            "file": file.display().to_string(), "ok": errors.is_empty(), "errors": errors, "warnings": warnings,
+        });
+        screen.show(&record, String::new)?;
+    }
+    let checked = checked?;
+    warn(file, &checked.warnings, screen)?;
+    if screen.format == Format::Text {
+        let services = checked.config.services.len();
+        let servers: usize = checked.config.services.iter().map(|service| service.real_servers.len()).sum();
+        writeln!(
+            screen.out,
+            "{}: valid, {services} virtual services, {servers} real servers, {} warnings",
+            file.display(),
+            checked.warnings.len()
+        )?;
+    }
+    Ok(())
+}
+
+fn warn(file: &Path, warnings: &[Problem], screen: &mut Screen<'_>) -> anyhow::Result<()> {
+    for warning in warnings {
+        screen.remark(&format!("{}:{warning} (warning)", file.display()))?;
+    }
+    Ok(())
+}
+
+/// A candidate that has passed every rule; its warnings are said.
+fn candidate(file: &Path, screen: &mut Screen<'_>) -> anyhow::Result<Config> {
+    let checked = config::check_file(file)?;
+    warn(file, &checked.warnings, screen)?;
+    Ok(checked.config)
+}
+
+/// The request with a candidate: its text, and where it is from.
+fn request(file: &Path, screen: &mut Screen<'_>) -> anyhow::Result<Value> {
+    candidate(file, screen)?;
+    let yaml = fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let source = std::path::absolute(file).with_context(|| format!("naming {}", file.display()))?;
+    Ok(json!({ "yaml": yaml, "source": source }))
+}
+
+/// The configuration in force, as text and understood.
+fn running(world: &World, paths: &Paths) -> anyhow::Result<(String, Config)> {
+    let answer = (world.ask)(paths, Request::Get("/v1/config"))?;
+    let Some(yaml) = answer.get("yaml").and_then(Value::as_str) else {
+        bail!("the daemon's answer has no configuration in it; is this steadfast of its release?");
+    };
+    let running = config::parse("running configuration", yaml)?;
+    Ok((yaml.to_owned(), running))
+}
+
+fn diff_text(changes: &[Change], file: &Path) -> String {
+    if changes.is_empty() {
+        return format!("{} does not differ from the running configuration\n", file.display());
+    }
+    changes.iter().map(|change| format!("{change}\n")).collect()
+}
+
+fn applied_text(answer: &Value, file: &Path) -> String {
+    let done = answer.get("done").and_then(Value::as_str);
+    let mut out =
+        done.map_or_else(|| format!("{} is in force\n", file.display()), |done| format!("{done}\n"));
+    if let Some(plan) = answer.get("plan") {
+        out.push_str(&plan::text(plan));
+    }
+    out
+}

@@ -1,0 +1,411 @@
+//! Looks for what could go wrong, and says what it did not look at.
+
+use anyhow::bail;
+use lb_common::{control::Snat, reason::Reason};
+use serde::Serialize;
+
+use super::{
+    args::Doctor,
+    screen::Screen,
+    world::{Request, World},
+};
+use crate::{
+    dataplane::Maps,
+    net::{self, Net, Offload},
+    paths::Paths,
+    view::{
+        Snapshot, flow,
+        format::plural,
+        program::ProgramRecord,
+        server::{AdminState, Health},
+        stats::{Stats, percent},
+        table::{Align, render},
+    },
+};
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    Warn,
+    Fail,
+    /// Could not be looked at.
+    Unknown,
+}
+
+impl Status {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Finding {
+    check: &'static str,
+    status: Status,
+    finding: String,
+    /// What to do about it.
+    advice: Option<String>,
+}
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, check: &'static str, status: Status, finding: String, advice: &str) {
+        let advice = (status != Status::Ok && !advice.is_empty()).then(|| advice.to_owned());
+        self.0.push(Finding { check, status, finding, advice });
+    }
+
+    fn ok(&mut self, check: &'static str, finding: String) {
+        self.add(check, Status::Ok, finding, "");
+    }
+
+    fn when(&mut self, good: bool, bad: Status, check: &'static str, finding: String, advice: &str) {
+        self.add(check, if good { Status::Ok } else { bad }, finding, advice);
+    }
+}
+
+pub(super) fn run(
+    args: &Doctor,
+    world: &World,
+    paths: &Paths,
+    screen: &mut Screen<'_>,
+) -> anyhow::Result<()> {
+    let mut findings = Findings::default();
+    let attached = programs(&mut findings, world, paths);
+    let interface = args.interface.clone().or(attached);
+    daemon(&mut findings, world, paths);
+    let maps = match (world.maps)(&paths.pin_dir) {
+        Ok(maps) => Some(maps),
+        Err(error) => {
+            let advice = "start the daemon: it makes the maps";
+            findings.add("maps", Status::Fail, format!("{error:#}"), advice);
+            None
+        }
+    };
+    if let Some(maps) = &maps
+        && let Err(error) = in_maps(&mut findings, world, maps)
+    {
+        findings.add("maps", Status::Fail, format!("{error:#}"), "");
+    }
+    match &interface {
+        Some(interface) => on_interface(&mut findings, interface, maps.as_ref()),
+        None => findings.add(
+            "interface",
+            Status::Unknown,
+            "no interface to look at: no program is attached in this network namespace".to_owned(),
+            "name one with --interface",
+        ),
+    }
+    findings.add(
+        "return path",
+        Status::Unknown,
+        "not looked at: that answers of the servers come back here shows in `returned` counting up"
+            .to_owned(),
+        "steadfast stats --watch while a client connects",
+    );
+    screen.show(&findings.0, || text(&findings.0))?;
+    screen.out.flush()?;
+    let failed = findings.0.iter().filter(|finding| finding.status == Status::Fail).count();
+    if failed > 0 {
+        bail!("{} failed", plural(failed as u64, "check", "checks"));
+    }
+    Ok(())
+}
+
+fn text(findings: &[Finding]) -> String {
+    let columns = [("CHECK", Align::Left), ("STATUS", Align::Left), ("FINDING", Align::Left)];
+    render(
+        &columns,
+        findings.iter().map(|finding| {
+            let advice = finding.advice.as_ref().map_or_else(String::new, |advice| format!("; {advice}"));
+            vec![
+                finding.check.to_owned(),
+                finding.status.as_str().to_owned(),
+                format!("{}{advice}", finding.finding),
+            ]
+        }),
+    )
+}
+
+/// Whether the program is attached and in the driver; where.
+fn programs(findings: &mut Findings, world: &World, paths: &Paths) -> Option<String> {
+    let programs = match (world.programs)(&paths.pin_dir) {
+        Ok(programs) => programs,
+        Err(error) => {
+            findings.add(
+                "program",
+                Status::Fail,
+                format!("{error:#}"),
+                "start the daemon: it loads the program",
+            );
+            return None;
+        }
+    };
+    attachment(findings, &programs)
+}
+
+fn attachment(findings: &mut Findings, programs: &[ProgramRecord]) -> Option<String> {
+    let Some(place) = programs.iter().flat_map(|program| &program.attached).next() else {
+        findings.add(
+            "program",
+            Status::Fail,
+            "the program is not attached to an interface".to_owned(),
+            "start the daemon: it attaches the program",
+        );
+        return None;
+    };
+    let interface = &place.interface;
+    match place.mode {
+        Some("native") => findings.ok("driver mode", format!("native on {interface}")),
+        Some(mode) => findings.add(
+            "driver mode",
+            Status::Warn,
+            format!(
+                "{mode} on {interface}: after the kernel has built a packet of each frame, which is slower"
+            ),
+            "use a network card whose driver has native XDP, and xdp_mode: native to insist on it",
+        ),
+        None => findings.add(
+            "driver mode",
+            Status::Unknown,
+            format!("the program's interface {interface} is not in this network namespace"),
+            "run doctor where the daemon runs",
+        ),
+    }
+    place.mode.map(|_| interface.clone())
+}
+
+fn daemon(findings: &mut Findings, world: &World, paths: &Paths) {
+    match (world.ask)(paths, Request::Get("/v1/status")) {
+        Ok(status) => {
+            let version = status.get("version").and_then(|version| version.as_str()).unwrap_or("?");
+            findings.ok("daemon", format!("answers, version {version}"));
+            let ours = env!("CARGO_PKG_VERSION");
+            if version != "?" && version != ours {
+                findings.add(
+                    "versions",
+                    Status::Warn,
+                    format!("the daemon is {version}, this command is {ours}"),
+                    "use both of one release",
+                );
+            }
+        }
+        Err(error) => findings.add("daemon", Status::Fail, format!("{error:#}"), ""),
+    }
+}
+
+/// What the maps tell: neighbours, health, tables, reasons.
+fn in_maps(findings: &mut Findings, world: &World, maps: &Maps) -> anyhow::Result<()> {
+    let snapshot = Snapshot::read(maps, (world.now)())?;
+    findings.ok("maps", format!("layout {}", maps.control().layout.load()));
+    let seen = match snapshot.daemon.warning() {
+        Some(warning) => (Status::Fail, warning),
+        None => (Status::Ok, "gave a sign of life within the last seconds".to_owned()),
+    };
+    findings.add("heartbeat", seen.0, seen.1, "start the daemon: health is not followed without it");
+    let stats = Stats::read(&snapshot)?;
+    for server in &stats.servers {
+        let in_use = server.state != AdminState::Halt;
+        if in_use && !server.reachable {
+            findings.add(
+                "neighbours",
+                Status::Fail,
+                format!("the next hop of {} ({}) has no known MAC address", server.name(), server.address),
+                "check that it is switched on and in the same network, or that there is a route to it",
+            );
+        }
+        if in_use && server.health == Health::Down {
+            let why = server.health_reason.as_deref().unwrap_or("no reason given");
+            findings.add("health", Status::Warn, format!("{} is down: {why}", server.name()), "");
+        }
+    }
+    if !stats.servers.is_empty() && stats.servers.iter().all(|server| server.reachable) {
+        let known = plural(stats.servers.len() as u64, "server", "servers");
+        findings.ok("neighbours", format!("the next hop of all {known} is known"));
+    }
+    full(findings, &stats);
+    troubles(findings, &stats);
+    Ok(())
+}
+
+fn full(findings: &mut Findings, stats: &Stats) {
+    for table in stats.tables.iter().filter(|table| table.table != "half_open") {
+        findings.when(
+            table.used * 5 < table.capacity * 4,
+            Status::Warn,
+            "tables",
+            format!(
+                "{}: {} of {} in use ({})",
+                table.table,
+                table.used,
+                table.capacity,
+                percent(table.used, table.capacity)
+            ),
+            "raise node.tables in the configuration; a full table turns nobody away, but new clients get no record",
+        );
+    }
+}
+
+/// Reasons that should not count up, and what to do when they do.
+const TROUBLES: [(Reason, &str); 6] = [
+    (Reason::NoNeighbour, "packets were dropped before a server's MAC address was known"),
+    (Reason::PortsExhausted, "add source addresses (node.snat_addresses)"),
+    (Reason::FlowTableFull, "raise node.tables.flows"),
+    (Reason::EstablishedUnrecorded, "raise node.tables.sticky"),
+    (Reason::HalfOpenBusy, "raise node.tables.half_open"),
+    (Reason::NotConfigured, "packets came before the daemon had set up the maps"),
+];
+
+fn troubles(findings: &mut Findings, stats: &Stats) {
+    let mut quiet = true;
+    for (reason, advice) in TROUBLES {
+        let packets = stats.reasons.of(reason);
+        if packets > 0 {
+            quiet = false;
+            let packets = plural(packets, "packet", "packets");
+            findings.add(
+                "reasons",
+                Status::Warn,
+                format!("{packets} with reason {}", reason.label()),
+                advice,
+            );
+        }
+    }
+    if quiet {
+        findings
+            .ok("reasons", "no packet met a full table, a missing port or an unknown neighbour".to_owned());
+    }
+}
+
+/// What the host tells of the interface.
+fn on_interface(findings: &mut Findings, interface: &str, maps: Option<&Maps>) {
+    match net::driver(interface) {
+        Ok(driver) => {
+            findings.ok("driver", format!("{} on {interface}, {}", driver.name, or_none(&driver.bus)));
+        }
+        Err(error) => findings.add("driver", Status::Unknown, error.to_string(), ""),
+    }
+    offloads(findings, interface);
+    if let Some(maps) = maps {
+        ports(findings, maps);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(network(findings, interface, maps)));
+    if let Err(error) = result {
+        findings.add("interface", Status::Fail, format!("{error:#}"), "");
+    }
+}
+
+fn or_none(text: &str) -> &str {
+    if text.is_empty() { "no bus" } else { text }
+}
+
+fn offloads(findings: &mut Findings, interface: &str) {
+    let unwanted = [
+        (
+            Offload::LargeReceive,
+            "large receive (LRO) merges packets that are to be forwarded",
+            format!("ethtool -K {interface} lro off"),
+        ),
+        (
+            Offload::RxVlan,
+            "receive VLAN (rxvlan) hides 802.1Q tags from the program",
+            format!("ethtool -K {interface} rxvlan off, where the balancer is on a tagged VLAN"),
+        ),
+    ];
+    for (offload, what, advice) in &unwanted {
+        match net::offload(interface, *offload) {
+            Ok(true) => findings.add("offloads", Status::Warn, format!("{what}, and is on"), advice),
+            Ok(false) => findings.ok("offloads", format!("{what}; it is off")),
+            Err(error) => findings.add("offloads", Status::Unknown, error.to_string(), ""),
+        }
+    }
+}
+
+/// SNAT ports must stay out of the host's own.
+fn ports(findings: &mut Findings, maps: &Maps) {
+    let snat = Snat::from_word(maps.control().snat.load());
+    let last = u32::from(snat.first_port) + snat.ports.saturating_sub(1);
+    match net::ephemeral_range() {
+        Ok(own) => findings.when(
+            last < u32::from(*own.start()) || u32::from(snat.first_port) > u32::from(*own.end()),
+            Status::Fail,
+            "snat ports",
+            format!(
+                "{}-{last}; the host's own ephemeral ports are {}-{}",
+                snat.first_port,
+                own.start(),
+                own.end()
+            ),
+            "the ranges must not overlap: change node.snat_ports or net.ipv4.ip_local_port_range",
+        ),
+        Err(error) => findings.add("snat ports", Status::Unknown, error.to_string(), ""),
+    }
+}
+
+/// The largest MTU with which drivers commonly take an XDP program without fragments: a page less headroom.
+const LARGEST_MTU: u32 = 3_498;
+
+async fn network(findings: &mut Findings, interface: &str, maps: Option<&Maps>) -> anyhow::Result<()> {
+    let net = Net::open()?;
+    let link = net.link(interface).await?;
+    findings.when(
+        link.up,
+        Status::Fail,
+        "interface",
+        format!("{interface} is {}", if link.up { "operational" } else { "not operational" }),
+        &format!("ip link set {interface} up, and check the cable"),
+    );
+    findings.when(
+        (1_280..=LARGEST_MTU).contains(&link.mtu),
+        Status::Warn,
+        "mtu",
+        format!("{} on {interface}", link.mtu),
+        "clients, balancer and servers need the same MTU; many drivers have no native XDP above about 3,498",
+    );
+    let Some(maps) = maps else { return Ok(()) };
+    let own = net.addresses(link.index).await?;
+    let snat = Snat::from_word(maps.control().snat.load());
+    for number in 0..u8::try_from(snat.sources).unwrap_or(u8::MAX) {
+        if let Some(source) = flow::source(maps.control(), number) {
+            findings.when(
+                own.iter().any(|address| address.address == source),
+                Status::Fail,
+                "snat addresses",
+                format!("{source} on {interface}"),
+                "the servers' answers come to this address: put it on the interface",
+            );
+        }
+    }
+    let names = crate::view::Names::read(maps);
+    for (_, info) in names.servers() {
+        let server = crate::view::names::ip(info.address);
+        let label = crate::view::names::text(&info.label);
+        match net.next_hop(link.index, server).await {
+            Ok(hop) => findings.when(
+                hop.interface == link.index,
+                Status::Fail,
+                "routes",
+                match hop.gateway {
+                    Some(gateway) => format!("{label} ({server}) by {gateway}"),
+                    None => format!("{label} ({server}) directly"),
+                },
+                "the route leaves by another interface; this version sends on the one it receives on",
+            ),
+            Err(error) => findings.add("routes", Status::Fail, format!("{label}: {error}"), ""),
+        }
+    }
+    Ok(())
+}

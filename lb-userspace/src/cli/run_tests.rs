@@ -1,0 +1,329 @@
+//! Whole commands, over maps filled by hand and a daemon of the test's own.
+
+use std::{
+    cell::{Cell, RefCell},
+    io::{self, Write},
+    rc::Rc,
+    time::Duration,
+};
+
+use anyhow::bail;
+use clap::Parser as _;
+use serde_json::{Value, json};
+
+use super::{
+    args::Cli,
+    is_broken_pipe, run,
+    screen::{Format, Screen},
+    world::{Request, World},
+};
+use crate::view::{
+    program::{Attachment, ProgramRecord},
+    testing::{Builder, address, wall},
+};
+
+/// What a command said, and how it ended.
+struct Said {
+    out: String,
+    err: String,
+    result: anyhow::Result<()>,
+}
+
+impl Said {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}", self.out))
+    }
+
+    fn error(&self) -> String {
+        format!("{:#}", self.result.as_ref().unwrap_err())
+    }
+}
+
+fn steadfast(world: &World, line: &str) -> Said {
+    let cli = Cli::try_parse_from(std::iter::once("steadfast").chain(line.split_whitespace())).unwrap();
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let mut screen =
+        Screen { format: Format::of(&cli), terminal: false, colour: false, out: &mut out, err: &mut err };
+    let result = run(&cli, world, &mut screen);
+    Said { out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap(), result }
+}
+
+fn example() -> Builder {
+    let builder = Builder::example();
+    builder.sticky(0, address("10.0.0.1"), 1, 1, 10);
+    builder
+}
+
+/// A world with the example's maps and no daemon.
+fn world() -> World {
+    World {
+        maps: Box::new(|_| Ok(example().maps)),
+        programs: Box::new(|_| {
+            Ok(vec![ProgramRecord {
+                name: "steadfast".to_owned(),
+                id: 7,
+                tag: "00ff".to_owned(),
+                loaded_at: None,
+                attached: vec![Attachment {
+                    interface: "no-such-if".to_owned(),
+                    mode: Some("generic"),
+                    link: 1,
+                }],
+                verified_instructions: None,
+                machine_code: 1,
+                run_count: None,
+                run_time: None,
+            }])
+        }),
+        ask: Box::new(|_, _| bail!("the daemon is not running")),
+        now: Box::new(wall),
+        sleep: Box::new(|_| {}),
+    }
+}
+
+/// What a daemon was asked: path and body.
+type Asked = Rc<RefCell<Vec<(String, Value)>>>;
+
+/// A daemon that answers everything with this, and remembers what it was asked.
+fn with_daemon(answer: Value) -> (World, Asked) {
+    let asked = Asked::default();
+    let log = Rc::clone(&asked);
+    let ask = move |_: &_, request: Request<'_>| {
+        let (path, body) = match request {
+            Request::Get(path) => (path, Value::Null),
+            Request::Post(path, body) => (path, body.clone()),
+        };
+        log.borrow_mut().push((path.to_owned(), body));
+        Ok(answer.clone())
+    };
+    (World { ask: Box::new(ask), ..world() }, asked)
+}
+
+#[test]
+fn a_list_is_an_array_and_one_record_is_one() {
+    let world = world();
+    let services = steadfast(&world, "vip show -j");
+    assert_eq!(services.out.lines().count(), 1, "compact");
+    assert_eq!(services.json().as_array().map(Vec::len), Some(3));
+    assert_eq!(steadfast(&world, "vip show MyChart -j").json()["service"], "MyChart");
+    assert_eq!(steadfast(&world, "server show -j").json().as_array().map(Vec::len), Some(5));
+    assert_eq!(steadfast(&world, "server show MyChart -j").json().as_array().map(Vec::len), Some(2));
+    assert_eq!(steadfast(&world, "server show MyChart/MyChart_Srv_1 -j").json()["server"], "MyChart_Srv_1");
+    assert_eq!(steadfast(&world, "sticky lookup 10.0.0.1 -j").json()[0]["server"], "Hyperspace_Srv_1");
+    assert_eq!(
+        steadfast(&world, "sticky lookup ::ffff:10.0.0.1 -j").json().as_array().map(Vec::len),
+        Some(1)
+    );
+    assert_eq!(steadfast(&world, "explain 10.0.0.1 -j").json().as_array().map(Vec::len), Some(2));
+    assert_eq!(steadfast(&world, "explain 10.0.0.1 --vip Hyperspace -j").json()["verdict"], "sticky");
+    assert_eq!(steadfast(&world, "flow show -j").json(), json!([]));
+    assert_eq!(steadfast(&world, "flow count -j").json()["open"], 0);
+    assert_eq!(
+        steadfast(&world, "map list -j").json().as_array().map(Vec::len),
+        Some(lb_common::maps::ALL.len())
+    );
+    assert_eq!(steadfast(&world, "map dump services -j").json().as_array().map(Vec::len), Some(2));
+    assert_eq!(steadfast(&world, "map lookup servers 4 -j").json()["server"], "MyChart_Srv_1");
+    assert_eq!(steadfast(&world, "prog show -j").json()[0]["id"], 7);
+    assert_eq!(steadfast(&world, "stats -j").json()["tables"].as_array().map(Vec::len), Some(3));
+    assert!(steadfast(&world, "vip show -p").out.starts_with("[\n  {\n    \"service\": \"Hyperspace\",\n"));
+}
+
+#[test]
+fn every_command_that_shows_has_a_text_for_people() {
+    let world = world();
+    for (line, part) in [
+        ("vip show", "Hyperspace_redirect"),
+        ("vip show Hyperspace", "persistence"),
+        ("vip show Hyperspace_redirect", "redirect to https"),
+        ("server show", "MyChart/MyChart_Srv_2"),
+        ("server show Hyperspace/Hyperspace_Srv_1", "known clients"),
+        ("sticky show", "10.0.0.1"),
+        ("sticky show --server MyChart/MyChart_Srv_1", "there are no such sticky records"),
+        ("sticky show --limit 0", "1 sticky record"),
+        ("sticky lookup 10.0.0.9", "has no sticky record; steadfast explain 10.0.0.9"),
+        ("flow show", "there are no such flows"),
+        ("flow count", "0 open, 0 half-open, 0 closed"),
+        ("map list", "established flows"),
+        ("map dump REASONS --limit 2", "reason=truncated"),
+        ("map dump FLOWS", "no entry is in use"),
+        ("map lookup CONTROL 0", "secret"),
+        ("prog show", "no-such-if (generic)"),
+        ("stats", "returned"),
+        ("stats --reasons", "MEANING"),
+        ("explain 10.0.0.1", "its sticky record names Hyperspace_Srv_1"),
+    ] {
+        let said = steadfast(&world, line);
+        assert!(said.result.is_ok(), "{line}: {}", said.error());
+        assert!(said.out.contains(part), "{line}: {}", said.out);
+        assert!(said.out.ends_with('\n') && !said.out.contains('\x1b'), "{line}: {:?}", said.out);
+        assert_eq!(said.err, "", "{line}");
+    }
+}
+
+#[test]
+fn an_unknown_label_fails_with_the_known_ones() {
+    let world = world();
+    for line in ["vip show Hyperspcae", "server show Hyperspcae", "flow show --vip Hyperspcae"] {
+        let error = steadfast(&world, line).error();
+        assert!(error.contains("did you mean \"Hyperspace\"?") && error.contains("MyChart"), "{error}");
+    }
+}
+
+#[test]
+fn reading_works_with_the_daemon_dead_and_says_so_on_standard_error() {
+    let silent = World {
+        maps: Box::new(|_| {
+            let builder = example();
+            builder.maps.control().heartbeat.store(1);
+            Ok(builder.maps)
+        }),
+        ..world()
+    };
+    let said = steadfast(&silent, "vip show -j");
+    assert_eq!(said.json().as_array().map(Vec::len), Some(3));
+    assert!(said.err.starts_with("daemon is not running (last seen "), "{}", said.err);
+}
+
+#[test]
+fn a_change_shows_what_was_done_and_to_whom() {
+    let answer = json!({
+        "done": "Hyperspace/Hyperspace_Srv_1 drains",
+        "plan": { "moved": [], "draining": [{ "server": "Hyperspace_Srv_1", "clients": 1 }] },
+    });
+    let (world, asked) = with_daemon(answer.clone());
+    let said = steadfast(&world, "server drain Hyperspace/Hyperspace_Srv_1");
+    assert!(said.out.starts_with("Hyperspace/Hyperspace_Srv_1 drains\n"), "{}", said.out);
+    assert!(said.out.contains("Hyperspace_Srv_1  1"), "{}", said.out);
+    assert_eq!(steadfast(&world, "server drain Hyperspace/Hyperspace_Srv_1 -j").json(), answer);
+    let said = steadfast(&world, "server drain Hyperspace/Hyperspace_Srv_1 --dry-run");
+    assert!(said.out.starts_with("nothing was changed; it would do this:\n"), "{}", said.out);
+    assert_eq!(asked.borrow()[0].0, "/v1/servers/state");
+    assert_eq!(asked.borrow()[2].1["dry_run"], true);
+    let (world, _) = with_daemon(json!({ "forgotten": 2 }));
+    assert_eq!(steadfast(&world, "sticky forget 10.0.0.1").out, "forgot 2 sticky records\n");
+}
+
+#[test]
+fn a_change_without_a_daemon_fails() {
+    for line in ["server halt Hyperspace/A", "sticky move 10.0.0.1 Hyperspace/A", "config show"] {
+        assert_eq!(steadfast(&world(), line).error(), "the daemon is not running", "{line}");
+    }
+}
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/examples/steadfast.yaml");
+
+#[test]
+fn a_file_is_checked_without_a_daemon_and_every_problem_is_said() {
+    let good = steadfast(&world(), &format!("config check {FILE}"));
+    assert!(good.result.is_ok(), "{}", good.error());
+    assert!(good.out.ends_with("valid, 4 virtual services, 5 real servers, 0 warnings\n"), "{}", good.out);
+
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bad.yaml");
+    std::fs::write(&file, "version: 1\nnode: {}\nvirtual_servces: []\n").unwrap();
+    let bad = steadfast(&world(), &format!("config check {}", file.display()));
+    assert!(bad.error().lines().count() >= 2, "{}", bad.error());
+    assert!(bad.error().contains("bad.yaml:3:1:"), "{}", bad.error());
+    let bad = steadfast(&world(), &format!("config check -j {}", file.display()));
+    assert_eq!(bad.json()["ok"], false);
+    assert!(bad.json()["errors"].as_array().is_some_and(|errors| errors.len() >= 2));
+    for command in ["plan", "apply", "diff"] {
+        let (world, asked) = with_daemon(json!({}));
+        assert!(steadfast(&world, &format!("config {command} {}", file.display())).result.is_err());
+        assert!(asked.borrow().is_empty(), "the daemon is not bothered with a bad file");
+    }
+}
+
+#[test]
+fn a_file_is_compared_with_what_the_daemon_runs() {
+    let running = std::fs::read_to_string(FILE).unwrap().replacen("weight: 100", "weight: 50", 1);
+    let (world, asked) = with_daemon(json!({ "yaml": running }));
+    let said = steadfast(&world, &format!("config diff {FILE}"));
+    assert_eq!(said.out, "~ real server Hyperspace/Hyperspace_Srv_1: weight 50 -> 100\n");
+    let records = steadfast(&world, &format!("config diff -j {FILE}")).json();
+    assert_eq!(records[0]["change"], "server-changed");
+    assert_eq!(asked.borrow()[0].0, "/v1/config");
+    assert_eq!(steadfast(&world, "config show").out, running);
+    assert_eq!(steadfast(&world, "config show -j").json()["version"], 1);
+}
+
+#[test]
+fn a_plan_and_an_apply_send_the_file_as_it_is() {
+    let (world, asked) = with_daemon(json!({ "moved": [] }));
+    let said = steadfast(&world, &format!("config plan {FILE}"));
+    assert_eq!(said.out, "nobody moves and no connection is reset\n");
+    let (path, body) = asked.borrow()[0].clone();
+    assert_eq!(path, "/v1/config/plan");
+    assert_eq!(body["yaml"], std::fs::read_to_string(FILE).unwrap());
+    assert!(body["source"].as_str().is_some_and(|source| source.starts_with('/')));
+    let (world, asked) = with_daemon(json!({ "applied": true, "plan": { "moved": [] } }));
+    let said = steadfast(&world, &format!("config apply {FILE}"));
+    assert!(said.out.ends_with("is in force\nnobody moves and no connection is reset\n"), "{}", said.out);
+    assert_eq!(asked.borrow()[0].0, "/v1/config/apply");
+}
+
+#[test]
+fn watching_ends_after_its_count_and_waits_in_between() {
+    let waits = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&waits);
+    let patient = World {
+        sleep: Box::new(move |time| {
+            assert_eq!(time, Duration::from_secs(5));
+            counted.set(counted.get() + 1);
+        }),
+        ..world()
+    };
+    let said = steadfast(&patient, "stats --watch 5 --count 3");
+    assert_eq!(waits.get(), 3);
+    assert_eq!(said.out.matches("PER SECOND").count(), 3);
+    assert!(!said.out.contains('\x1b'), "no terminal, no escape sequences");
+    let said = steadfast(&patient, "top 5 --count 2 -j");
+    assert_eq!(said.out.lines().count(), 2, "a record a line");
+}
+
+#[test]
+fn the_doctor_says_what_failed_and_what_it_did_not_look_at() {
+    let said = steadfast(&world(), "doctor -j");
+    let status = |check: &str| -> Vec<String> {
+        let all = said.json();
+        let found = all.as_array().unwrap().iter().filter(|finding| finding["check"] == check);
+        found.map(|finding| finding["status"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(status("driver mode"), ["warn"], "generic");
+    assert_eq!(status("daemon"), ["fail"]);
+    assert_eq!(status("heartbeat"), ["ok"]);
+    assert_eq!(status("neighbours"), ["ok"]);
+    assert_eq!(status("reasons"), ["ok"]);
+    assert_eq!(status("interface"), ["fail"], "there is no such interface");
+    assert_eq!(status("return path"), ["unknown"]);
+    assert_eq!(said.error(), "2 checks failed");
+}
+
+struct Gone;
+
+impl Write for Gone {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_recognised_in_every_format() {
+    for line in ["vip show", "vip show -j", "vip show -p", "map list", "stats --watch --count 1"] {
+        let cli = Cli::try_parse_from(std::iter::once("steadfast").chain(line.split_whitespace())).unwrap();
+        let mut screen = Screen {
+            format: Format::of(&cli),
+            terminal: false,
+            colour: false,
+            out: &mut Gone,
+            err: &mut Vec::new(),
+        };
+        let error = run(&cli, &world(), &mut screen).unwrap_err();
+        assert!(is_broken_pipe(&error), "{line}: {error:?}");
+    }
+    assert!(!is_broken_pipe(&anyhow::anyhow!("something else")));
+}

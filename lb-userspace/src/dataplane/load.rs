@@ -1,0 +1,279 @@
+//! Starting, adopting and removing the data path.
+//!
+//! Everything that carries sessions is pinned: the maps, the program and the link that holds it on its interface. The
+//! daemon comes and goes; a start finds what is there and keeps it, and puts a newer program into the same link, from
+//! one packet to the next. Only [`detach`] takes the program off.
+
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, ensure};
+use lb_common::{
+    control::{Control, LAYOUT_VERSION, Snat},
+    maps::{self, MapSpec},
+};
+use tracing::warn;
+
+use super::{
+    Geometry, Maps, Region,
+    attach::{adopt, adopted, attach, pin_programs, pinned_link, refuse_foreign},
+    bpf::{self, OpenFor},
+    host::{self, Interface},
+    lock::Lock,
+    pinned::{self, Access, Pins},
+    program::{self, Mode},
+};
+use crate::{config::XdpMode, object::PROGRAM};
+
+/// The running data path. Dropping it changes nothing: the program stays where it is.
+pub struct DataPath {
+    /// The maps.
+    pub maps: Arc<Maps>,
+    /// Where the program is.
+    pub attached: Attached,
+    _lock: Lock,
+}
+
+/// How [`DataPath::start`] found things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// No program was on the interface. The maps may be older: a start that was interrupted, an interface made anew.
+    Fresh,
+    /// The program was there, with its sessions.
+    Adopted {
+        /// It was of another build, and has been replaced between two packets.
+        program_replaced: bool,
+    },
+}
+
+/// Where and how the program is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The interface's name.
+    pub interface: String,
+    /// The kernel's number of it.
+    pub index: u32,
+    /// The id of the running program, by which its log lines are found.
+    pub program: u32,
+    /// The id of the link; it stays the same for as long as the program is attached.
+    pub link: u32,
+    /// How the program runs.
+    pub mode: Mode,
+    /// Why it does not run as the configuration would have it.
+    pub note: Option<String>,
+}
+
+impl DataPath {
+    /// Attaches the program to an interface, or adopts the one that is there.
+    ///
+    /// The control map's `layout` is zero after the first start, and the program passes everything until it is written.
+    /// This blocks for as long as the kernel's verifier takes, about a second; it may be called in an async runtime's
+    /// blocking thread or before the runtime starts.
+    ///
+    /// # Errors
+    /// One sentence: what the host lacks, what is in the way, or how the pinned maps differ; and what to do. What was
+    /// there before is as it was.
+    pub fn start(
+        pin_dir: &Path,
+        interface: &str,
+        mode: XdpMode,
+        geometry: Geometry,
+    ) -> anyhow::Result<(Self, Started)> {
+        host::check()?;
+        geometry.check()?;
+        let pins = Pins::new(pin_dir);
+        refuse_foreign(&pins, &host::interface(interface)?)?;
+        host::make_pin_dir(pin_dir)?;
+        let lock = Lock::take(pin_dir)?;
+        // Asked again: whoever had the lock a moment ago may have attached or detached.
+        let target = host::interface(interface)?;
+        let nothing_was_there = !pins.map(maps::CONTROL.name).exists();
+        settle_pins(&pins, &geometry)?;
+        let begun = bring_up(&pins, &target, mode, &geometry);
+        if begun.is_err() && nothing_was_there {
+            // Tables that nobody uses would hold their memory.
+            let _the_first_error_counts = remove_pins(&pins);
+        }
+        let (attached, started) = begun?;
+        let maps = Arc::new(pinned::open(pin_dir, Access::ReadWrite)?);
+        Ok((Self { maps, attached, _lock: lock }, started))
+    }
+}
+
+/// Loads, and attaches or adopts.
+fn bring_up(
+    pins: &Pins,
+    target: &Interface,
+    mode: XdpMode,
+    geometry: &Geometry,
+) -> anyhow::Result<(Attached, Started)> {
+    let elsewhere = program::link_pins(pins)?;
+    for other in elsewhere.iter().filter(|other| **other != target.name) {
+        warn!(
+            "the program is pinned on {other} too, from an earlier start: `steadfastd detach` takes it off"
+        );
+    }
+    let mut object = program::load(pins, geometry)?;
+    for spec in &maps::ALL {
+        pinned::create_user_map(pins, spec, geometry.entries(spec))?;
+    }
+    if let Some((link, info)) = pinned_link(pins, target)? {
+        let program_replaced = adopt(pins, &mut object, &link, info.program)?;
+        let info = bpf::link_info(&link).context("cannot ask about the link")?;
+        let attached = adopted(target, info, mode)?;
+        return Ok((attached, Started::Adopted { program_replaced }));
+    }
+    pin_programs(pins, &mut object)?;
+    let program = program::xdp(&mut object, PROGRAM)?.fd()?.try_clone()?;
+    let (link, mode, note) = attach(&program, target, mode)?;
+    let path = pins.link(&target.name);
+    bpf::pin(&link, &path).with_context(|| format!("cannot pin the link as {}", path.display()))?;
+    let info = bpf::link_info(&link).context("cannot ask about the link")?;
+    let attached = Attached {
+        interface: target.name.clone(),
+        index: target.index,
+        program: info.program,
+        link: info.id,
+        mode,
+        note,
+    };
+    Ok((attached, Started::Fresh))
+}
+
+/// Makes sure that the maps that are pinned have the wanted sizes. Unused ones (a first start that was interrupted)
+/// make way; those with sessions do not.
+fn settle_pins(pins: &Pins, geometry: &Geometry) -> anyhow::Result<()> {
+    let control = control(pins)?;
+    let layout = control.as_ref().map_or(0, |control| control[0].layout.load());
+    let in_use = layout != 0 || !program::link_pins(pins)?.is_empty();
+    ensure!(
+        layout == 0 || layout == LAYOUT_VERSION,
+        "the maps under {} have layout {layout}, and this version of Steadfast knows layout {LAYOUT_VERSION}: start \
+         the version that made them, or give the sessions up with `steadfastd detach` and start again",
+        pins.0.display()
+    );
+    for spec in &maps::ALL {
+        match (unfit(pins, spec, geometry), in_use) {
+            (Ok(()), _) => {}
+            (Err(difference), true) => return Err(difference),
+            (Err(_), false) => remove(&pins.map(spec.name))
+                .with_context(|| format!("cannot remove the unused map {}", spec.name))?,
+        }
+    }
+    let snat = control.map_or(0, |control| control[0].snat.load());
+    let (snat, wanted) = (Snat::from_word(snat), geometry.snat());
+    ensure!(
+        layout == 0 || snat == wanted,
+        "the running data path has {} source addresses with {} SNAT ports from {} on, and {} with {} from {} on are \
+         wanted: open connections are found by these, so keep them, or end all sessions with `steadfastd detach` and \
+         start again",
+        snat.sources,
+        snat.ports,
+        snat.first_port,
+        wanted.sources,
+        wanted.ports,
+        wanted.first_port
+    );
+    Ok(())
+}
+
+/// How a pinned map differs from what is wanted, if it is there.
+fn unfit(pins: &Pins, spec: &MapSpec, geometry: &Geometry) -> anyhow::Result<()> {
+    if !pins.map(spec.name).exists() {
+        return Ok(());
+    }
+    let entries = pinned::open_map(pins, spec, Access::ReadOnly)?.info()?.max_entries();
+    let wanted = geometry.entries(spec);
+    ensure!(
+        entries == wanted,
+        "the table {} ({}) has {entries} entries and {wanted} are wanted: a table in use can't change its size, so \
+         keep {entries}, or end all sessions with `steadfastd detach` and start again",
+        spec.name,
+        spec.description
+    );
+    Ok(())
+}
+
+/// The pinned control map, if there is one.
+fn control(pins: &Pins) -> anyhow::Result<Option<Region<Control>>> {
+    if !pins.map(maps::CONTROL.name).exists() {
+        return Ok(None);
+    }
+    pinned::region(pins, &maps::CONTROL, Access::ReadOnly).map(Some)
+}
+
+/// What [`detach`] removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detached {
+    /// The interfaces that the program was taken off.
+    pub interfaces: Vec<String>,
+    /// Programs and maps that were unpinned.
+    pub pins: usize,
+}
+
+/// Takes the program off and removes everything that is pinned: all sessions end. Nothing pinned is no error.
+///
+/// # Errors
+/// A daemon is running, or the kernel refused.
+pub fn detach(pin_dir: &Path) -> anyhow::Result<Detached> {
+    if !pin_dir.exists() {
+        return Ok(Detached::default());
+    }
+    ensure!(
+        host::is_bpf(pin_dir),
+        "{} is not in a BPF file system: nothing of Steadfast's is pinned there",
+        pin_dir.display()
+    );
+    let _lock = Lock::take(pin_dir)?;
+    remove_pins(&Pins::new(pin_dir))
+}
+
+fn remove_pins(pins: &Pins) -> anyhow::Result<Detached> {
+    let mut detached = Detached::default();
+    for interface in program::link_pins(pins)? {
+        let path = pins.link(&interface);
+        let context = || format!("cannot take the program off {interface}");
+        let link = bpf::open(&path, OpenFor::Everything).with_context(context)?;
+        let is_attached = bpf::link_info(&link).with_context(context)?.interface != 0;
+        if is_attached {
+            bpf::detach(&link).with_context(context)?;
+        }
+        remove(&path).with_context(context)?;
+        detached.interfaces.push(interface);
+    }
+    for directory in [pins.programs(), pins.maps()] {
+        for entry in list(&directory)? {
+            remove(&entry).with_context(|| format!("cannot remove {}", entry.display()))?;
+            detached.pins += 1;
+        }
+    }
+    for directory in [pins.links(), pins.programs(), pins.maps(), pins.0.clone()] {
+        match fs::remove_dir(&directory) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", directory.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(detached)
+}
+
+fn list(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    entries.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// Removes a file that may be there.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

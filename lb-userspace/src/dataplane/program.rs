@@ -1,0 +1,194 @@
+//! The programs: the one that is attached, the one that tells the time, and others that are in the way.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramError, ProgramInfo, Xdp, loaded_programs},
+};
+use jiff::Timestamp;
+use lb_common::{
+    maps::{self, Users},
+    table::BUCKET,
+};
+use serde::Serialize;
+
+use super::{
+    Geometry,
+    bpf::{self, OpenFor},
+    host::interfaces,
+    pinned::Pins,
+};
+use crate::object::{CLOCK_PROGRAM, OBJECT, PROGRAM};
+
+/// How an XDP program runs on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// In the driver.
+    Native,
+    /// In the network stack.
+    Generic,
+}
+
+/// A program that is pinned, for whoever asks what runs here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProgramStatus {
+    /// Its name.
+    pub name: String,
+    /// The kernel's number of it.
+    pub id: u32,
+    /// The kernel's digest of its instructions.
+    pub tag: String,
+    /// When it was loaded.
+    pub loaded_at: Option<Timestamp>,
+    /// How often it ran and for how long, while the kernel counts that (sysctl `kernel.bpf_stats_enabled`).
+    pub runs: Option<(u64, Duration)>,
+    /// Instructions that the verifier walked through.
+    pub verified_instructions: Option<u32>,
+    /// Bytes of machine code.
+    pub machine_code: u32,
+    /// Where it is attached.
+    pub attached: Vec<AttachedTo>,
+}
+
+/// A place where a program is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedTo {
+    /// The interface's name when it was attached.
+    pub interface: String,
+    /// The id of the link.
+    pub link: u32,
+    /// How it runs; `None` if the interface is gone, or in another network namespace than the caller.
+    pub mode: Option<Mode>,
+}
+
+/// The programs pinned under a pin directory.
+///
+/// # Errors
+/// Nothing is pinned there, or the kernel would not tell.
+pub fn status(pin_dir: &Path) -> anyhow::Result<Vec<ProgramStatus>> {
+    let pins = Pins::new(pin_dir);
+    let links = attached(&pins)?;
+    [PROGRAM, CLOCK_PROGRAM]
+        .into_iter()
+        .map(|name| {
+            let path = pins.program(name);
+            let info = ProgramInfo::from_pin(&path).with_context(|| {
+                format!("cannot open {}: the load balancer is not running here", path.display())
+            })?;
+            Ok(ProgramStatus::of(name, &info, &links))
+        })
+        .collect()
+}
+
+impl ProgramStatus {
+    fn of(name: &str, info: &ProgramInfo, links: &[(u32, AttachedTo)]) -> Self {
+        let mine = links.iter().filter(|(program, _)| *program == info.id());
+        Self {
+            name: name.to_owned(),
+            id: info.id(),
+            tag: format!("{:016x}", info.tag()),
+            loaded_at: info.loaded_at().and_then(|at| Timestamp::try_from(at).ok()),
+            runs: (info.run_count() > 0).then(|| (info.run_count(), info.run_time())),
+            verified_instructions: info.verified_instruction_count(),
+            machine_code: info.size_jitted(),
+            attached: mine.map(|(_, attached)| attached.clone()).collect(),
+        }
+    }
+}
+
+/// The pinned links, each with the id of its program.
+fn attached(pins: &Pins) -> anyhow::Result<Vec<(u32, AttachedTo)>> {
+    let interfaces = interfaces()?;
+    link_pins(pins)?
+        .into_iter()
+        .map(|interface| {
+            let path = pins.link(&interface);
+            let link = bpf::open(&path, OpenFor::Everything)
+                .and_then(bpf::link_info)
+                .with_context(|| format!("cannot ask about {}", path.display()))?;
+            let on = interfaces.iter().find(|there| there.index == link.interface);
+            let program = on.and_then(|there| there.program);
+            let mode = program.and_then(|(id, mode)| (id == link.program).then_some(mode));
+            let attached = AttachedTo { interface, link: link.id, mode };
+            Ok((link.program, attached))
+        })
+        .collect()
+}
+
+/// The names of the interfaces that links are pinned for; none if there is no such directory.
+pub(super) fn link_pins(pins: &Pins) -> anyhow::Result<Vec<String>> {
+    let directory = pins.links();
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))?;
+    entries.map(|entry| Ok(Pins::interface_of(&entry?.file_name().to_string_lossy()))).collect()
+}
+
+/// Loads the object: makes and pins the maps that are not there yet, and has the kernel verify both programs.
+pub(super) fn load(pins: &Pins, geometry: &Geometry) -> anyhow::Result<Ebpf> {
+    let masks = [
+        ("FLOW_BUCKET_MASK", geometry.flows / BUCKET - 1),
+        ("HALF_OPEN_BUCKET_MASK", geometry.half_open / BUCKET - 1),
+        ("STICKY_BUCKET_MASK", geometry.sticky / BUCKET - 1),
+    ];
+    let mut loader = EbpfLoader::new();
+    for (name, mask) in &masks {
+        loader.override_global(name, mask, true);
+    }
+    for spec in maps::ALL.iter().filter(|spec| spec.users == Users::Both) {
+        loader
+            .map_max_entries(spec.name, geometry.entries(spec))
+            .map_pin_path(spec.name, pins.map(spec.name));
+    }
+    let mut object = loader.load(OBJECT).with_context(|| {
+        let megabytes = bytes(geometry) >> 20;
+        format!("cannot create the maps (they take {megabytes} MiB of memory)")
+    })?;
+    for name in [PROGRAM, CLOCK_PROGRAM] {
+        xdp(&mut object, name)?.load().map_err(|error| refused(name, error))?;
+    }
+    Ok(object)
+}
+
+/// Memory of all maps with one value an entry.
+fn bytes(geometry: &Geometry) -> u64 {
+    let of = |spec: &maps::MapSpec| u64::from(spec.value_size) * u64::from(geometry.entries(spec));
+    maps::ALL.iter().map(of).sum()
+}
+
+pub(super) fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut Xdp> {
+    let program = object.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    program.try_into().with_context(|| format!("{name} is not an XDP program"))
+}
+
+/// The verifier's log can have a million lines; its end says what is wrong.
+fn refused(name: &str, error: ProgramError) -> anyhow::Error {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return anyhow::Error::new(error).context(format!("cannot load the program {name}"));
+    };
+    let log = verifier_log.to_string();
+    let mut end: Vec<&str> = log.lines().rev().filter(|line| !line.is_empty()).take(6).collect();
+    end.reverse();
+    anyhow!(
+        "the kernel does not take the program {name} ({io_error}), which is a defect of this version or of this \
+         kernel; the verifier says: {}",
+        end.join(" | ")
+    )
+}
+
+/// The loaded program with this id, if there is one.
+pub(super) fn by_id(id: u32) -> Option<ProgramInfo> {
+    loaded_programs().filter_map(Result::ok).find(|program| program.id() == id)
+}
+
+/// A program's id and name, for a sentence.
+pub(super) fn describe(id: u32) -> String {
+    match by_id(id) {
+        Some(info) => format!("program {id} ({})", String::from_utf8_lossy(info.name())),
+        None => format!("program {id}"),
+    }
+}

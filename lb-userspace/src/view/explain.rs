@@ -1,0 +1,322 @@
+//! Why a client is on its server, and where a new connection would land now.
+//!
+//! The answer comes from the functions that the program itself calls, over the memory that it reads: the sticky record
+//! by [`find`](lb_common::table::find) with the real hash key, the server by [`choose`], its place by the live
+//! scheduler table.
+
+use std::{fmt::Write as _, net::IpAddr};
+
+use lb_common::{
+    address::Address,
+    choose::{ATTEMPTS, Choice, choose},
+    server::{Server, ServerState, Servers as _},
+    sticky::Sticky,
+    tcp::TcpState,
+};
+use serde::Serialize;
+
+use super::{
+    Snapshot, flow,
+    format::{duration, plural},
+    scheduler::{self, Scheduler},
+    server::{AdminState, Health},
+    service::HTTP,
+    sticky::{self, StickyRecord},
+};
+
+/// How the server of a new connection is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// By the client's sticky record.
+    Sticky,
+    /// By the scheduler.
+    Scheduled,
+    /// Not at all: the connection is answered with RST.
+    Nobody,
+}
+
+/// Where a new connection goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Landing {
+    /// How it is found.
+    pub verdict: Verdict,
+    /// The real server's label.
+    pub server: Option<String>,
+}
+
+/// What would become of a client's new connection to one service, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// The virtual service's label.
+    pub service: String,
+    /// The client.
+    pub client: IpAddr,
+    /// Its sticky record.
+    pub record: Option<StickyRecord>,
+    /// Its open flows.
+    pub flows: u64,
+    /// How the server of a new connection would be found.
+    pub verdict: Verdict,
+    /// That server's label.
+    pub server: Option<String>,
+    /// Whether packets can be sent there: the next hop's MAC address is known.
+    pub reachable: bool,
+    /// Why, in words.
+    pub why: String,
+    /// Where it would land if it had no sticky record.
+    pub without_record: Landing,
+}
+
+/// Explains a client to one service, or (`None`) to all that are balanced here.
+///
+/// # Errors
+/// The named service is answered by the daemon itself; or the kernel refused the scheduler's table.
+pub fn explain(
+    snapshot: &Snapshot<'_>,
+    client: Address,
+    service: Option<u16>,
+) -> anyhow::Result<Vec<Explanation>> {
+    let is_http = |id: u16| snapshot.names.service_info(id).is_some_and(|info| info.protocol == HTTP);
+    if let Some(id) = service.filter(|id| is_http(*id)) {
+        anyhow::bail!(
+            "{} is answered by the daemon itself (a redirect to https): no server is picked",
+            snapshot.names.service_label(id)
+        );
+    }
+    let ids = snapshot.names.services().map(|(id, _)| id);
+    ids.filter(|id| service.is_none_or(|wanted| wanted == *id) && !is_http(*id))
+        .map(|id| one(snapshot, client, id))
+        .collect()
+}
+
+fn one(snapshot: &Snapshot<'_>, client: Address, service: u16) -> anyhow::Result<Explanation> {
+    let case = Case {
+        snapshot,
+        client,
+        service,
+        scheduler: Scheduler::read(snapshot.maps(), service)?,
+        record: recorded(snapshot, client, service),
+        persistent: scheduler::service(snapshot.maps(), service)
+            .is_some_and(|service| service.persistence.0 != 0),
+    };
+    let choice = case.choose(case.record.as_ref().map(|record| record.to.server));
+    let landing = case.landing(choice);
+    Ok(Explanation {
+        service: snapshot.names.service_label(service),
+        client: client.into(),
+        record: case.record.as_ref().map(|record| StickyRecord::new(snapshot, record)),
+        flows: case.open_flows(),
+        verdict: landing.verdict,
+        server: landing.server,
+        reachable: server_of(choice).is_some_and(|(_, server)| server.state.has(ServerState::REACHABLE)),
+        why: case.why(choice),
+        without_record: case.landing(case.choose(None)),
+    })
+}
+
+/// The record that the program would use: none where the service keeps none.
+fn recorded(snapshot: &Snapshot<'_>, client: Address, service: u16) -> Option<Sticky> {
+    let entry = scheduler::service(snapshot.maps(), service)?;
+    if entry.persistence.0 == 0 {
+        return None;
+    }
+    sticky::lookup(snapshot, service, client)
+}
+
+const fn server_of(choice: Choice) -> Option<(u16, Server)> {
+    match choice {
+        Choice::Sticky(id, server) | Choice::Scheduled(id, server) => Some((id, server)),
+        Choice::Nobody => None,
+    }
+}
+
+struct Case<'a> {
+    snapshot: &'a Snapshot<'a>,
+    client: Address,
+    service: u16,
+    scheduler: Scheduler,
+    record: Option<Sticky>,
+    persistent: bool,
+}
+
+impl Case<'_> {
+    fn choose(&self, record: Option<u16>) -> Choice {
+        choose(&self.snapshot.maps().servers, self.service, record, |attempt| {
+            self.scheduler.pick(self.client, attempt)
+        })
+    }
+
+    fn label(&self, id: u16) -> String {
+        self.snapshot.names.server_label(id)
+    }
+
+    fn landing(&self, choice: Choice) -> Landing {
+        let (verdict, id) = match choice {
+            Choice::Sticky(id, _) => (Verdict::Sticky, Some(id)),
+            Choice::Scheduled(id, _) => (Verdict::Scheduled, Some(id)),
+            Choice::Nobody => (Verdict::Nobody, None),
+        };
+        Landing { verdict, server: id.map(|id| self.label(id)) }
+    }
+
+    fn open_flows(&self) -> u64 {
+        let filter = flow::Filter {
+            service: Some(self.service),
+            client: Some(self.client),
+            ..flow::Filter::default()
+        };
+        flow::wanted(self.snapshot, filter)
+            .filter(|flow| !flow.state.is_closed())
+            .filter(|flow| !matches!(flow.state, TcpState::SynSent | TcpState::SynReceived))
+            .count() as u64
+    }
+
+    fn why(&self, choice: Choice) -> String {
+        let mut why = self.why_not_sticky(choice);
+        match choice {
+            Choice::Sticky(id, _) => {
+                why = format!("its sticky record names {}, {}", self.label(id), self.condition(id));
+            }
+            Choice::Scheduled(id, _) => {
+                let _ = write!(why, "; {}", self.why_scheduled(id));
+            }
+            Choice::Nobody if self.scheduler.pick(self.client, 0).is_none() => {
+                why.push_str("; the scheduler has no server to give to unknown clients");
+            }
+            Choice::Nobody => {
+                let first = self.scheduler.pick(self.client, 0).unwrap_or_default();
+                let _ = write!(
+                    why,
+                    "; the scheduler's table still names {}, {}, and {ATTEMPTS} places gave no server that takes new \
+                     clients",
+                    self.label(first),
+                    self.condition(first)
+                );
+            }
+        }
+        match server_of(choice) {
+            None => why.push_str("; the connection is answered with RST"),
+            Some((_, server)) if !server.state.has(ServerState::REACHABLE) => why.push_str(
+                "; but its next hop's MAC address is not known, so the SYN is dropped (no-neighbour)",
+            ),
+            Some(_) => {}
+        }
+        why
+    }
+
+    fn why_not_sticky(&self, choice: Choice) -> String {
+        match &self.record {
+            _ if !self.persistent => "the service keeps no sticky records".to_owned(),
+            None => "it has no sticky record".to_owned(),
+            Some(record) => {
+                let id = record.to.server;
+                let follows = if matches!(choice, Choice::Nobody) {
+                    ""
+                } else {
+                    " (the record follows once it is connected)"
+                };
+                format!(
+                    "its sticky record names {}, {}, which takes no connections{follows}",
+                    self.label(id),
+                    self.condition(id)
+                )
+            }
+        }
+    }
+
+    fn why_scheduled(&self, id: u16) -> String {
+        let attempt = (0..ATTEMPTS).find(|attempt| {
+            let pick = self.scheduler.pick(self.client, *attempt);
+            pick == Some(id)
+        });
+        let attempt = attempt.unwrap_or(0);
+        let place = self.scheduler.place(self.client, attempt).unwrap_or(0);
+        let mut why =
+            format!("the scheduler gives it {} (place {place} of {})", self.label(id), self.scheduler.size());
+        if attempt > 0 {
+            let first = self.scheduler.pick(self.client, 0).unwrap_or_default();
+            let _ = write!(
+                why,
+                " at attempt {}: its first place belongs to {}, {}",
+                attempt + 1,
+                self.label(first),
+                self.condition(first)
+            );
+        }
+        why
+    }
+
+    /// How a server is, in words.
+    fn condition(&self, id: u16) -> String {
+        let Some(server) = self.snapshot.maps().servers.present(id) else {
+            return "which was removed".to_owned();
+        };
+        if server.service != self.service {
+            return "which is now another service's".to_owned();
+        }
+        let Some(info) = self.snapshot.names.server_info(id) else {
+            return "whose name is not known".to_owned();
+        };
+        let state = match AdminState::from_number(info.state) {
+            AdminState::Online if info.weight == 0 => "which is online with weight 0",
+            AdminState::Online => "which is online",
+            AdminState::Drain => "which is draining",
+            AdminState::Halt => "which is halted",
+        };
+        let health = Health::from_number(info.health);
+        let reason = super::names::text(&info.health_reason);
+        if health == Health::Up || reason.is_empty() {
+            format!("{state} and {}", health.as_str())
+        } else {
+            format!("{state} and {} ({reason})", health.as_str())
+        }
+    }
+}
+
+/// The explanation for a person.
+#[must_use]
+pub fn text(explanations: &[Explanation]) -> String {
+    let mut out = String::new();
+    if explanations.is_empty() {
+        out.push_str("there are no virtual services that balance\n");
+    }
+    for (index, explanation) in explanations.iter().enumerate() {
+        if index > 0 {
+            out.push('\n');
+        }
+        out.push_str(&paragraph(explanation));
+    }
+    out
+}
+
+fn paragraph(explanation: &Explanation) -> String {
+    let Explanation { client, service, .. } = explanation;
+    let mut out = match &explanation.server {
+        Some(server) => format!("{service}: a new connection of {client} goes to {server}\n"),
+        None => format!("{service}: a new connection of {client} goes to nobody\n"),
+    };
+    let mut line = |name: &str, value: &str| out.push_str(&format!("  {name:<16}{value}\n"));
+    line("because", &explanation.why);
+    match &explanation.record {
+        Some(record) => {
+            let expires = record.expires_in.map_or_else(
+                || "does not expire while a connection is open".to_owned(),
+                |seconds| format!("expires in {} unless it connects again", duration(seconds)),
+            );
+            line(
+                "sticky record",
+                &format!(
+                    "{} since {}, last used {}, {expires}",
+                    record.server, record.made_at, record.last_used
+                ),
+            );
+        }
+        None => line("sticky record", "none"),
+    }
+    line("open now", &plural(explanation.flows, "connection", "connections"));
+    if explanation.record.is_some() {
+        line("without record", explanation.without_record.server.as_deref().unwrap_or("nobody"));
+    }
+    out
+}

@@ -1,0 +1,212 @@
+//! Virtual services as records.
+
+use std::net::IpAddr;
+
+use lb_common::maps::ServiceInfo;
+use serde::Serialize;
+
+use super::{
+    Census, Snapshot,
+    format::{bytes, count, duration},
+    names::{ip, text},
+    server::{Health, ServerRecord},
+    table::{Align, render},
+};
+
+/// A virtual service.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceRecord {
+    /// Its label.
+    pub service: String,
+    /// The address that clients connect to.
+    pub address: IpAddr,
+    /// The ports that clients connect to.
+    pub ports: Vec<u16>,
+    /// `tcp` or `http`.
+    pub protocol: &'static str,
+    /// How a packet reaches the real server; none where the daemon answers itself.
+    pub forwarding: Option<&'static str>,
+    /// Open flows.
+    pub connections: u64,
+    /// Flows whose handshake is not complete.
+    pub half_open: u64,
+    /// Flows ever established.
+    pub connections_total: u64,
+    /// Connections answered with RST.
+    pub resets: u64,
+    /// Packets from clients that were sent on.
+    pub packets_in: u64,
+    /// Packets to clients.
+    pub packets_out: u64,
+    /// Bytes from clients, as Ethernet frames.
+    pub bytes_in: u64,
+    /// Bytes to clients, as Ethernet frames.
+    pub bytes_out: u64,
+    /// Sticky records.
+    pub sticky_clients: u64,
+    /// How long a sticky record outlives its client's last flow, in seconds; none: no sticky records are kept.
+    pub persistence_timeout: Option<u64>,
+    /// How long an established flow may be silent, in seconds.
+    pub idle_timeout: u64,
+    /// Real servers.
+    pub servers: u64,
+    /// Real servers that take new clients.
+    pub servers_taking_new: u64,
+    /// Real servers that are down.
+    pub servers_down: u64,
+    /// The id in the maps.
+    pub id: u16,
+}
+
+impl ServiceRecord {
+    fn new(
+        snapshot: &Snapshot<'_>,
+        census: &Census,
+        servers: &[ServerRecord],
+        id: u16,
+        info: &ServiceInfo,
+    ) -> anyhow::Result<Self> {
+        let traffic = snapshot.maps().kernel.service_traffic(id)?;
+        let load = census.service(id);
+        let ours = |wanted: &dyn Fn(&ServerRecord) -> bool| {
+            servers.iter().filter(|server| server.service_id == id && wanted(server)).count() as u64
+        };
+        let tcp = info.protocol != HTTP;
+        Ok(Self {
+            service: text(&info.label),
+            address: ip(info.address),
+            ports: vec![info.port],
+            protocol: if tcp { "tcp" } else { "http" },
+            forwarding: tcp.then_some("snat"),
+            connections: load.open,
+            half_open: load.half_open,
+            connections_total: traffic.flows,
+            resets: traffic.resets,
+            packets_in: traffic.packets_in,
+            packets_out: traffic.packets_out,
+            bytes_in: traffic.bytes_in,
+            bytes_out: traffic.bytes_out,
+            sticky_clients: load.clients,
+            persistence_timeout: (tcp && info.persistence_ms != 0).then_some(info.persistence_ms / 1000),
+            idle_timeout: info.idle_ms / 1000,
+            servers: ours(&|_| true),
+            servers_taking_new: ours(&|server| server.takes_new),
+            servers_down: ours(&|server| server.health == Health::Down),
+            id,
+        })
+    }
+}
+
+/// [`ServiceInfo::protocol`] of a service that the daemon answers itself.
+pub const HTTP: u8 = 2;
+
+/// All services, in the order of their ids. `servers` are all servers.
+///
+/// # Errors
+/// The kernel refused the counters.
+pub fn records(
+    snapshot: &Snapshot<'_>,
+    census: &Census,
+    servers: &[ServerRecord],
+) -> anyhow::Result<Vec<ServiceRecord>> {
+    snapshot
+        .names
+        .services()
+        .map(|(id, info)| ServiceRecord::new(snapshot, census, servers, id, info))
+        .collect()
+}
+
+/// The overview: one line a service, then what needs attention.
+#[must_use]
+pub fn overview(services: &[ServiceRecord], servers: &[ServerRecord]) -> String {
+    if services.is_empty() {
+        return "there are no virtual services\n".to_owned();
+    }
+    let columns = [
+        ("SERVICE", Align::Left),
+        ("ADDRESS", Align::Left),
+        ("PROTOCOL", Align::Left),
+        ("SERVERS", Align::Left),
+        ("CONNECTIONS", Align::Right),
+        ("HALF-OPEN", Align::Right),
+        ("CLIENTS", Align::Right),
+        ("IN", Align::Right),
+        ("OUT", Align::Right),
+    ];
+    let mut out = render(&columns, services.iter().map(row));
+    let notes: Vec<String> = services
+        .iter()
+        .filter(|service| service.protocol == "tcp" && service.servers_taking_new == 0)
+        .map(|service| format!("{}: no server takes new clients", service.service))
+        .chain(servers.iter().filter_map(ServerRecord::note))
+        .collect();
+    if !notes.is_empty() {
+        out.push('\n');
+        for note in notes {
+            out.push_str(&note);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn row(service: &ServiceRecord) -> Vec<String> {
+    let ports: Vec<String> = service.ports.iter().map(ToString::to_string).collect();
+    let address = match service.address {
+        IpAddr::V4(address) => format!("{address}:{}", ports.join(",")),
+        IpAddr::V6(address) => format!("[{address}]:{}", ports.join(",")),
+    };
+    let protocol = match service.forwarding {
+        Some(forwarding) => format!("{} {forwarding}", service.protocol),
+        None => service.protocol.to_owned(),
+    };
+    if service.protocol == "http" {
+        let nothing = || "-".to_owned();
+        return vec![
+            service.service.clone(),
+            address,
+            protocol,
+            "redirect to https".to_owned(),
+            nothing(),
+            nothing(),
+            nothing(),
+            nothing(),
+            nothing(),
+        ];
+    }
+    vec![
+        service.service.clone(),
+        address,
+        protocol,
+        format!("{} of {} take new", service.servers_taking_new, service.servers),
+        service.connections.to_string(),
+        service.half_open.to_string(),
+        service.sticky_clients.to_string(),
+        bytes(service.bytes_in),
+        bytes(service.bytes_out),
+    ]
+}
+
+/// One service in full, with its servers.
+#[must_use]
+pub fn detail(service: &ServiceRecord, servers: &[ServerRecord]) -> String {
+    let mut out = overview(std::slice::from_ref(service), &[]);
+    if service.protocol == "http" {
+        return out;
+    }
+    let persistence = service.persistence_timeout.map_or_else(
+        || "none".to_owned(),
+        |timeout| format!("a client's record is kept for {} after its last connection", duration(timeout)),
+    );
+    out.push_str(&format!(
+        "\npersistence   {persistence}\nidle timeout  {}\nconnections   {} ever, {} answered with RST\n\
+         packets       {} in, {} out\n\n",
+        duration(service.idle_timeout),
+        count(service.connections_total),
+        count(service.resets),
+        count(service.packets_in),
+        count(service.packets_out),
+    ));
+    out.push_str(&super::server::overview(servers));
+    out
+}

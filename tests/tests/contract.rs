@@ -1,0 +1,104 @@
+//! The built object against `lb_common::maps`: what user space assumes is what the program has.
+
+use std::collections::{BTreeSet, HashMap};
+
+use aya_obj::{EbpfSectionKind, Object, ProgramSection};
+use lb_common::{
+    maps::{self, ALL, INNER_MAP, MapKind, MapSpec, Users},
+    table::BUCKET,
+};
+use lb_userspace::object::{CLOCK_PROGRAM, OBJECT, PROGRAM};
+
+fn object() -> Object {
+    Object::parse(OBJECT).expect("the object parses")
+}
+
+/// The maps that the source declares, without those that hold the compiler's sections.
+fn declared(object: &Object) -> HashMap<&str, &aya_obj::Map> {
+    let maps = object.maps.iter();
+    maps.filter(|(_, map)| matches!(map.section_kind(), EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps))
+        .map(|(name, map)| (name.as_str(), map))
+        .collect()
+}
+
+#[test]
+fn every_map_of_the_table_is_in_the_object_as_the_table_says() {
+    let object = object();
+    let declared = declared(&object);
+    for spec in ALL.iter().filter(|spec| spec.users == Users::Both) {
+        let map = declared.get(spec.name).unwrap_or_else(|| panic!("{} is not in the object", spec.name));
+        let found = (map.map_type(), map.key_size(), map.value_size(), map.max_entries(), map.map_flags());
+        let key_size = if spec.kind == MapKind::RingBuf { 0 } else { 4 };
+        let wanted = (spec.kind as u32, key_size, spec.value_size, spec.max_entries, spec.flags);
+        assert_eq!(found, wanted, "{}", spec.name);
+    }
+}
+
+#[test]
+fn every_map_of_the_object_is_in_the_table() {
+    let object = object();
+    let found: BTreeSet<&str> = declared(&object).into_keys().collect();
+    let shared = ALL.iter().filter(|spec| spec.users == Users::Both);
+    let wanted: BTreeSet<&str> = shared.map(|spec| spec.name).collect();
+    assert_eq!(found, wanted);
+    let others: Vec<&MapSpec> = ALL.iter().filter(|spec| spec.users == Users::UserSpace).collect();
+    assert!(others.iter().all(|spec| !object.maps.contains_key(spec.name)));
+    assert_eq!(found.len() + others.len(), ALL.len(), "no name twice");
+}
+
+#[test]
+fn a_scheduler_table_may_have_any_size() {
+    let object = object();
+    let inner = object.maps[maps::SCHEDULE.name].inner().expect("it has a template");
+    assert_eq!(
+        (inner.map_type(), inner.key_size(), inner.value_size(), inner.map_flags()),
+        (MapKind::Array as u32, 4, 8, INNER_MAP)
+    );
+}
+
+#[test]
+fn the_object_has_the_two_programs_and_no_other() {
+    let object = object();
+    let names: BTreeSet<&str> = object.programs.keys().map(String::as_str).collect();
+    assert_eq!(names, BTreeSet::from([PROGRAM, CLOCK_PROGRAM]));
+    let programs = object.programs.values();
+    let all_xdp = programs.into_iter().all(|program| matches!(program.section, ProgramSection::Xdp { .. }));
+    assert!(all_xdp);
+}
+
+#[test]
+fn the_bucket_masks_fit_the_tables_of_the_object() {
+    for (global, table) in [
+        ("FLOW_BUCKET_MASK", maps::FLOWS),
+        ("HALF_OPEN_BUCKET_MASK", maps::HALF_OPEN),
+        ("STICKY_BUCKET_MASK", maps::STICKY),
+    ] {
+        assert_eq!(global_of(global), table.max_entries / BUCKET - 1, "{global}");
+    }
+}
+
+/// The value that a global has in the object. The parser tells where a global is by writing to it alone.
+fn global_of(name: &str) -> u32 {
+    let before = object();
+    let mut after = object();
+    let [first, second] = [0x5555_5555u32, 0xaaaa_aaaa].map(|mark| {
+        let mark = mark.to_ne_bytes();
+        let globals = HashMap::from([(name, (mark.as_slice(), true))]);
+        after.patch_map_data(globals).expect(name);
+        read_only_data(&after)
+    });
+    let place = first
+        .iter()
+        .zip(&second)
+        .position(|(first, second)| first != second)
+        .expect("two marks differ where the global is");
+    let bytes = read_only_data(&before)[place..place + 4].try_into().expect("four bytes");
+    u32::from_ne_bytes(bytes)
+}
+
+fn read_only_data(object: &Object) -> Vec<u8> {
+    let mut sections: Vec<_> =
+        object.maps.iter().filter(|(_, map)| map.section_kind() == EbpfSectionKind::Rodata).collect();
+    sections.sort_by_key(|(name, _)| (*name).clone());
+    sections.into_iter().flat_map(|(_, map)| map.data().to_vec()).collect()
+}

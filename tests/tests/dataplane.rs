@@ -1,0 +1,512 @@
+//! The data path on a real kernel: started, adopted, replaced, refused and removed, in namespaces of each test's own.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that can't go on has failed")]
+
+use std::{
+    env, fs,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    process::{Command, Stdio, abort},
+    thread,
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{MapInfo, PerCpuArray, PerCpuValues},
+    programs::{
+        Xdp,
+        links::{FdLink, PinnedLink},
+        xdp::XdpLink,
+    },
+};
+use lb_common::{
+    control::LAYOUT_VERSION,
+    life::{Life, SlotState},
+    maps::{self, ALL, Traffic},
+    reason::REASONS,
+};
+use lb_userspace::{
+    config::XdpMode,
+    dataplane::{
+        Clock, CountersOf, DataPath, Geometry,
+        clock::{POSSIBLE_HZ, measure_hz},
+        load::{Detached, Started, detach},
+        pinned::{Access, open},
+        program::{Mode, status},
+    },
+    object::{CLOCK_PROGRAM, OBJECT, PROGRAM},
+};
+use nix::{
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+};
+
+const INTERFACE: &str = "lb0";
+const GEOMETRY: Geometry = Geometry {
+    flows: 1 << 12,
+    half_open: 1 << 11,
+    sticky: 1 << 12,
+    endpoints: 4,
+    sources: 1,
+    first_port: 1024,
+    ports: 4096,
+};
+
+/// Runs a test in a network and a mount namespace of its own, with a BPF file system and a pair of veths. All of it
+/// goes when the thread ends, in whatever way.
+fn in_namespaces(test: impl FnOnce(&Path) + Send + 'static) {
+    let directory = tempfile::tempdir().unwrap();
+    let bpf = directory.path().to_owned();
+    let result = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).expect("these tests need root");
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
+        ip(&["link", "add", INTERFACE, "type", "veth", "peer", "name", "peer0"]);
+        ip(&["link", "set", INTERFACE, "up"]);
+        ip(&["link", "set", "peer0", "up"]);
+        test(&bpf.join("steadfast"));
+    })
+    .join();
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn ip(arguments: &[&str]) -> String {
+    let output = Command::new("/usr/sbin/ip").args(arguments).output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "ip {arguments:?}: {complaint}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn has_xdp(interface: &str) -> bool {
+    ip(&["-d", "link", "show", "dev", interface]).contains("xdp")
+}
+
+fn start(pin_dir: &Path) -> (DataPath, Started) {
+    DataPath::start(pin_dir, INTERFACE, XdpMode::Auto, GEOMETRY).unwrap()
+}
+
+fn refusal(pin_dir: &Path, interface: &str, mode: XdpMode, geometry: Geometry) -> String {
+    match DataPath::start(pin_dir, interface, mode, geometry) {
+        Ok((_, started)) => panic!("it was {started:?}"),
+        Err(error) => format!("{error:#}"),
+    }
+}
+
+/// The id of the program on the interface.
+fn running(pin_dir: &Path) -> u32 {
+    let programs = status(pin_dir).unwrap();
+    assert_eq!(programs[0].name, PROGRAM);
+    assert_eq!(programs[0].attached.len(), 1, "{programs:?}");
+    programs[0].id
+}
+
+#[test]
+fn a_first_start_attaches_to_the_driver_and_makes_every_map_at_its_size() {
+    in_namespaces(|pin_dir| {
+        let (path, started) = start(pin_dir);
+        assert_eq!(started, Started::Fresh);
+        assert_eq!((path.attached.mode, &path.attached.note), (Mode::Native, &None));
+        assert!(has_xdp(INTERFACE));
+        for spec in &ALL {
+            let info = MapInfo::from_pin(pin_dir.join("maps").join(spec.name)).unwrap();
+            let wanted = match spec.name {
+                "FLOWS" | "STICKY" => 1 << 12,
+                "HALF_OPEN" => 1 << 11,
+                "PORT_CELLS" => 4 * 4096,
+                "PORT_CURSORS" => 4,
+                _ => spec.max_entries,
+            };
+            assert_eq!(
+                (info.max_entries(), info.value_size(), info.map_flags()),
+                (wanted, spec.value_size, spec.flags),
+                "{}",
+                spec.name
+            );
+        }
+        assert_eq!(path.maps.control().layout.load(), 0, "nothing is served yet");
+        let programs = status(pin_dir).unwrap();
+        assert_eq!(
+            (programs[0].id, programs[0].attached[0].link),
+            (path.attached.program, path.attached.link)
+        );
+        assert_eq!(programs[0].attached[0].mode, Some(Mode::Native));
+        assert!(programs[0].verified_instructions.unwrap() > 1000 && programs[0].loaded_at.is_some());
+        assert_eq!((programs[1].name.as_str(), programs[1].attached.len()), (CLOCK_PROGRAM, 0));
+    });
+}
+
+#[test]
+fn dropping_it_detaches_nothing_and_the_next_start_adopts_all_of_it() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = start(pin_dir);
+        let (link, program) = (path.attached.link, running(pin_dir));
+        let mark = Life::from_word(0).with_state(SlotState::Live).word();
+        path.maps.flows[77].life.store(mark);
+        path.maps.control().snat.store(GEOMETRY.snat().word());
+        path.maps.control().layout.store(LAYOUT_VERSION);
+        drop(path);
+        assert!(has_xdp(INTERFACE));
+        let (path, started) = start(pin_dir);
+        assert_eq!(started, Started::Adopted { program_replaced: false });
+        assert_eq!((path.attached.link, running(pin_dir)), (link, program));
+        assert_eq!(path.maps.flows[77].life.load(), mark);
+    });
+}
+
+/// Not a test: what [`a_killed_daemon_leaves_the_data_path_running`] runs as another process.
+#[test]
+#[ignore = "the child of another test"]
+fn child_that_aborts() {
+    let Some(pin_dir) = env::var_os("STEADFAST_TEST_PINS").map(PathBuf::from) else { return };
+    let _path = start(&pin_dir);
+    abort();
+}
+
+#[test]
+fn a_killed_daemon_leaves_the_data_path_running() {
+    in_namespaces(|pin_dir| {
+        let child = Command::new(env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "child_that_aborts"])
+            .env("STEADFAST_TEST_PINS", pin_dir)
+            .output()
+            .unwrap();
+        assert_eq!(child.status.signal(), Some(libc::SIGABRT), "{child:?}");
+        assert!(has_xdp(INTERFACE));
+        let program = running(pin_dir);
+        let (_, started) = start(pin_dir);
+        assert_eq!(started, Started::Adopted { program_replaced: false });
+        assert_eq!(running(pin_dir), program);
+    });
+}
+
+#[test]
+fn a_first_start_killed_at_any_moment_can_be_made_again() {
+    in_namespaces(|pin_dir| {
+        for milliseconds in [3, 30, 100, 200, 300, 400, 600] {
+            let mut child = Command::new(env::current_exe().unwrap())
+                .args(["--ignored", "--exact", "child_that_aborts", "--quiet"])
+                .env("STEADFAST_TEST_PINS", pin_dir)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            thread::sleep(Duration::from_millis(milliseconds));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let (path, _) = start(pin_dir);
+            assert!(path.maps.kernel.jiffies().unwrap() > 0 && has_xdp(INTERFACE));
+            drop(path);
+            detach(pin_dir).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_told_of_the_first() {
+    in_namespaces(|pin_dir| {
+        let (first, _) = start(pin_dir);
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, GEOMETRY);
+        assert!(error.contains(&format!("process {} runs", std::process::id())), "{error}");
+        let error = detach(pin_dir).unwrap_err().to_string();
+        assert!(error.contains("runs the data path"), "{error}");
+        drop(first);
+        start(pin_dir);
+    });
+}
+
+/// The object's small program, as somebody else's.
+fn foreign() -> Ebpf {
+    let mut object = EbpfLoader::new().load(OBJECT).unwrap();
+    xdp(&mut object).load().unwrap();
+    object
+}
+
+fn xdp(object: &mut Ebpf) -> &mut Xdp {
+    object.program_mut(CLOCK_PROGRAM).unwrap().try_into().unwrap()
+}
+
+#[test]
+fn another_program_on_the_interface_is_named_and_left_alone() {
+    in_namespaces(|pin_dir| {
+        let mut other = foreign();
+        xdp(&mut other).attach(INTERFACE, aya::programs::XdpMode::Driver).unwrap();
+        let id = xdp(&mut other).info().unwrap().id();
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, GEOMETRY);
+        assert!(error.contains(&format!("program {id} ({CLOCK_PROGRAM}) is on {INTERFACE}")), "{error}");
+        assert!(has_xdp(INTERFACE) && !pin_dir.exists());
+        drop(other);
+        start(pin_dir);
+    });
+}
+
+#[test]
+fn another_build_of_the_program_is_replaced_within_its_link() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = start(pin_dir);
+        let (link, before) = (path.attached.link, running(pin_dir));
+        drop(path);
+        let mut older = foreign();
+        let pinned: FdLink = PinnedLink::from_pin(pin_dir.join("links").join(INTERFACE)).unwrap().into();
+        xdp(&mut older).attach_to_link(XdpLink::try_from(pinned).unwrap()).unwrap();
+        let (path, started) = start(pin_dir);
+        assert_eq!(started, Started::Adopted { program_replaced: true });
+        assert_eq!(path.attached.link, link, "it was never taken off");
+        assert_ne!(running(pin_dir), before);
+        drop(path);
+        assert_eq!(start(pin_dir).1, Started::Adopted { program_replaced: false });
+    });
+}
+
+#[test]
+fn a_program_that_uses_other_maps_than_the_pinned_ones_is_replaced() {
+    in_namespaces(|pin_dir| {
+        drop(start(pin_dir));
+        fs::remove_file(pin_dir.join("maps/STICKY")).unwrap();
+        let (_, started) = start(pin_dir);
+        assert_eq!(started, Started::Adopted { program_replaced: true });
+    });
+}
+
+#[test]
+fn tables_in_use_keep_their_size_and_a_start_with_another_is_refused() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = start(pin_dir);
+        path.maps.control().snat.store(GEOMETRY.snat().word());
+        path.maps.control().layout.store(LAYOUT_VERSION);
+        drop(path);
+        let larger = Geometry { flows: 1 << 13, ..GEOMETRY };
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, larger);
+        let says = error.contains("FLOWS") && error.contains("4096") && error.contains("steadfastd detach");
+        assert!(says, "{error}");
+        // The same number of cells, for other ports.
+        let shifted = Geometry { first_port: 2048, ..GEOMETRY };
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, shifted);
+        assert!(error.contains("2048") && error.contains("1024"), "{error}");
+        assert!(has_xdp(INTERFACE));
+        assert_eq!(start(pin_dir).1, Started::Adopted { program_replaced: false });
+    });
+}
+
+#[test]
+fn a_first_start_that_was_interrupted_is_continued_even_with_other_sizes() {
+    in_namespaces(|pin_dir| {
+        drop(start(pin_dir));
+        // As if it had been killed after the maps: no link, no programs, half of the maps.
+        fs::remove_file(pin_dir.join("links").join(INTERFACE)).unwrap();
+        fs::remove_file(pin_dir.join("programs").join(PROGRAM)).unwrap();
+        fs::remove_file(pin_dir.join("maps/STICKY")).unwrap();
+        fs::remove_file(pin_dir.join("maps/SERVER_INFO")).unwrap();
+        until("the program is off", || !has_xdp(INTERFACE));
+        let larger = Geometry { flows: 1 << 13, ..GEOMETRY };
+        let (path, started) = DataPath::start(pin_dir, INTERFACE, XdpMode::Auto, larger).unwrap();
+        assert_eq!(started, Started::Fresh);
+        assert_eq!((path.maps.flows.len(), path.maps.sticky.len()), (1 << 13, 1 << 12));
+    });
+}
+
+#[test]
+fn sessions_survive_an_interface_that_is_made_anew() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = start(pin_dir);
+        path.maps.control().snat.store(GEOMETRY.snat().word());
+        path.maps.control().layout.store(LAYOUT_VERSION);
+        path.maps.sticky[5].life.store(99);
+        drop(path);
+        ip(&["link", "del", INTERFACE]);
+        ip(&["link", "add", INTERFACE, "type", "veth", "peer", "name", "peer0"]);
+        let (path, started) = start(pin_dir);
+        assert_eq!(started, Started::Fresh);
+        assert_eq!(path.maps.sticky[5].life.load(), 99);
+        assert!(has_xdp(INTERFACE));
+    });
+}
+
+#[test]
+fn a_renamed_interface_keeps_its_program() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = start(pin_dir);
+        let link = path.attached.link;
+        drop(path);
+        ip(&["link", "set", INTERFACE, "down"]);
+        ip(&["link", "set", INTERFACE, "name", "front.100"]);
+        let (path, started) = DataPath::start(pin_dir, "front.100", XdpMode::Auto, GEOMETRY).unwrap();
+        assert_eq!(started, Started::Adopted { program_replaced: false });
+        assert_eq!(path.attached.link, link);
+        drop(path);
+        assert_eq!(detach(pin_dir).unwrap().interfaces, ["front.100"]);
+    });
+}
+
+#[test]
+fn detaching_leaves_nothing_behind_and_twice_is_no_error() {
+    in_namespaces(|pin_dir| {
+        assert_eq!(detach(pin_dir).unwrap(), Detached::default());
+        drop(start(pin_dir));
+        let detached = detach(pin_dir).unwrap();
+        assert_eq!((detached.interfaces, detached.pins), (vec![INTERFACE.to_owned()], ALL.len() + 2));
+        assert!(!has_xdp(INTERFACE) && !pin_dir.exists());
+        assert_eq!(detach(pin_dir).unwrap(), Detached::default());
+        let error = open(pin_dir, Access::ReadOnly).map(drop).unwrap_err();
+        assert!(format!("{error:#}").contains("not running here"), "{error:#}");
+        assert_eq!(start(pin_dir).1, Started::Fresh);
+    });
+}
+
+#[test]
+fn a_driver_that_refuses_is_told_of_or_gone_around() {
+    in_namespaces(|pin_dir| {
+        ip(&["link", "set", "peer0", "mtu", "9000"]);
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Native, GEOMETRY);
+        assert!(error.contains("MTU") && error.contains("xdp_mode"), "{error}");
+        assert!(!has_xdp(INTERFACE));
+        assert!(!pin_dir.join("maps/FLOWS").exists(), "no memory is held by tables without a use");
+        let (path, _) = start(pin_dir);
+        assert_eq!(path.attached.mode, Mode::Generic);
+        assert!(path.attached.note.unwrap().contains("runs generic"));
+    });
+}
+
+#[test]
+fn generic_where_it_is_asked_for() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = DataPath::start(pin_dir, INTERFACE, XdpMode::Generic, GEOMETRY).unwrap();
+        assert_eq!((path.attached.mode, &path.attached.note), (Mode::Generic, &None));
+        drop(path);
+        let (path, _) = DataPath::start(pin_dir, INTERFACE, XdpMode::Native, GEOMETRY).unwrap();
+        assert_eq!(path.attached.mode, Mode::Generic);
+        assert!(path.attached.note.unwrap().contains("stays generic"));
+    });
+}
+
+#[test]
+fn maps_of_another_layout_are_refused_by_daemon_and_reader() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = start(pin_dir);
+        path.maps.control().layout.store(LAYOUT_VERSION + 1);
+        drop(path);
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, GEOMETRY);
+        assert!(error.contains(&format!("layout {}", LAYOUT_VERSION + 1)), "{error}");
+        let error = open(pin_dir, Access::ReadOnly).map(drop).unwrap_err();
+        assert!(error.to_string().contains("layout"), "{error:#}");
+        assert!(has_xdp(INTERFACE));
+    });
+}
+
+#[test]
+fn the_kernels_clock_is_read_and_its_speed_found() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = start(pin_dir);
+        let kernel = &*path.maps.kernel;
+        let hz = measure_hz(kernel).unwrap();
+        assert!(POSSIBLE_HZ.contains(&hz));
+        let first = kernel.jiffies().unwrap();
+        thread::sleep(Duration::from_millis(500));
+        let passed = kernel.jiffies().unwrap() - first;
+        assert!((hz / 2..hz).contains(&passed), "{passed} jiffies in half a second at HZ {hz}");
+        let clock = Clock::read(&path.maps).unwrap();
+        assert_eq!(clock.hz, hz);
+        assert_eq!(
+            Clock::read(&path.maps).unwrap().instant_of(clock.now()).duration_since(clock.at).as_secs(),
+            0
+        );
+    });
+}
+
+#[test]
+fn a_scheduler_table_is_replaced_whole_and_read_back() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = start(pin_dir);
+        let kernel = &*path.maps.kernel;
+        assert_eq!(kernel.schedule(3).unwrap(), None);
+        for size in [16_386u64, 2, 65_537, 1] {
+            let values: Vec<u64> = (0..size).map(|value| value * 7 + size).collect();
+            kernel.set_schedule(3, &values).unwrap();
+            assert_eq!(kernel.schedule(3).unwrap(), Some(values));
+        }
+        assert_eq!(kernel.schedule(2).unwrap(), None);
+        assert!(kernel.set_schedule(u16::MAX, &[1]).is_err());
+        kernel.set_schedule(3, &[]).unwrap();
+        kernel.set_schedule(3, &[]).unwrap();
+        assert_eq!(kernel.schedule(3).unwrap(), None);
+    });
+}
+
+#[test]
+fn counters_are_summed_over_processors_and_cleared() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = start(pin_dir);
+        let map =
+            aya::maps::MapData::from_pin(pin_dir.join("maps").join(maps::SERVER_COUNTERS.name)).unwrap();
+        let mut counters: PerCpuArray<_, [u64; 6]> =
+            aya::maps::Map::from_map_data(map).unwrap().try_into().unwrap();
+        let processors = aya::util::nr_cpus().unwrap();
+        let values = vec![[1, 2, 3, 4, 5, 6]; processors];
+        counters.set(7, PerCpuValues::try_from(values).unwrap(), 0).unwrap();
+        let kernel = &*path.maps.kernel;
+        let n = u64::try_from(processors).unwrap();
+        let wanted = Traffic {
+            packets_in: n,
+            bytes_in: 2 * n,
+            packets_out: 3 * n,
+            bytes_out: 4 * n,
+            flows: 5 * n,
+            resets: 6 * n,
+        };
+        assert_eq!(kernel.server_traffic(7).unwrap(), wanted);
+        assert_eq!(kernel.service_traffic(7).unwrap(), Traffic::default());
+        kernel.clear_traffic(CountersOf::Server(7)).unwrap();
+        assert_eq!(kernel.server_traffic(7).unwrap(), Traffic::default());
+        assert_eq!(kernel.reasons().unwrap().len(), REASONS);
+    });
+}
+
+#[test]
+fn a_reader_sees_what_the_daemon_writes_and_can_write_nothing() {
+    in_namespaces(|pin_dir| {
+        let (path, _) = start(pin_dir);
+        let reader = open(pin_dir, Access::ReadOnly).unwrap();
+        path.maps.half_open[9].words[3].store(1234);
+        path.maps.kernel.set_schedule(1, &[5, 6]).unwrap();
+        assert_eq!(reader.half_open[9].words[3].load(), 1234);
+        assert_eq!(reader.kernel.schedule(1).unwrap(), Some(vec![5, 6]));
+        assert!(reader.kernel.jiffies().unwrap() > 0);
+        assert!(reader.kernel.set_schedule(1, &[7]).is_err());
+        assert!(reader.kernel.clear_traffic(CountersOf::Service(1)).is_err());
+    });
+}
+
+#[test]
+fn the_bpf_file_system_is_mounted_where_it_is_missing() {
+    in_namespaces(|_| {
+        while fs::exists("/sys/fs/bpf/maps.debug").unwrap() {
+            nix::mount::umount("/sys/fs/bpf").unwrap();
+        }
+        let pin_dir = Path::new("/sys/fs/bpf/steadfast");
+        assert_eq!(start(pin_dir).1, Started::Fresh);
+        assert!(has_xdp(INTERFACE));
+        detach(pin_dir).unwrap();
+    });
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_refused_before_anything_is_made() {
+    in_namespaces(|pin_dir| {
+        let error = refusal(pin_dir, "eth9", XdpMode::Auto, GEOMETRY);
+        assert!(error.contains("no interface eth9") && error.contains(INTERFACE), "{error}");
+        assert!(!pin_dir.exists());
+    });
+}
+
+/// The kernel finishes some things a little later.
+fn until(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..200 {
+        if holds() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("not within two seconds: {what}");
+}
