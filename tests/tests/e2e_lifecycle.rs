@@ -127,7 +127,10 @@ fn a_second_daemon_is_refused_and_the_first_goes_on() {
 fn what_the_host_cannot_do_is_refused_in_one_sentence() {
     let site = idle_site();
     let on_lo = |mode: &str| {
-        let wanted = Wanted { node: format!("  xdp_mode: {mode}\n"), ..Wanted::default() };
+        let wanted = Wanted {
+            node: format!("  xdp_mode: {mode}\n  snat_addresses: [192.168.85.10]\n"),
+            ..Wanted::default()
+        };
         wanted.yaml().replace("[eth0]", "[lo]")
     };
     let complaint = refusal(&site, "native on lo", &on_lo("native"));

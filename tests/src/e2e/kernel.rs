@@ -1,6 +1,6 @@
 //! What the kernel itself says of the balancer, whatever the balancer says.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -9,7 +9,10 @@ use aya::{
 };
 use serde_json::Value;
 
+use super::wait::until;
 use crate::lab::{INTERFACE, Lab, Ns, bpf_object};
+
+const SETTLES_WITHIN: Duration = Duration::from_secs(10);
 
 /// The program on an interface, and the link that holds it there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,9 +89,13 @@ pub fn ip_json(lab: &Lab, ns: Ns, args: &[&str]) -> Result<Value> {
 /// What a balancer could leave behind on its host: addresses, links, routes, rules, what listens, sysctls.
 ///
 /// # Errors
-/// A tool failed.
+/// A tool failed, or the host's own IPv6 addresses are still tentative after some seconds.
 pub fn host_state(lab: &Lab) -> Result<BTreeSet<String>> {
     let mut state = BTreeSet::new();
+    until("duplicate address detection is over", SETTLES_WITHIN, || {
+        let shown = ip_json(lab, Ns::Lb, &["addr", "show"])?;
+        Ok((!shown.to_string().contains("tentative")).then_some(()))
+    })?;
     for args in [
         &["addr", "show"][..],
         &["-d", "link", "show"],
