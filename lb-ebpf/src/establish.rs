@@ -26,12 +26,12 @@ use crate::{
 };
 
 /// Establishes the half-open flow of this key in a slot, by a segment with these sequence and acknowledgement numbers
-/// (low and high half). Gives an [`Answer`].
+/// (low and high half) that may be the client's last. Gives an [`Answer`].
 ///
 /// The steps are global functions, called one after the other from here, because the stacks of functions that call each
 /// other add up.
 #[inline(always)]
-pub(crate) fn establish(key: FlowKey, server: u16, index: u32, numbers: u64) -> u64 {
+pub(crate) fn establish(key: FlowKey, server: u16, index: u32, numbers: u64, is_last: bool) -> u64 {
     let [first, second, ports] = key.words();
     let record = stick(first, second, u32::from(key.service) | u32::from(server) << 16);
     let word = begin(index, numbers, record, fingerprint(first, second), ports);
@@ -48,7 +48,15 @@ pub(crate) fn establish(key: FlowKey, server: u16, index: u32, numbers: u64) -> 
         attempt += 1;
         flow = enter(index);
     }
-    Answer::word(word, reason_of(finish(index, flow, record)))
+    let reason = reason_of(finish(index, flow, record));
+    // What came before the FIN was lost.
+    if is_last
+        && matches!(reason, Reason::Established | Reason::EstablishedUnrecorded)
+        && let Some(slot) = Flows.slot(flow)
+    {
+        flow::change_state(flow, slot.life().word(), TcpState::ClientFin as u32);
+    }
+    Answer::word(word, reason)
 }
 
 /// An address in one word, to tell whether a slot still holds the client that it was found by.

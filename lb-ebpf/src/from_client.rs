@@ -9,7 +9,7 @@ use lb_common::{
     reason::Reason,
     server::{Server, ServerState, Servers as _},
     table::{Found, find},
-    tcp::{Direction, TcpState},
+    tcp::{Direction, TcpFlags, TcpState},
 };
 
 use crate::{
@@ -97,7 +97,8 @@ fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey) -> Answer {
     if answer >> 56 != Reason::Established as u64 {
         return Answer::from_word(answer);
     }
-    Answer::from_word(establish(key, (answer >> 32) as u16, answer as u32, numbers))
+    let is_last = segment.flags.has(TcpFlags::FIN);
+    Answer::from_word(establish(key, (answer >> 32) as u16, answer as u32, numbers, is_last))
 }
 
 /// Sends or answers a segment as it was decided.

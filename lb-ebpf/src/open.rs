@@ -143,10 +143,7 @@ fn any_port(world: &World, endpoint: u16, slot: u32, hash: u64) -> Option<(u8, u
     let mut attempt = 0;
     while attempt < sources && attempt < MAX_SOURCES as u32 {
         let source = (first + attempt) % sources;
-        let mut offset = claim_port(endpoint, source, slot);
-        if offset == NO_PORT && reclaim_ports(endpoint, source) > 0 {
-            offset = claim_port(endpoint, source, slot);
-        }
+        let offset = port_of_source(endpoint, source, slot, snat.ports);
         if offset != NO_PORT {
             return Some((source as u8, snat.first_port.wrapping_add(offset as u16).to_be()));
         }
@@ -155,17 +152,46 @@ fn any_port(world: &World, endpoint: u16, slot: u32, hash: u64) -> Option<(u8, u
     None
 }
 
+/// In how many places of the range ports are looked for. Clients that come at the same time and stay have a long run of
+/// ports; when the cursor comes round to it, the next free one may be thousands further.
+const PLACES: u32 = 8;
+
+/// As [`claim_port`], in [`PLACES`] spread over the range, one after the other.
+#[inline(always)]
+fn port_of_source(endpoint: u16, source: u32, slot: u32, ports: u32) -> u32 {
+    let stride = if ports / PLACES > PROBES { ports / PLACES } else { PROBES };
+    let mut place = 0;
+    while place < PLACES {
+        // A claim has moved the cursor by one itself.
+        let mut offset = claim_port(endpoint, source, slot, if place == 0 { 0 } else { stride - 1 });
+        if offset == NO_PORT && reclaim_ports(endpoint, source) > 0 {
+            offset = claim_port(endpoint, source, slot, 0);
+        }
+        if offset != NO_PORT {
+            return offset;
+        }
+        place += 1;
+    }
+    NO_PORT
+}
+
 /// No offset that [`claim_port`] gives.
 const NO_PORT: u32 = u32::MAX;
 
 /// Claims a port from a source address towards an endpoint for the half-open flow in a slot: its offset, or [`NO_PORT`].
+/// It begins so many ports `ahead` of the next one.
 ///
 /// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32) -> u32 {
+extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32, ahead: u32) -> u32 {
     let Some(world) = World::now() else { return NO_PORT };
     let range = port_range(world.snat(), endpoint, source as u8);
+    if ahead > 0
+        && let Some(cursor) = (&Ports).cursor(range.pair)
+    {
+        cursor.fetch_add(u64::from(ahead));
+    }
     let quarantine = Ticks(world.control.quarantine.load() as u32);
     claim(&Ports, range, slot, world.now, quarantine).unwrap_or(NO_PORT)
 }

@@ -218,8 +218,13 @@ impl Packet {
         }
         let inner = at.wrapping_add(IPV4 + ICMP_HEADER);
         // SAFETY: 56 bytes were checked above.
-        let (version, fragment, kind, ttl) =
-            unsafe { (load8::<0>(at), load16::<6>(at), load8::<IPV4>(at), load8::<8>(at)) };
+        let (version, total, fragment, kind, ttl) =
+            unsafe { (load8::<0>(at), load16::<2>(at), load16::<6>(at), load8::<IPV4>(at), load8::<8>(at)) };
+        // What lies behind the message's own end is no part of it: not to be translated, nor in its checksum.
+        let total = usize::from(u16::from_be(total));
+        if total < IPV4 + ICMP_HEADER + IPV4 + REPEATED || total > end as usize - at as usize {
+            return Err(Reason::NotOurs);
+        }
         // SAFETY: as above.
         let (inner_version, inner_fragment, protocol) =
             unsafe { (load8::<0>(inner), load16::<6>(inner), load8::<9>(inner)) };

@@ -1,0 +1,336 @@
+//! The bench: the built program, loaded and not attached, with small tables mapped into the test.
+
+use std::{env, fs, os::fd::AsFd as _, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, ArrayOfMaps, Map, MapData, PerCpuArray},
+    programs::{Program, TestRun as _, TestRunOptions, Xdp},
+};
+use lb_common::{
+    TCP,
+    clock::Ticks,
+    control::{Control, LAYOUT_VERSION, Snat},
+    hash::HashKey,
+    maglev::Table,
+    maps::{self, INNER_MAP, MapSpec, Traffic},
+    reason::{REASONS, Reason},
+    server::{self, ServerSlot, ServerState},
+    service::{self, EntryKind, IndexEntry, IndexSlot, Service as ServiceEntry, ServiceSlot},
+    table::BUCKET,
+    word::Word,
+};
+use lb_userspace::dataplane::{Region, region::Plain};
+
+use super::{
+    hospital::{
+        self, FIRST_PORT, HYPERSPACE, LOCAL_SERVICE, PORTS, SCHEDULES, SEED, SERVERS, SERVICES, SOURCES,
+        Service, address, span,
+    },
+    rows::{CELLS, PAIRS, Tables},
+};
+use crate::lab::bpf_object;
+
+const FLOWS: u32 = 1024;
+pub(super) const HALF_OPEN: u32 = 64;
+const STICKY: u32 = 64;
+const KEY: HashKey = HashKey([0x1111_2222_3333_4444, 0x5555_6666_7777_8888, 0x9999_aaaa_bbbb_cccc, 0xdddd]);
+
+/// Every bit of a usable server.
+pub(super) const USABLE: u16 =
+    ServerState::PRESENT | ServerState::REACHABLE | ServerState::TAKES_NEW | ServerState::TAKES_KNOWN;
+
+/// What the program did with a frame.
+#[derive(Debug)]
+pub(super) struct Verdict {
+    /// `XDP_*`.
+    pub(super) action: u32,
+    /// The frame afterwards.
+    pub(super) frame: Vec<u8>,
+}
+
+/// Six counters, as they lie in the map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Counters(Traffic);
+// SAFETY: integers without padding.
+unsafe impl Pod for Counters {}
+
+/// The program and its maps.
+pub(super) struct Bench {
+    ebpf: Ebpf,
+    control: Region<Control>,
+    index: Region<IndexSlot>,
+    services: Region<ServiceSlot>,
+    servers: Region<ServerSlot>,
+    pub(super) tables: Tables,
+    schedules_changed: bool,
+}
+
+impl Bench {
+    /// Loads the built object.
+    ///
+    /// # Errors
+    /// It is not built, or the kernel refuses it.
+    pub(super) fn load() -> Result<Self> {
+        let path = object()?;
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let masks = [FLOWS, HALF_OPEN, STICKY].map(|slots| slots / BUCKET - 1);
+        let ebpf = EbpfLoader::new()
+            .map_max_entries(maps::FLOWS.name, FLOWS)
+            .map_max_entries(maps::HALF_OPEN.name, HALF_OPEN)
+            .map_max_entries(maps::STICKY.name, STICKY)
+            .map_max_entries(maps::PORT_CELLS.name, CELLS)
+            .map_max_entries(maps::PORT_CURSORS.name, PAIRS)
+            .override_global("FLOW_BUCKET_MASK", &masks[0], true)
+            .override_global("HALF_OPEN_BUCKET_MASK", &masks[1], true)
+            .override_global("STICKY_BUCKET_MASK", &masks[2], true)
+            .load(&bytes)
+            .with_context(|| format!("cannot create the maps of {}", path.display()))?;
+        let mut bench = Self {
+            control: region(&ebpf, maps::CONTROL, 1)?,
+            index: region(&ebpf, maps::SERVICE_INDEX, maps::SERVICE_INDEX.max_entries)?,
+            services: region(&ebpf, maps::SERVICES, maps::SERVICES.max_entries)?,
+            servers: region(&ebpf, maps::SERVERS, maps::SERVERS.max_entries)?,
+            tables: Tables {
+                flows: region(&ebpf, maps::FLOWS, FLOWS)?,
+                half_open: region(&ebpf, maps::HALF_OPEN, HALF_OPEN)?,
+                sticky: region(&ebpf, maps::STICKY, STICKY)?,
+                cells: region(&ebpf, maps::PORT_CELLS, CELLS)?,
+                cursors: region(&ebpf, maps::PORT_CURSORS, PAIRS)?,
+                sources: 1,
+            },
+            ebpf,
+            schedules_changed: true,
+        };
+        for name in ["steadfast", "steadfast_clock"] {
+            let program = bench.ebpf.program_mut(name).with_context(|| format!("no program {name}"))?;
+            let program: &mut Xdp = program.try_into()?;
+            program.load().with_context(|| format!("the kernel refuses {name}"))?;
+        }
+        bench.write_index()?;
+        bench.reset()?;
+        Ok(bench)
+    }
+
+    fn write_index(&self) -> Result<()> {
+        let entry = |at, port: u16, kind, id| IndexEntry {
+            address: address(at),
+            port: port.to_be(),
+            protocol: TCP,
+            kind,
+            id,
+        };
+        let mut entries = vec![entry(HYPERSPACE.address, 80, EntryKind::Local, LOCAL_SERVICE)];
+        for service in SERVICES {
+            entries.push(entry(service.address, 443, EntryKind::Service, service.id));
+            entries.push(entry(service.address, 0, EntryKind::Address, service.id));
+        }
+        for server in &SERVERS {
+            entries.push(entry(server.address, 443, EntryKind::Endpoint, server.endpoint));
+        }
+        let Ok(layout) = service::layout(&KEY, &entries) else { bail!("the index does not fit") };
+        for (slot, words) in self.index.iter().zip(layout) {
+            for (cell, word) in slot.iter().zip(words) {
+                cell.store(word);
+            }
+        }
+        Ok(())
+    }
+
+    /// As it was after loading, but for counters.
+    ///
+    /// # Errors
+    /// A scheduler's table could not be replaced.
+    pub(super) fn reset(&mut self) -> Result<()> {
+        self.tables.clear();
+        self.write_control();
+        self.set_sources(1);
+        for service in SERVICES {
+            self.set_service(service, span::PERSISTENCE, span::IDLE);
+        }
+        for server in &SERVERS {
+            let entry = server::Server {
+                address: address(server.address),
+                port: 443_u16.to_be(),
+                endpoint: server.endpoint,
+                service: server.service,
+                mac: server.mac,
+                state: ServerState(USABLE),
+            };
+            for (cell, word) in self.servers[usize::from(server.id)].iter().zip(entry.words()) {
+                cell.store(word);
+            }
+        }
+        if std::mem::take(&mut self.schedules_changed) {
+            for (service, table) in SERVICES.iter().zip(SCHEDULES.iter()) {
+                self.replace_schedule(service.id, table)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_control(&self) {
+        let control = &self.control[0];
+        let set = |word: &Word, value: i64| word.store(value.cast_unsigned());
+        control.generation.store(0);
+        for (word, value) in control.hash_key.iter().zip(KEY.0) {
+            word.store(value);
+        }
+        control.maglev_seed.store(SEED);
+        set(&control.quarantine, span::QUARANTINE);
+        set(&control.idle_syn, span::SYN);
+        set(&control.idle_handshake, span::HANDSHAKE);
+        set(&control.idle_half_closed, span::HALF_CLOSED);
+        set(&control.idle_closed, span::CLOSED);
+        for (words, source) in control.sources.iter().zip(SOURCES) {
+            for (word, value) in words.iter().zip(address(source).0) {
+                word.store(value);
+            }
+        }
+        control.layout.store(LAYOUT_VERSION);
+    }
+
+    /// Sets how many source addresses are in use; the tables must be empty.
+    pub(super) fn set_sources(&mut self, sources: u16) {
+        let snat = Snat { first_port: FIRST_PORT, ports: u32::from(PORTS), sources };
+        self.control[0].snat.store(snat.word());
+        self.tables.sources = sources;
+    }
+
+    /// As the maps are before the daemon has set them up.
+    pub(super) fn unconfigure(&self) {
+        self.control[0].layout.store(0);
+    }
+
+    /// Sets a service's time limits, in ticks.
+    pub(super) fn set_service(&self, service: &Service, persistence: i64, idle: i64) {
+        let ticks = |span: i64| Ticks(u32::try_from(span).unwrap_or(u32::MAX));
+        let entry = ServiceEntry {
+            address: address(service.address),
+            persistence: ticks(persistence),
+            idle: ticks(idle),
+        };
+        for (cell, word) in self.services[usize::from(service.id)].iter().zip(entry.words()) {
+            cell.store(word);
+        }
+    }
+
+    /// Sets the state of a server.
+    pub(super) fn set_server(&self, server: &hospital::Host, state: u16) {
+        let word = server::state_word(server.mac, ServerState(state));
+        self.servers[usize::from(server.id)][server::STATE_WORD].store(word);
+    }
+
+    /// Replaces a service's scheduler table, until the next reset.
+    ///
+    /// # Errors
+    /// The kernel refused it.
+    pub(super) fn set_schedule(&mut self, service: &Service, table: &Table) -> Result<()> {
+        self.schedules_changed = true;
+        self.replace_schedule(service.id, table)
+    }
+
+    fn replace_schedule(&mut self, service: u16, table: &Table) -> Result<()> {
+        let values = table.to_values();
+        let mut inner: Array<MapData, u64> = Array::create(u32::try_from(values.len())?, INNER_MAP)?;
+        for (index, value) in (0..).zip(values) {
+            inner.set(index, value, 0)?;
+        }
+        let outer = self.ebpf.map_mut(maps::SCHEDULE.name).context("no map SCHEDULE")?;
+        let mut outer: ArrayOfMaps<&mut MapData, Array<MapData, u64>> = outer.try_into()?;
+        outer.set(u32::from(service), &inner, 0).context("cannot replace a scheduler's table")
+    }
+
+    /// The secret of the tables.
+    pub(super) const fn key() -> HashKey {
+        KEY
+    }
+
+    /// The data path's time.
+    ///
+    /// # Errors
+    /// The clock program did not run.
+    pub(super) fn now(&self) -> Result<Ticks> {
+        let verdict = self.run_program("steadfast_clock", &[0; 64])?;
+        let jiffies = verdict.frame.first_chunk().context("the clock program left no frame")?;
+        Ok(Ticks::from_jiffies(u64::from_ne_bytes(*jiffies)))
+    }
+
+    /// Runs a frame through the program.
+    ///
+    /// # Errors
+    /// The kernel refused to.
+    pub(super) fn run(&self, frame: &[u8]) -> Result<Verdict> {
+        self.run_program("steadfast", frame)
+    }
+
+    fn run_program(&self, name: &str, frame: &[u8]) -> Result<Verdict> {
+        let Some(Program::Xdp(program)) = self.ebpf.program(name) else { bail!("no XDP program {name}") };
+        let mut out = vec![0; frame.len() + 64];
+        let options =
+            TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::default() };
+        let result = program.test_run(options).with_context(|| format!("a run of {} bytes", frame.len()))?;
+        out.truncate(usize::try_from(result.data_size_out)?);
+        Ok(Verdict { action: result.return_value, frame: out })
+    }
+
+    /// Packets by reason, over all CPUs.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub(super) fn reasons(&self) -> Result<[u64; REASONS]> {
+        let map = self.ebpf.map(maps::REASON_COUNTERS.name).context("no map REASONS")?;
+        let map: PerCpuArray<&MapData, u64> = map.try_into()?;
+        let mut counts = [0; REASONS];
+        for reason in Reason::ALL {
+            counts[*reason as usize] = map.get(&(*reason as u32), 0)?.iter().sum();
+        }
+        Ok(counts)
+    }
+
+    /// A service's traffic, over all CPUs.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub(super) fn service_traffic(&self, id: u16) -> Result<Traffic> {
+        self.traffic(maps::SERVICE_COUNTERS, id)
+    }
+
+    /// A server's traffic, over all CPUs.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub(super) fn server_traffic(&self, id: u16) -> Result<Traffic> {
+        self.traffic(maps::SERVER_COUNTERS, id)
+    }
+
+    fn traffic(&self, spec: MapSpec, id: u16) -> Result<Traffic> {
+        let map = self.ebpf.map(spec.name).with_context(|| format!("no map {}", spec.name))?;
+        let map: PerCpuArray<&MapData, Counters> = map.try_into()?;
+        let values = map.get(&u32::from(id), 0)?;
+        Ok(values.iter().fold(Traffic::default(), |sum, Counters(one)| Traffic {
+            packets_in: sum.packets_in + one.packets_in,
+            bytes_in: sum.bytes_in + one.bytes_in,
+            packets_out: sum.packets_out + one.packets_out,
+            bytes_out: sum.bytes_out + one.bytes_out,
+            flows: sum.flows + one.flows,
+            resets: sum.resets + one.resets,
+        }))
+    }
+}
+
+fn region<T: Plain>(ebpf: &Ebpf, spec: MapSpec, length: u32) -> Result<Region<T>> {
+    let Some(Map::Array(data)) = ebpf.map(spec.name) else { bail!("{} is no array", spec.name) };
+    Region::map(data.fd().as_fd(), usize::try_from(length)?, true)
+        .with_context(|| format!("cannot map {} into memory", spec.name))
+}
+
+/// The object that the environment names, else that of the build.
+fn object() -> Result<PathBuf> {
+    match env::var_os("STEADFAST_BPF_OBJECT") {
+        Some(named) => Ok(PathBuf::from(named)),
+        None => bpf_object("steadfast.o"),
+    }
+}
