@@ -370,6 +370,14 @@ impl Lab {
         steadfastd.stdin(Stdio::null()).output().context("cannot start steadfastd")
     }
 
+    /// One of the balancer's programs with arguments, to be run on its host.
+    ///
+    /// # Errors
+    /// It is not built.
+    pub fn program(&self, program: &str, args: &[&str]) -> Result<Command> {
+        daemon::in_lab(&self.namespace(Ns::Lb), &self.places, program, args)
+    }
+
     /// The label of the server that answers a client's address; with TLS on 443 this takes curl and its time.
     ///
     /// # Errors
@@ -434,9 +442,20 @@ impl Lab {
     /// # Errors
     /// tcpdump did not start.
     pub fn capture_on(&self, ns: Ns, interface: &str, filter: &str) -> Result<Capture> {
+        Capture::start(&self.namespace(ns), interface, None, filter, self.next_capture_file())
+    }
+
+    /// Captures no more than so many packets of a namespace's `eth0`.
+    ///
+    /// # Errors
+    /// tcpdump did not start.
+    pub fn capture_first(&self, ns: Ns, packets: u32, filter: &str) -> Result<Capture> {
+        Capture::start(&self.namespace(ns), INTERFACE, Some(packets), filter, self.next_capture_file())
+    }
+
+    fn next_capture_file(&self) -> PathBuf {
         let number = self.captures.fetch_add(1, Ordering::Relaxed);
-        let file = self.places.dir.join(format!("capture{number}.pcap"));
-        Capture::start(&self.namespace(ns), interface, filter, file)
+        self.places.dir.join(format!("capture{number}.pcap"))
     }
 
     /// Floods a host with spoofed SYNs from the client host, and returns when it is over.

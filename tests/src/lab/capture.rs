@@ -30,11 +30,20 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Returns once packets are being captured.
-    pub(super) fn start(namespace: &str, interface: &str, filter: &str, file: PathBuf) -> Result<Self> {
+    /// Returns once packets are being captured; ends by itself after `first` of them, if that is given.
+    pub(super) fn start(
+        namespace: &str,
+        interface: &str,
+        first: Option<u32>,
+        filter: &str,
+        file: PathBuf,
+    ) -> Result<Self> {
         let mut tcpdump = command(namespace, "tcpdump", ["-i", interface, "-n", "-U", "--immediate-mode"]);
-        tcpdump.args(["-B", "16384", "-Z", "root", "-w"]).arg(&file).arg(filter);
-        tcpdump.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        tcpdump.args(["-B", "16384", "-Z", "root", "-w"]).arg(&file);
+        if let Some(first) = first {
+            tcpdump.args(["-c", &first.to_string()]);
+        }
+        tcpdump.arg(filter).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut tcpdump = tcpdump.spawn().context("cannot start tcpdump: run `cargo xtask setup`")?;
         let stderr = tcpdump.stderr.take().context("tcpdump has no standard error")?;
         let mut capture = Self { tcpdump, stderr: BufReader::new(stderr), file };
@@ -53,7 +62,11 @@ impl Capture {
     /// tcpdump had died, or its file is not one.
     pub fn stop(mut self) -> Result<Captured> {
         thread::sleep(LINGER);
-        kill(Pid::from_raw(i32::try_from(self.tcpdump.id())?), Signal::SIGINT).context("tcpdump is gone")?;
+        // It has ended already if it has seen the packets that it was to see.
+        if self.tcpdump.try_wait()?.is_none() {
+            kill(Pid::from_raw(i32::try_from(self.tcpdump.id())?), Signal::SIGINT)
+                .context("tcpdump is gone")?;
+        }
         let status = self.tcpdump.wait()?;
         if !status.success() {
             bail!("tcpdump failed: {status}");
