@@ -69,7 +69,8 @@ fn a_server_added_by_command_moves_nobody_and_takes_its_share_of_the_unknown() {
     // Four standard deviations of a sample of 150.
     assert!((measured - planned.percent("Hyperspace")).abs() <= 14.2);
     // Maglev hashing is not quite consistent: a few places change hands between the others (Eisenbud et al., figure 12).
-    let elsewhere = moved(&picked, &landed).into_iter().filter(|(_, _, to)| to != "Hyperspace_Srv_4").count();
+    let elsewhere =
+        moved(&picked, &landed).into_iter().filter(|(_, _, to)| *to != "Hyperspace_Srv_4").count();
     assert!(elsewhere <= 7, "{elsewhere} of 150 unknown clients go to another of the old servers");
 }
 
