@@ -235,6 +235,7 @@ fn exhausted_snat_ports_are_counted_and_harm_only_new_connections_to_that_server
     let exhausted = records::stats(&site).unwrap().reason("ports-exhausted").unwrap();
     println!("400 clients, {PORTS} ports: {counts:?} connections open, ports-exhausted {exhausted}");
     assert!(exhausted > 0);
+    assert!(site.daemon_log().contains("no SNAT port was free"), "{}", site.daemon_log());
     assert!(counts.iter().all(|count| *count <= PORTS), "{counts:?}");
     assert!(counts.iter().all(|count| *count >= PORTS - 2), "{counts:?}");
 

@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 
 use super::elicit::elicit;
 use super::engine::{About, Clock, ConfigFile, Engine, Memory};
+use super::kernel_log;
 use super::lock::RunLock;
 use super::outside::{News, Outside};
 use super::setup;
@@ -82,6 +83,7 @@ pub fn xdp(pin_dir: PathBuf) -> Attach {
                 path.maps.control().layout.load() != 0
             }
         };
+        kernel_log::follow(path.attached.program);
         Ok(Attached {
             maps: Arc::clone(&path.maps),
             adopted,
