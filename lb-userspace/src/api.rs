@@ -135,5 +135,7 @@ fn refuse(status: StatusCode, why: &str) -> Response {
 }
 
 fn respond(status: StatusCode, value: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+    // A command asks once: a connection that stays open would only hold its client until it notices.
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::CONNECTION, "close")];
+    (status, headers, value.to_string()).into_response()
 }

@@ -192,3 +192,16 @@ async fn a_request_to_a_daemon_that_stops_is_answered() {
     let (status, answer) = served.ask("GET", "/v1/status", "").await;
     assert_eq!((status, answer["error"].as_str()), (503, Some("the daemon is stopping")));
 }
+
+#[tokio::test]
+async fn a_client_that_would_keep_the_connection_is_told_and_seen_off() {
+    let served = served();
+    let (status, answer) = served.raw(b"GET /v1/status HTTP/1.1\r\nHost: steadfast\r\n\r\n").await;
+    assert_eq!((status, answer["pid"].as_u64()), (200, Some(u64::from(std::process::id()))));
+    let socket = served.socket.clone();
+    let daemon = crate::cli::client::Daemon::at(socket);
+    let asked = tokio::task::spawn_blocking(move || daemon.get("/v1/config"));
+    let config =
+        tokio::time::timeout(std::time::Duration::from_secs(20), asked).await.unwrap().unwrap().unwrap();
+    assert!(config["yaml"].as_str().unwrap().contains("192.0.2.150"));
+}

@@ -77,6 +77,8 @@ pub struct Engine {
     reset: BTreeSet<u16>,
     leaving: BTreeMap<u16, Leaving>,
     ticks: u64,
+    /// Whether everything has its number; before, nothing can be written.
+    begun: bool,
     /// Whether what is wanted of the network may have changed.
     moved: bool,
     /// Servers whose open flows were told to end.
@@ -190,6 +192,7 @@ impl Engine {
             reset: BTreeSet::new(),
             leaving: BTreeMap::new(),
             ticks: 0,
+            begun: false,
             moved: true,
             resetting: Vec::new(),
         }
@@ -205,6 +208,7 @@ impl Engine {
         self.state.ids =
             self.state.ids.assign(&self.running, &usage.in_use, self.endpoints(), self.unix())?;
         self.store.save(&self.state)?;
+        self.begun = true;
         let applied = self.resync()?;
         // Flows of servers that reset already: whoever was at it may not have finished.
         self.resetting.extend((0..u16::MAX).take(self.maps.servers.len()).filter(|id| {
@@ -236,6 +240,11 @@ impl Engine {
     #[must_use]
     pub fn known_health(&self) -> BTreeMap<u32, Verdict> {
         self.health.iter().filter_map(|(id, health)| Some((u32::from(*id), health.verdict?))).collect()
+    }
+
+    /// Has what is wanted of the network compared with what is there again.
+    pub const fn set_moved(&mut self) {
+        self.moved = true;
     }
 
     /// Whether what is wanted of the network may have changed since this was last asked.
@@ -389,6 +398,7 @@ impl Engine {
         }
         if self.ticks.is_multiple_of(RESYNC) {
             self.take_certificates();
+            self.moved = true;
             let applied = self.resync()?;
             if applied.changed() {
                 warn!("the maps did not hold what they should, and do again: {applied:?}");
@@ -431,6 +441,9 @@ impl Engine {
     }
 
     fn resync_or_warn(&mut self, about: &str) {
+        if !self.begun {
+            return;
+        }
         if let Err(error) = self.resync() {
             warn!("{about}: the maps were not brought up to date, and will be tried again: {error:#}");
         }

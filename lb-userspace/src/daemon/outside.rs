@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::sync::mpsc::{Receiver, UnboundedReceiver, unbounded_channel};
@@ -16,8 +17,12 @@ use crate::config::{self, HealthKind};
 use crate::health::spec::{HttpCheck, ProbeKind, ProbeSpec, Rhythm, SpecError, TargetSpec, TlsName};
 use crate::health::{Checker, Environment, HealthEvent};
 use crate::net::{
-    ANNOUNCE_SCHEDULE, Added, Link, LinkEvent, Neighbours, Net, NetEvent, Removed, Timing, announce,
+    ANNOUNCE_SCHEDULE, Added, Link, LinkEvent, Neighbours, Net, NetError, NetEvent, Removed, Timing, announce,
 };
+
+/// How often a refused question to the kernel is asked again, and after which pause.
+const ATTEMPTS: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// See the module.
 pub struct Outside {
@@ -87,7 +92,7 @@ impl Outside {
     pub async fn follow_hops(&mut self, engine: &mut Engine) {
         let mut hops = BTreeMap::new();
         for server in engine.server_addresses() {
-            match self.net.next_hop(self.link.index, server).await {
+            match patiently(async || self.net.next_hop(self.link.index, server).await).await {
                 Ok(hop) if hop.interface == self.link.index => {
                     hops.insert(server, hop.neighbour);
                 }
@@ -109,7 +114,7 @@ impl Outside {
         let mut own = engine.own_addresses().clone();
         let interface = self.link.name.clone();
         for address in &wanted {
-            match self.net.add_address(self.link.index, *address).await {
+            match patiently(async || self.net.add_address(self.link.index, *address).await).await {
                 Ok(Added::ByUs) => {
                     info!("{address} added to {interface}");
                     own.insert(OwnAddress { interface: interface.clone(), address: *address });
@@ -125,7 +130,7 @@ impl Outside {
             .cloned()
             .collect();
         for address in unwanted {
-            match self.net.remove_address(self.link.index, address.address).await {
+            match patiently(async || self.net.remove_address(self.link.index, address.address).await).await {
                 Ok(removed) => {
                     if removed == Removed::ByUs {
                         info!("{} removed from {interface}", address.address);
@@ -148,7 +153,7 @@ impl Outside {
         }
         let link = self.link.clone();
         tokio::spawn(async move {
-            let mut waited = std::time::Duration::ZERO;
+            let mut waited = Duration::ZERO;
             for at in ANNOUNCE_SCHEDULE {
                 sleep(at.saturating_sub(waited)).await;
                 waited = at;
@@ -207,6 +212,17 @@ impl Outside {
         }
         Ok(())
     }
+}
+
+/// Asks the kernel again when it refuses: a listing that is under way makes it call the next one busy.
+async fn patiently<T>(ask: impl AsyncFn() -> Result<T, NetError>) -> Result<T, NetError> {
+    for _ in 0..ATTEMPTS {
+        if let Ok(answer) = ask().await {
+            return Ok(answer);
+        }
+        sleep(PAUSE).await;
+    }
+    ask().await
 }
 
 /// How a server is checked.

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use lb_common::clock::Ticks;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tracing::{error, info, warn};
 
 use super::elicit::elicit;
@@ -29,11 +29,13 @@ use crate::dataplane::program::Mode;
 use crate::dataplane::repair::{Suspects, repair, suspects};
 use crate::dataplane::sweep::sweep;
 use crate::dataplane::{Geometry, Maps};
-use crate::net::{Family, Link, Net, ephemeral_range};
+use crate::net::{Family, Link, Net, NetEvent, ephemeral_range};
 use crate::paths::Paths;
 
 /// How long a fresh start waits for the servers' MAC addresses before it takes clients.
 const NEIGHBOURS_WAIT: Duration = Duration::from_millis(1500);
+/// How long the kernel may take for what is asked of the network at once.
+const NETWORK_WAIT: Duration = Duration::from_secs(5);
 /// Slots that are looked at in a second, looking for what has expired.
 const SWEPT_A_SECOND: usize = 1 << 20;
 
@@ -277,7 +279,7 @@ impl Daemon {
                 _ = hang_up.recv() => self.reload(config),
                 _ = second.tick() => self.tick(),
                 Some(event) = news.health.recv() => self.engine.health(&event),
-                Some(event) = news.network.recv() => self.outside.event(event, &mut self.engine).await?,
+                Some(event) = news.network.recv() => self.network_event(event).await?,
                 Some(job) = jobs.recv() => {
                     let answer = self.engine.request(job.request);
                     // Whoever asked may be gone.
@@ -285,7 +287,7 @@ impl Daemon {
                 }
             }
             if self.engine.take_moved() {
-                self.outside.follow(&mut self.engine).await;
+                self.follow().await;
             }
             self.elicit();
         }
@@ -293,6 +295,28 @@ impl Daemon {
             "stopped; the data path goes on forwarding without the daemon (`steadfastd detach` would end it)"
         );
         Ok(())
+    }
+
+    async fn network_event(&mut self, event: NetEvent) -> anyhow::Result<()> {
+        match timeout(NETWORK_WAIT, self.outside.event(event, &mut self.engine)).await {
+            Ok(done) => done,
+            Err(_) => {
+                self.network_is_silent();
+                Ok(())
+            }
+        }
+    }
+
+    async fn follow(&mut self) {
+        if timeout(NETWORK_WAIT, self.outside.follow(&mut self.engine)).await.is_err() {
+            self.network_is_silent();
+        }
+    }
+
+    /// Health and requests are not to wait for a kernel that does not answer. Everything is compared again then.
+    fn network_is_silent(&mut self) {
+        warn!("the kernel did not answer a question about the network within {NETWORK_WAIT:?}; asking again");
+        self.engine.set_moved();
     }
 
     fn reload(&mut self, config: &std::path::Path) {
