@@ -43,8 +43,11 @@ pub struct Control {
     pub heartbeat: Word,
     /// The daemon's process id at that time.
     pub daemon: Word,
+    /// The interface's own MAC address in the low 48 bits, bytes in memory order: frames to others are not ours,
+    /// however they came here (a mirror port, a flooding switch). Zero: not looked at.
+    pub mac: Word,
     /// Zero, for what comes.
-    pub reserved: [Word; 32],
+    pub reserved: [Word; 31],
 }
 
 #[cfg(not(loom))]

@@ -259,6 +259,13 @@ impl Packet {
         u32::from_be(unsafe { load32::<28>(self.network) })
     }
 
+    /// The MAC address that the frame is for, in the low 48 bits, bytes in memory order.
+    #[inline(always)]
+    pub(crate) fn receiver(&self) -> u64 {
+        // SAFETY: the Ethernet header lies before the network header, which was checked.
+        unsafe { u64::from(load32::<0>(self.start)) | u64::from(load16::<4>(self.start)) << 32 }
+    }
+
     /// The MAC address that the frame came from, in the low 48 bits, bytes in memory order.
     #[inline(always)]
     pub(crate) fn sender(&self) -> u64 {

@@ -45,6 +45,10 @@ pub(crate) fn run(context: *mut xdp_md) -> Reason {
 fn decide(context: *mut xdp_md) -> Result<Reason, Reason> {
     let (packet, parsed) = Packet::parse(context)?;
     let world = World::now().ok_or(Reason::NotConfigured)?;
+    let own = world.control.mac.load();
+    if own != 0 && packet.receiver() != own {
+        return Err(Reason::NotOurs);
+    }
     match parsed {
         Parsed::Segment(segment) => match world.owner(&segment.tuple)? {
             Owner::Client(service) => from_client::segment(&world, &packet, &segment, service),

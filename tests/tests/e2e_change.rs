@@ -68,10 +68,10 @@ fn a_server_added_by_command_moves_nobody_and_takes_its_share_of_the_unknown() {
     );
     // Four standard deviations of a sample of 150.
     assert!((measured - planned.percent("Hyperspace")).abs() <= 14.2);
-    // Of those who go elsewhere, a few change places between the old servers: Maglev's disruption is small, not least.
-    let changed = moved(&picked, &landed);
-    let to_new = changed.iter().filter(|(_, _, to)| *to == "Hyperspace_Srv_4").count();
-    assert!(to_new * 10 >= changed.len() * 8, "{changed:?}");
+    // Maglev hashing is not quite consistent: a few places change hands between the others (Eisenbud et al., figure 12).
+    let elsewhere =
+        moved(&picked, &landed).into_iter().filter(|(_, _, to)| *to != "Hyperspace_Srv_4").count();
+    assert!(elsewhere <= 7, "{elsewhere} of 150 unknown clients go to another of the old servers");
 }
 
 #[test]

@@ -306,6 +306,11 @@ impl Engine {
         }
     }
 
+    /// Tells the data path which frames are for us.
+    pub fn set_own_mac(&self, mac: Mac) {
+        self.maps.control().mac.store(lb_common::flow::mac_word(mac));
+    }
+
     /// The next hop of each server's address, anew.
     pub fn set_hops(&mut self, hops: BTreeMap<IpAddr, IpAddr>) {
         if hops == self.hops {

@@ -12,6 +12,7 @@ use lb_common::{
     TCP,
     clock::Ticks,
     control::{Control, LAYOUT_VERSION, Snat},
+    flow::mac_word,
     hash::HashKey,
     maglev::Table,
     maps::{self, INNER_MAP, MapSpec, Traffic},
@@ -25,8 +26,8 @@ use lb_userspace::dataplane::{Region, region::Plain};
 
 use super::{
     hospital::{
-        self, FIRST_PORT, HYPERSPACE, LOCAL_SERVICE, PORTS, SCHEDULES, SEED, SERVERS, SERVICES, SOURCES,
-        Service, address, span,
+        self, BALANCER, FIRST_PORT, HYPERSPACE, LOCAL_SERVICE, PORTS, SCHEDULES, SEED, SERVERS, SERVICES,
+        SOURCES, Service, address, span,
     },
     rows::{CELLS, PAIRS, Tables},
 };
@@ -179,6 +180,7 @@ impl Bench {
             word.store(value);
         }
         control.maglev_seed.store(SEED);
+        control.mac.store(mac_word(BALANCER));
         set(&control.quarantine, span::QUARANTINE);
         set(&control.idle_syn, span::SYN);
         set(&control.idle_handshake, span::HANDSHAKE);

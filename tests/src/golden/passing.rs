@@ -40,6 +40,10 @@ fn other_protocols() -> Vec<Case> {
     let ptp = inbound().around(EtherType(0x88f7), &[0; 50]);
     let lldp = inbound().around(EtherType(0x88cc), &[3; 50]);
     let spanning_tree = inbound().around(EtherType(38), &[0x42; 46]);
+    let misdirected =
+        Frame::new(Link::new(ROUTER, [2, 0x85, 0, 0, 0, 0x77]), (CLIENT, 40_000), (HYPERSPACE.address, 443))
+            .flags(flag::SYN)
+            .build();
     let quic = udp(&inbound(), (CLIENT, 40_000), (HYPERSPACE.address, 443), &[0xc0; 600]);
     let echo = icmp(&inbound(), 63, CLIENT, HYPERSPACE.address, ECHO, b"abcdefgh");
     let long_echo = icmp(&inbound(), 63, CLIENT, HYPERSPACE.address, ECHO, &[0x61; 1400]);
@@ -53,6 +57,8 @@ fn other_protocols() -> Vec<Case> {
             .passes(ptp, Reason::NotIp)
             .passes(lldp, Reason::NotIp)
             .passes(spanning_tree, Reason::NotIp),
+        case("a frame for another host's MAC address passes, though a service's address is in it")
+            .passes(misdirected, Reason::NotOurs),
         case("UDP to a service's port passes").passes(quic, Reason::NotOurs),
         case("an echo request to a service's address passes")
             .passes(echo, Reason::NotOurs)
