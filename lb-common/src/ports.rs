@@ -90,6 +90,13 @@ impl PortRange {
     pub const fn index(self, offset: u32) -> u32 {
         self.pair * self.count + offset
     }
+
+    /// The offset so many ports after another; at most a whole range.
+    #[inline(always)]
+    const fn after(self, offset: u32, ports: u32) -> u32 {
+        let offset = offset + ports;
+        if offset >= self.count { offset - self.count } else { offset }
+    }
 }
 
 /// Claims a port for the half-open flow in slot `owner`; gives the port's offset in the range.
@@ -115,11 +122,7 @@ pub fn claim<C: Cells>(
     let mut probe = 0;
     // A range with fewer ports than that is gone round once: beyond it lie the next pair's.
     while probe < PROBES && probe < range.count {
-        let mut offset = start + probe;
-        if offset >= range.count {
-            offset -= range.count;
-        }
-        let cell = cells.cell(range.index(offset))?;
+        let cell = cells.cell(range.index(range.after(start, probe)))?;
         let seen = cell.load();
         let PortCell { owner, stamp } = PortCell::from_word(seen);
         match owner {
@@ -127,12 +130,10 @@ pub fn claim<C: Cells>(
                 if (seen == 0 || now.since(stamp).0 >= quarantine.0)
                     && cell.compare_exchange(seen, taken).is_ok() =>
             {
-                if probe > 0 {
-                    cursor.fetch_add(u64::from(probe));
-                }
-                return Some(offset);
+                pass_over(cursor, probe);
+                return Some(range.after(start, probe));
             }
-            Owner::HalfOpen(_) if second_best == u32::MAX => (second_best, second_seen) = (offset, seen),
+            Owner::HalfOpen(_) if second_best == u32::MAX => (second_best, second_seen) = (probe, seen),
             _ => {}
         }
         probe += 1;
@@ -140,8 +141,22 @@ pub fn claim<C: Cells>(
     if second_best == u32::MAX {
         return None;
     }
-    let cell = cells.cell(range.index(second_best))?;
-    if cell.compare_exchange(second_seen, taken).is_ok() { Some(second_best) } else { None }
+    let offset = range.after(start, second_best);
+    let cell = cells.cell(range.index(offset))?;
+    if cell.compare_exchange(second_seen, taken).is_err() {
+        return None;
+    }
+    pass_over(cursor, second_best);
+    Some(offset)
+}
+
+/// Moves the cursor over the ports that were looked at in vain. Else the next claim would come to the same port, and take
+/// it from the half-open flow that has just got it.
+#[inline(always)]
+fn pass_over(cursor: &Word, probes: u32) {
+    if probes > 0 {
+        cursor.fetch_add(u64::from(probes));
+    }
 }
 
 /// Hands a port from its half-open flow to the established one. False if another half-open flow took it.

@@ -116,7 +116,7 @@ fn claim_one(model: &mut Model, cells: &Memory, pair: u32) {
     let expected = rested.or(half_open);
     let given = claim(cells, range, owner, ticks(model.now), QUARANTINE);
     assert_eq!(given, expected.map(|place| window[place].1));
-    model.cursors[pair as usize] += 1 + rested.unwrap_or(0) as u64;
+    model.cursors[pair as usize] += 1 + expected.unwrap_or(0) as u64;
     if let Some(offset) = given {
         assert!(offset < model.count, "a port outside the range belongs to someone else");
         model.uses.insert((pair, offset), Use::HalfOpen(owner));
@@ -286,6 +286,21 @@ fn an_established_flows_port_is_never_stolen_and_a_half_open_ones_only_as_a_last
     for offset in (0..100).step_by(2).filter(|offset| *offset != 10) {
         assert_eq!(cells.owner(ONE, offset), Owner::Flow(offset));
     }
+}
+
+#[test]
+fn a_port_that_was_just_stolen_is_the_last_to_be_stolen_again() {
+    let cells = Memory::new(1, 100);
+    // Ten connections stay, side by side; everything else is half-open, as in a flood.
+    for flow in 0..100 {
+        let offset = claim(&cells, ONE, flow, Ticks(10), QUARANTINE).unwrap();
+        if offset < 10 {
+            assert!(promote(cells.at(ONE, offset), flow, flow, Ticks(10)));
+        }
+    }
+    let stolen: Vec<u32> =
+        (200..290).map(|flow| claim(&cells, ONE, flow, Ticks(11), QUARANTINE).unwrap()).collect();
+    assert_eq!(stolen, (10..100).collect::<Vec<u32>>());
 }
 
 #[test]

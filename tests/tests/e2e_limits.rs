@@ -28,7 +28,7 @@ use tests::{
 struct Newcomers {
     homes: Homes,
     failed: Vec<String>,
-    slowest: Duration,
+    times: Vec<Duration>,
 }
 
 impl Newcomers {
@@ -37,11 +37,12 @@ impl Newcomers {
     }
 
     fn share(&self) -> String {
+        let again = self.times.iter().filter(|time| **time > Duration::from_millis(900)).count();
         format!(
-            "{} of {} new clients were answered, the slowest after {:?}",
+            "{} of {} new clients were answered, {again} of them only after a SYN sent again, the slowest after {:?}",
             self.homes.len(),
             self.tried(),
-            self.slowest
+            self.times.iter().max()
         )
     }
 }
@@ -56,7 +57,7 @@ fn newcomers_during<T: Send>(site: &Site, first: usize, flood: impl FnOnce() -> 
             let start = Instant::now();
             let answer = client::who_answers(client, Site::HYPERSPACE);
             let mut newcomers = newcomers.lock().unwrap();
-            newcomers.slowest = newcomers.slowest.max(start.elapsed());
+            newcomers.times.push(start.elapsed());
             match answer {
                 Ok(home) => {
                     newcomers.homes.insert(client, home);
@@ -148,7 +149,7 @@ fn a_million_spoofed_syns_break_no_open_connection_and_leave_no_record() {
     // At a rate that the lab's own links carry, what is lost is the balancer's doing.
     let part = part_of_flood(63, 200_000, Some(40_000));
     let (calmly, report) = newcomers_during(&site, 20_000, || site.syn_flood(Ns::Lb, &part).unwrap());
-    println!("at {:.0} SYNs a second {}", report.rate(), calmly.share());
+    println!("at {:.0} SYNs a second {}; {:?}", report.rate(), calmly.share(), calmly.failed);
 
     let sticky = records::sticky(&site, "Hyperspace").unwrap();
     let spoofed: Vec<&IpAddr> =
