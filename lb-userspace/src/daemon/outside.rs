@@ -17,12 +17,28 @@ use crate::config::{self, HealthKind};
 use crate::health::spec::{HttpCheck, ProbeKind, ProbeSpec, Rhythm, SpecError, TargetSpec, TlsName};
 use crate::health::{Checker, Environment, HealthEvent};
 use crate::net::{
-    ANNOUNCE_SCHEDULE, Added, Link, LinkEvent, Neighbours, Net, NetError, NetEvent, Removed, Timing, announce,
+    ANNOUNCE_SCHEDULE, Added, Link, LinkEvent, Neighbours, Net, NetEvent, Removed, Timing, announce,
 };
 
 /// How often a refused question to the kernel is asked again, and after which pause.
 const ATTEMPTS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// Asks the kernel again when it refuses: a listing that is under way makes it call the next one busy.
+///
+/// A macro, because a future that holds an async closure is not known to be `Send`.
+macro_rules! patiently {
+    ($ask:expr) => {{
+        let mut attempt = 0;
+        loop {
+            match $ask {
+                Err(_) if attempt < ATTEMPTS => attempt += 1,
+                answer => break answer,
+            }
+            sleep(PAUSE).await;
+        }
+    }};
+}
 
 /// See the module.
 pub struct Outside {
@@ -92,7 +108,7 @@ impl Outside {
     pub async fn follow_hops(&mut self, engine: &mut Engine) {
         let mut hops = BTreeMap::new();
         for server in engine.server_addresses() {
-            match patiently(async || self.net.next_hop(self.link.index, server).await).await {
+            match patiently!(self.net.next_hop(self.link.index, server).await) {
                 Ok(hop) if hop.interface == self.link.index => {
                     hops.insert(server, hop.neighbour);
                 }
@@ -114,7 +130,7 @@ impl Outside {
         let mut own = engine.own_addresses().clone();
         let interface = self.link.name.clone();
         for address in &wanted {
-            match patiently(async || self.net.add_address(self.link.index, *address).await).await {
+            match patiently!(self.net.add_address(self.link.index, *address).await) {
                 Ok(Added::ByUs) => {
                     info!("{address} added to {interface}");
                     own.insert(OwnAddress { interface: interface.clone(), address: *address });
@@ -130,7 +146,7 @@ impl Outside {
             .cloned()
             .collect();
         for address in unwanted {
-            match patiently(async || self.net.remove_address(self.link.index, address.address).await).await {
+            match patiently!(self.net.remove_address(self.link.index, address.address).await) {
                 Ok(removed) => {
                     if removed == Removed::ByUs {
                         info!("{} removed from {interface}", address.address);
@@ -212,17 +228,6 @@ impl Outside {
         }
         Ok(())
     }
-}
-
-/// Asks the kernel again when it refuses: a listing that is under way makes it call the next one busy.
-async fn patiently<T>(ask: impl AsyncFn() -> Result<T, NetError>) -> Result<T, NetError> {
-    for _ in 0..ATTEMPTS {
-        if let Ok(answer) = ask().await {
-            return Ok(answer);
-        }
-        sleep(PAUSE).await;
-    }
-    ask().await
 }
 
 /// How a server is checked.

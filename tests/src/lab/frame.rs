@@ -39,7 +39,17 @@ impl RawSocket {
     /// # Errors
     /// The kernel refused it: longer than the interface's MTU allows, or the interface is down.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
-        let sent = self.0.send(frame).context("cannot send a frame")?;
+        let mut tries = 0;
+        let sent = loop {
+            match self.0.send(frame) {
+                // The interface's queue is full for the moment: the machine is busy.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) && tries < 1000 => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                sent => break sent.context("cannot send a frame")?,
+            }
+        };
         if sent != frame.len() {
             bail!("{sent} of a frame's {} bytes were sent", frame.len());
         }
