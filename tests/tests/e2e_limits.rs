@@ -23,6 +23,8 @@ use tests::{
     lab::{HYPERSPACE, Ns, SynFlood, client, client_address},
 };
 
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// New connections that were tried during a flood.
 #[derive(Default)]
 struct Newcomers {
@@ -175,7 +177,7 @@ fn a_million_spoofed_syns_break_no_open_connection_and_leave_no_record() {
     assert_eq!(moved(&calmly.homes, &recorded), []);
 }
 
-/// The connections of those of the clients, by number, who get one within moments.
+/// The connections of those of the clients, by number, who get one within moments and are answered on it.
 fn connect_all(site: &Site, clients: Range<usize>) -> Vec<Connection> {
     let next = AtomicUsize::new(clients.start);
     let open = Mutex::new(Vec::new());
@@ -186,7 +188,13 @@ fn connect_all(site: &Site, clients: Range<usize>) -> Vec<Connection> {
                 return;
             }
             let quickly = Duration::from_millis(300);
-            if let Ok(connection) = Connection::open(client_address(number), Site::HYPERSPACE, quickly) {
+            let Ok(mut connection) = Connection::open(client_address(number), Site::HYPERSPACE, quickly)
+            else {
+                continue;
+            };
+            // Only now it is established for the balancer too: until then, another's SYN may take its port.
+            connection.set_patience(PATIENCE).unwrap();
+            if connection.who().is_ok() {
                 open.lock().unwrap().push(connection);
             }
         }
@@ -243,7 +251,6 @@ fn exhausted_snat_ports_are_counted_and_harm_only_new_connections_to_that_server
     // Everyone who is in goes on, each on a server of its own choice.
     let mut homes_of_open = Homes::new();
     for connection in &mut open {
-        connection.set_patience(Duration::from_secs(5)).unwrap();
         homes_of_open.insert(connection.client, connection.who().unwrap());
     }
     for server in &servers {
