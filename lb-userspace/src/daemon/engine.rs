@@ -77,6 +77,10 @@ pub struct Engine {
     reset: BTreeSet<u16>,
     leaving: BTreeMap<u16, Leaving>,
     ticks: u64,
+    /// Packets that each server has returned, and at which tick that number last grew.
+    returned: BTreeMap<u16, (u64, u64)>,
+    /// Servers whose checks got no answer while their connections did.
+    doubted: BTreeMap<u16, HealthEvent>,
     /// Whether everything has its number; before, nothing can be written.
     begun: bool,
     /// Whether what is wanted of the network may have changed.
@@ -192,6 +196,8 @@ impl Engine {
             reset: BTreeSet::new(),
             leaving: BTreeMap::new(),
             ticks: 0,
+            returned: BTreeMap::new(),
+            doubted: BTreeMap::new(),
             begun: false,
             moved: true,
             resetting: Vec::new(),
@@ -363,6 +369,15 @@ impl Engine {
     pub fn health(&mut self, event: &HealthEvent) {
         let Ok(id) = u16::try_from(event.target_id) else { return };
         let Some(name) = self.state.ids.server_name(id).map(ToString::to_string) else { return };
+        self.doubted.remove(&id);
+        if event.health == Verdict::Down && event.reason.contains("timed out") && self.returns_packets(id) {
+            warn!(
+                "{name} does not answer its checks ({}), but its connections: it is left as it is until they fall silent",
+                event.reason
+            );
+            self.doubted.insert(id, event.clone());
+            return;
+        }
         let health = ServerHealth {
             verdict: Some(event.health),
             since: seconds(event.at),
@@ -383,6 +398,31 @@ impl Engine {
         self.resync_or_warn("a server's health");
     }
 
+    /// Whether a server has returned packets in the last two seconds. Checks get lost first when a link is flooded, and
+    /// ending every session of a server that works would be the flood's success.
+    fn returns_packets(&self, id: u16) -> bool {
+        self.returned.get(&id).is_some_and(|(packets, tick)| *packets > 0 && self.ticks <= tick + 1)
+    }
+
+    fn watch_returned(&mut self) -> anyhow::Result<()> {
+        let ids: Vec<u16> = self.checked_servers().map(|(id, ..)| id).collect();
+        self.returned.retain(|id, _| ids.contains(id));
+        for id in ids {
+            let packets = self.maps.kernel.server_traffic(id)?.packets_out;
+            let last = self.returned.entry(id).or_insert((packets, 0));
+            if packets != last.0 {
+                *last = (packets, self.ticks);
+            }
+        }
+        let silent: Vec<u16> = self.doubted.keys().copied().filter(|id| !self.returns_packets(*id)).collect();
+        for id in silent {
+            if let Some(event) = self.doubted.remove(&id) {
+                self.health(&event);
+            }
+        }
+        Ok(())
+    }
+
     /// Once a second.
     ///
     /// # Errors
@@ -393,6 +433,7 @@ impl Engine {
         let control = self.maps.control();
         control.daemon.store(u64::from(std::process::id()));
         control.heartbeat.store(jiffies);
+        self.watch_returned()?;
         if !self.leaving.is_empty() {
             self.finish_leaving(Ticks::from_jiffies(jiffies));
         }
