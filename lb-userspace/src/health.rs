@@ -1,7 +1,7 @@
 //! Health checks: which real servers answer, and since when.
 //!
 //! ```text
-//! TargetSpec -> Checker: one task per target -> probe -> State -> HealthEvent (on a change)
+//! TargetSpec -> Checker: one task per target -> probe -> State -> HealthNews (a change, a failure)
 //!                                                          \---> HealthTable (every result)
 //! ```
 //!
@@ -60,6 +60,22 @@ pub struct HealthEvent {
     pub at: Timestamp,
     /// When the server's certificate expires, if the deciding probe saw it.
     pub certificate_expires: Option<Timestamp>,
+    /// Whether the deciding probe was [lost](Outcome::Lost) on the way, for all that is known.
+    pub lost: bool,
+}
+
+/// What the checker tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthNews {
+    /// A server's health has changed.
+    Changed(HealthEvent),
+    /// A probe failed and changed nothing: too few have, or the server was down before.
+    Missed {
+        /// The target's number, from its [`TargetSpec`].
+        target_id: u32,
+        /// When the probe ended.
+        at: Timestamp,
+    },
 }
 
 /// A probe under way.
@@ -114,7 +130,7 @@ impl Checker {
     pub fn new(
         environment: Environment,
         known: BTreeMap<u32, Verdict>,
-        events: UnboundedSender<HealthEvent>,
+        events: UnboundedSender<HealthNews>,
     ) -> Self {
         let ledger = Ledger::new(events);
         Self { environment, ledger, known, specs: BTreeMap::new(), tasks: BTreeMap::new(), generation: 0 }

@@ -2,6 +2,7 @@
 //! what happened, and carries out what it wants of the network.
 
 mod change;
+mod doubt;
 mod request;
 mod sticky;
 
@@ -28,8 +29,10 @@ use crate::core::text::unpadded;
 use crate::core::{Applied, Ids, Overlay, ServerName};
 use crate::dataplane::Maps;
 use crate::health::state::Verdict;
-use crate::health::{HealthEvent, HealthTable};
+use crate::health::{HealthEvent, HealthNews, HealthTable};
 use crate::net::Mac;
+
+use doubt::Doubts;
 
 pub use change::Refusal;
 pub use request::{
@@ -77,10 +80,7 @@ pub struct Engine {
     reset: BTreeSet<u16>,
     leaving: BTreeMap<u16, Leaving>,
     ticks: u64,
-    /// Packets that each server has returned, and at which tick that number last grew.
-    returned: BTreeMap<u16, (u64, u64)>,
-    /// Servers whose checks got no answer while their connections did.
-    doubted: BTreeMap<u16, HealthEvent>,
+    doubts: Doubts,
     /// Whether everything has its number; before, nothing can be written.
     begun: bool,
     /// Whether what is wanted of the network may have changed.
@@ -196,8 +196,7 @@ impl Engine {
             reset: BTreeSet::new(),
             leaving: BTreeMap::new(),
             ticks: 0,
-            returned: BTreeMap::new(),
-            doubted: BTreeMap::new(),
+            doubts: Doubts::default(),
             begun: false,
             moved: true,
             resetting: Vec::new(),
@@ -365,19 +364,40 @@ impl Engine {
         self.hops.values().all(|hop| matches!(self.neighbours.get(hop), Some(Some(_))))
     }
 
+    /// A health check has told something.
+    pub fn health_news(&mut self, news: HealthNews) {
+        let target = match &news {
+            HealthNews::Changed(event) => event.target_id,
+            HealthNews::Missed { target_id, .. } => *target_id,
+        };
+        let Ok(id) = u16::try_from(target) else { return };
+        // Unknown traffic is no sign of life.
+        let returned = self.maps.kernel.server_traffic(id).map_or(0, |traffic| traffic.packets_out);
+        let believed = match news {
+            HealthNews::Changed(event) => {
+                let believed = self.doubts.changed(id, event, returned);
+                if believed.is_none()
+                    && let Some(name) = self.name_of(id)
+                {
+                    warn!(
+                        "{name} does not answer its checks, but its connections: it stays as it is until they fall \
+                         silent, for {}s at most",
+                        doubt::LONGEST.as_secs()
+                    );
+                }
+                believed
+            }
+            HealthNews::Missed { at, .. } => self.doubts.missed(id, at, returned),
+        };
+        if let Some(event) = believed {
+            self.health(&event);
+        }
+    }
+
     /// A server's health has changed.
-    pub fn health(&mut self, event: &HealthEvent) {
+    fn health(&mut self, event: &HealthEvent) {
         let Ok(id) = u16::try_from(event.target_id) else { return };
         let Some(name) = self.state.ids.server_name(id).map(ToString::to_string) else { return };
-        self.doubted.remove(&id);
-        if event.health == Verdict::Down && event.reason.contains("timed out") && self.returns_packets(id) {
-            warn!(
-                "{name} does not answer its checks ({}), but its connections: it is left as it is until they fall silent",
-                event.reason
-            );
-            self.doubted.insert(id, event.clone());
-            return;
-        }
         let health = ServerHealth {
             verdict: Some(event.health),
             since: seconds(event.at),
@@ -398,31 +418,6 @@ impl Engine {
         self.resync_or_warn("a server's health");
     }
 
-    /// Whether a server has returned packets in the last two seconds. Checks get lost first when a link is flooded, and
-    /// ending every session of a server that works would be the flood's success.
-    fn returns_packets(&self, id: u16) -> bool {
-        self.returned.get(&id).is_some_and(|(packets, tick)| *packets > 0 && self.ticks <= tick + 1)
-    }
-
-    fn watch_returned(&mut self) -> anyhow::Result<()> {
-        let ids: Vec<u16> = self.checked_servers().map(|(id, ..)| id).collect();
-        self.returned.retain(|id, _| ids.contains(id));
-        for id in ids {
-            let packets = self.maps.kernel.server_traffic(id)?.packets_out;
-            let last = self.returned.entry(id).or_insert((packets, 0));
-            if packets != last.0 {
-                *last = (packets, self.ticks);
-            }
-        }
-        let silent: Vec<u16> = self.doubted.keys().copied().filter(|id| !self.returns_packets(*id)).collect();
-        for id in silent {
-            if let Some(event) = self.doubted.remove(&id) {
-                self.health(&event);
-            }
-        }
-        Ok(())
-    }
-
     /// Once a second.
     ///
     /// # Errors
@@ -433,7 +428,6 @@ impl Engine {
         let control = self.maps.control();
         control.daemon.store(u64::from(std::process::id()));
         control.heartbeat.store(jiffies);
-        self.watch_returned()?;
         if !self.leaving.is_empty() {
             self.finish_leaving(Ticks::from_jiffies(jiffies));
         }
@@ -510,6 +504,7 @@ impl Engine {
         self.reset.retain(|id| leaving.contains_key(id));
         // What is not checked any more is not known any more, should its number return.
         self.health.retain(|id, _| desired.servers.contains_key(id));
+        self.doubts.retain(|id| desired.servers.contains_key(&id));
         self.leaving = leaving;
         Ok(applied)
     }

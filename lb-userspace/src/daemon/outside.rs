@@ -15,7 +15,7 @@ use super::redirects::Redirects;
 use super::store::OwnAddress;
 use crate::config::{self, HealthKind};
 use crate::health::spec::{HttpCheck, ProbeKind, ProbeSpec, Rhythm, SpecError, TargetSpec, TlsName};
-use crate::health::{Checker, Environment, HealthEvent};
+use crate::health::{Checker, Environment, HealthNews};
 use crate::net::{
     ANNOUNCE_SCHEDULE, Added, Link, LinkEvent, Neighbours, Net, NetEvent, Removed, Timing, announce,
 };
@@ -55,7 +55,7 @@ pub struct Outside {
 /// What comes from outside.
 pub struct News {
     /// Health checks' results.
-    pub health: UnboundedReceiver<HealthEvent>,
+    pub health: UnboundedReceiver<HealthNews>,
     /// The kernel's.
     pub network: Receiver<NetEvent>,
 }

@@ -278,7 +278,7 @@ impl Daemon {
                 _ = interrupt.recv() => break,
                 _ = hang_up.recv() => self.reload(config),
                 _ = second.tick() => self.tick(),
-                Some(event) = news.health.recv() => self.engine.health(&event),
+                Some(event) = news.health.recv() => self.engine.health_news(event),
                 Some(event) = news.network.recv() => self.network_event(event).await?,
                 Some(job) = jobs.recv() => {
                     let answer = self.engine.request(job.request);

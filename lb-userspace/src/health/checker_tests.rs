@@ -15,7 +15,7 @@ use super::plan::DuplicateTarget;
 use super::probe::ProbeResult;
 use super::spec::{ProbeKind, ProbeSpec, Rhythm, TargetSpec};
 use super::state::{Outcome, State, Verdict};
-use super::{Checker, Environment, HealthEvent};
+use super::{Checker, Environment, HealthEvent, HealthNews};
 
 const INTERVAL: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -99,7 +99,7 @@ fn target(id: u32, port: u16) -> TargetSpec {
     }
 }
 
-fn checker(servers: &Servers, seed: u64) -> (Checker, UnboundedReceiver<HealthEvent>) {
+fn checker(servers: &Servers, seed: u64) -> (Checker, UnboundedReceiver<HealthNews>) {
     knowing(servers, seed, &[])
 }
 
@@ -107,18 +107,32 @@ fn knowing(
     servers: &Servers,
     seed: u64,
     known: &[(u32, Verdict)],
-) -> (Checker, UnboundedReceiver<HealthEvent>) {
+) -> (Checker, UnboundedReceiver<HealthNews>) {
     let (sender, receiver) = unbounded_channel();
     (Checker::new(servers.environment(seed), known.iter().copied().collect(), sender), receiver)
 }
 
-async fn next(events: &mut UnboundedReceiver<HealthEvent>) -> (u32, Verdict) {
-    let event = timeout(Duration::from_secs(60), events.recv()).await.expect("no event").unwrap();
+async fn changed(events: &mut UnboundedReceiver<HealthNews>) -> HealthEvent {
+    loop {
+        let news = timeout(Duration::from_secs(60), events.recv()).await.expect("no event").unwrap();
+        if let HealthNews::Changed(event) = news {
+            return event;
+        }
+    }
+}
+
+async fn next(events: &mut UnboundedReceiver<HealthNews>) -> (u32, Verdict) {
+    let event = changed(events).await;
     (event.target_id, event.health)
 }
 
-fn drained(events: &mut UnboundedReceiver<HealthEvent>) -> Vec<(u32, Verdict)> {
-    std::iter::from_fn(|| events.try_recv().ok()).map(|event| (event.target_id, event.health)).collect()
+fn drained(events: &mut UnboundedReceiver<HealthNews>) -> Vec<(u32, Verdict)> {
+    std::iter::from_fn(|| events.try_recv().ok())
+        .filter_map(|news| match news {
+            HealthNews::Changed(event) => Some((event.target_id, event.health)),
+            HealthNews::Missed { .. } => None,
+        })
+        .collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -169,7 +183,7 @@ async fn a_server_that_comes_back_is_up_after_rise_successes() {
     assert_eq!(next(&mut events).await, (1, Verdict::Down));
     servers.become_(1, Behaviour::Fine);
     let (back, seen) = (Instant::now(), servers.probes_of(1).len());
-    let event = events.recv().await.unwrap();
+    let event = changed(&mut events).await;
     assert_eq!((event.health, event.reason.as_str()), (Verdict::Up, "2 probes in a row succeeded"));
     assert_eq!(servers.probes_of(1).len() - seen, 2);
     assert!(back.elapsed() <= 2 * INTERVAL);
@@ -374,7 +388,7 @@ async fn the_table_tells_the_last_probe_and_the_count() {
     let table = checker.table();
     checker.set_targets(vec![target(1, 1)]).unwrap();
     assert_eq!(table.get(1).unwrap().last, None);
-    let up = events.recv().await.unwrap();
+    let up = changed(&mut events).await;
     servers.become_(1, Behaviour::Refusing);
     sleep(INTERVAL).await;
     let view = table.get(1).unwrap();
@@ -412,7 +426,7 @@ async fn a_real_listener_that_closes_is_down_in_time_and_up_again_when_it_return
     server.abort();
     let _ = server.await;
     let died = Instant::now();
-    let event = events.recv().await.unwrap();
+    let event = changed(&mut events).await;
     assert_eq!((event.health, event.reason.as_str()), (Verdict::Down, "connection refused"));
     assert!(died.elapsed() < 3 * interval + Duration::from_secs(1), "{:?}", died.elapsed());
 

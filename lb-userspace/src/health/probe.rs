@@ -50,7 +50,13 @@ pub async fn probe(spec: &ProbeSpec, target: SocketAddr) -> ProbeResult {
             Outcome::Ok
         }
         Ok(Err(reason)) => Outcome::Failed(reason),
-        Err(_) => Outcome::Failed(format!("timed out after {:?} {}", spec.timeout, progress.phase)),
+        Err(_) => {
+            let why = format!("timed out after {:?} {}", spec.timeout, progress.phase);
+            match progress.phase {
+                Phase::Connecting => Outcome::Lost(why),
+                _ => Outcome::Failed(why),
+            }
+        }
     };
     ProbeResult { outcome, took, certificate_expires: progress.certificate_expires }
 }

@@ -124,6 +124,23 @@ async fn tls_server(
 }
 
 #[tokio::test]
+async fn a_syn_without_an_answer_is_lost() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    // Nobody accepts: when its queue is full the kernel drops SYNs.
+    let mut queue = Vec::new();
+    while let Ok(stream) = tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await
+    {
+        queue.push(stream.unwrap());
+        assert!(queue.len() < 20);
+    }
+    let found = outcome(ProbeKind::Tcp, HASTY, address).await;
+    assert_eq!(found, Outcome::Lost("timed out after 150ms while connecting".to_owned()));
+}
+
+#[tokio::test]
 async fn no_probe_sends_nothing_and_is_up() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     assert_eq!(outcome(ProbeKind::None, PATIENT, listener.local_addr().unwrap()).await, Outcome::Ok);

@@ -22,6 +22,19 @@ pub enum Outcome {
     Ok,
     /// It did not; the words are for the engineer on call.
     Failed(String),
+    /// It did not even answer a SYN in time: it is gone, or the way there and back loses packets.
+    Lost(String),
+}
+
+impl Outcome {
+    /// Why it is not a success, for the engineer on call.
+    #[must_use]
+    pub fn why(&self) -> Option<&str> {
+        match self {
+            Self::Ok => None,
+            Self::Failed(why) | Self::Lost(why) => Some(why),
+        }
+    }
 }
 
 /// A server's health, once something is known about it.
@@ -69,6 +82,8 @@ pub struct Transition {
     pub to: Verdict,
     /// Why: the last failure's own words, or what the successes were.
     pub reason: String,
+    /// Whether the probe that decided was [lost](Outcome::Lost).
+    pub lost: bool,
 }
 
 impl State {
@@ -110,32 +125,35 @@ impl State {
                     many => format!("{many} probes in a row succeeded"),
                 })
             }
-            (Self::Unknown { failures }, Outcome::Failed(why)) => {
-                fail(failures, thresholds, why, |failures| Self::Unknown { failures })
+            (Self::Unknown { failures }, bad) => {
+                fail(failures, thresholds, bad, |failures| Self::Unknown { failures })
             }
-            (Self::Up { failures }, Outcome::Failed(why)) => {
-                fail(failures, thresholds, why, |failures| Self::Up { failures })
-            }
-            (Self::Down { .. }, Outcome::Failed(_)) => (Self::Down { successes: 0 }, None),
+            (Self::Up { failures }, bad) => fail(failures, thresholds, bad, |failures| Self::Up { failures }),
+            (Self::Down { .. }, _) => (Self::Down { successes: 0 }, None),
         }
     }
 }
 
 fn come_up(reason: String) -> (State, Option<Transition>) {
-    (State::Up { failures: 0 }, Some(Transition { to: Verdict::Up, reason }))
+    (State::Up { failures: 0 }, Some(Transition { to: Verdict::Up, reason, lost: false }))
 }
 
 fn fail(
     before: u32,
     thresholds: Thresholds,
-    why: &str,
+    bad: &Outcome,
     stay: fn(u32) -> State,
 ) -> (State, Option<Transition>) {
     let failures = before.saturating_add(1);
     if failures < thresholds.fall.get() {
         return (stay(failures), None);
     }
-    (State::Down { successes: 0 }, Some(Transition { to: Verdict::Down, reason: why.to_owned() }))
+    let transition = Transition {
+        to: Verdict::Down,
+        reason: bad.why().unwrap_or_default().to_owned(),
+        lost: matches!(bad, Outcome::Lost(_)),
+    };
+    (State::Down { successes: 0 }, Some(transition))
 }
 
 #[cfg(test)]
@@ -182,7 +200,11 @@ mod tests {
     fn a_transition_says_why() {
         let bad = Outcome::Failed("status 503, expected 200-399".to_owned());
         let (_, down) = State::adopted(Verdict::Up).after(&bad, thresholds(1, 1));
-        assert_eq!(down.unwrap().reason, "status 503, expected 200-399");
+        let down = down.unwrap();
+        assert_eq!((down.reason.as_str(), down.lost), ("status 503, expected 200-399", false));
+        let lost = Outcome::Lost("timed out after 1s while connecting".to_owned());
+        let (_, down) = State::adopted(Verdict::Up).after(&lost, thresholds(1, 1));
+        assert!(down.unwrap().lost);
         let (_, up) = State::Down { successes: 1 }.after(&Outcome::Ok, thresholds(1, 2));
         assert_eq!(up.unwrap().reason, "2 probes in a row succeeded");
     }

@@ -9,10 +9,10 @@ use jiff::Timestamp;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
-use super::HealthEvent;
 use super::probe::ProbeResult;
 use super::spec::TargetSpec;
 use super::state::{Outcome, State, Transition, Verdict};
+use super::{HealthEvent, HealthNews};
 
 /// A handle to every target's health; clones see the same.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +24,7 @@ pub struct HealthTable {
 #[derive(Debug, Clone)]
 pub(super) struct Ledger {
     table: HealthTable,
-    events: UnboundedSender<HealthEvent>,
+    events: UnboundedSender<HealthNews>,
 }
 
 /// One target's health, as of a moment.
@@ -88,7 +88,7 @@ impl HealthTable {
 }
 
 impl Ledger {
-    pub(super) fn new(events: UnboundedSender<HealthEvent>) -> Self {
+    pub(super) fn new(events: UnboundedSender<HealthNews>) -> Self {
         Self { table: HealthTable::default(), events }
     }
 
@@ -134,7 +134,7 @@ impl Ledger {
         row.view.state = State::adopted(Verdict::Up);
         if was != Some(Verdict::Up) {
             let reason = "no health check is configured: taken as up".to_owned();
-            self.tell(row, Transition { to: Verdict::Up, reason }, at, None);
+            self.tell(row, Transition { to: Verdict::Up, reason, lost: false }, at, None);
         }
     }
 
@@ -158,9 +158,12 @@ impl Ledger {
         if result.certificate_expires.is_some() {
             row.view.certificate_expires = result.certificate_expires;
         }
+        let missed = result.outcome != Outcome::Ok;
         row.view.last = Some(LastProbe { at, took: result.took, outcome: result.outcome });
         if let Some(transition) = transition {
             self.tell(row, transition, at, result.certificate_expires);
+        } else if missed {
+            self.send(HealthNews::Missed { target_id: spec.id, at });
         }
         true
     }
@@ -177,9 +180,14 @@ impl Ledger {
             reason: transition.reason,
             at,
             certificate_expires: expires,
+            lost: transition.lost,
         };
+        self.send(HealthNews::Changed(event));
+    }
+
+    fn send(&self, news: HealthNews) {
         // Nobody listens any more while the daemon shuts down; the table is still right.
-        let _ = self.events.send(event);
+        let _ = self.events.send(news);
     }
 }
 
@@ -212,7 +220,10 @@ mod tests {
         assert!(!record(1));
         assert_eq!((ledger.table().get(1).unwrap().last, events.try_recv().ok()), (None, None));
         assert!(record(2));
-        assert_eq!(events.try_recv().unwrap().health, Verdict::Down);
+        assert!(matches!(
+            events.try_recv(),
+            Ok(HealthNews::Changed(HealthEvent { health: Verdict::Down, .. }))
+        ));
         ledger.remove(1);
         assert!(!record(2));
         assert!(events.try_recv().is_err());

@@ -14,7 +14,7 @@ use crate::core::plan::count;
 use crate::core::rows::Usage;
 use crate::core::{AdminState, Plan, ServerName};
 use crate::health::TargetView;
-use crate::health::state::{Outcome, Verdict};
+use crate::health::state::Verdict;
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -347,10 +347,7 @@ fn last_probe(view: &TargetView) -> Option<Value> {
     Some(json!({
         "at": last.at.to_string(),
         "seconds": last.took.as_secs_f64(),
-        "error": match &last.outcome {
-            Outcome::Ok => None,
-            Outcome::Failed(why) => Some(why),
-        },
+        "error": last.outcome.why(),
     }))
 }
 

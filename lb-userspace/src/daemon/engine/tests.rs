@@ -92,8 +92,9 @@ impl World {
             reason: reason.to_owned(),
             at: Timestamp::from_second(1_700_000_100).unwrap(),
             certificate_expires: None,
+            lost: false,
         };
-        self.engine.health(&event);
+        self.engine.health_news(HealthNews::Changed(event));
     }
 
     fn client_of(&self, server: &str, number: u32) {
