@@ -37,6 +37,9 @@ impl ServerState {
     pub const TAKES_KNOWN: u16 = 8;
     /// Open flows are answered with RST: halted, or down with `on_down: reset`.
     pub const RESETS: u16 = 16;
+    /// Clients' segments keep the port that they were sent to: the service has several. [`Server::port`] is the first
+    /// of them, which names the endpoint.
+    pub const SAME_PORT: u16 = 32;
 
     /// Whether all of `bits` are set.
     #[inline(always)]
@@ -51,7 +54,7 @@ impl ServerState {
 pub struct Server {
     /// Its address.
     pub address: Address,
-    /// Its port, as on the wire.
+    /// Its port, as on the wire; where [`ServerState::SAME_PORT`] is set, see there.
     pub port: u16,
     /// The id of the address and port.
     pub endpoint: u16,
@@ -64,6 +67,13 @@ pub struct Server {
 }
 
 impl Server {
+    /// The port that a segment to this port of the service is sent to, both as on the wire.
+    #[inline(always)]
+    #[must_use]
+    pub const fn port_for(&self, service_port: u16) -> u16 {
+        if self.state.has(ServerState::SAME_PORT) { service_port } else { self.port }
+    }
+
     /// Unpacks an entry.
     #[inline(always)]
     #[must_use]
@@ -110,5 +120,26 @@ pub trait Servers {
         let slot = self.server(id)?;
         let server = Server::from_words([slot[0].load(), slot[1].load(), slot[2].load(), slot[3].load()]);
         if server.state.has(ServerState::PRESENT) { Some(server) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_reached_at_its_own_port_or_at_the_one_that_was_asked_for() {
+        let at = |bits| Server {
+            address: Address::default(),
+            port: 443u16.to_be(),
+            endpoint: 1,
+            service: 1,
+            mac: [0; 6],
+            state: ServerState(ServerState::PRESENT | bits),
+        };
+        let asked = 8443u16.to_be();
+        assert_eq!(at(0).port_for(asked), 443u16.to_be());
+        assert_eq!(at(ServerState::SAME_PORT).port_for(asked), asked);
+        assert!(Server::from_words(at(ServerState::SAME_PORT).words()).state.has(ServerState::SAME_PORT));
     }
 }

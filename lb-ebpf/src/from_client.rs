@@ -162,7 +162,7 @@ fn send(
         source: world.control.source(to.source),
         destination: server.address,
         source_port: to.snat_port,
-        destination_port: server.port,
+        destination_port: server.port_for(segment.tuple.destination_port),
     };
     packet.rewrite_segment(segment, &Rewrite { next_hop: mac_word(server.mac), tuple });
     reason

@@ -66,7 +66,7 @@ fn to_server(world: &World, packet: &Packet, tuple: &Tuple, service: u16, ttl: u
         tuple: Tuple {
             source: server.address,
             destination: source,
-            source_port: server.port,
+            source_port: server.port_for(tuple.source_port),
             destination_port: to.snat_port,
         },
     };

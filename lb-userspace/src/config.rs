@@ -45,6 +45,7 @@ pub use model::{
     Config, Forwarding, HealthCheck, HealthKind, Node, OnDown, Persistence, PortRange, Protocol, Scheduler,
     Server, Service, StatusRange, Tables, XdpMode,
 };
+pub(crate) use render::port_list;
 pub(crate) use suggest::suggest;
 
 /// The largest configuration that is read, in bytes (1 MiB): some thousands of services.

@@ -7,11 +7,13 @@
 //! Maps -> Snapshot (names, clock, daemon) -> records (serde, the fields of the contract) -> table | JSON
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use anyhow::{Context as _, ensure};
 use jiff::Timestamp;
-use lb_common::{control::LAYOUT_VERSION, hash::HashKey};
+use lb_common::{control::LAYOUT_VERSION, hash::HashKey, service::EntryKind};
 
-use crate::dataplane::Maps;
+use crate::{core::apply::live_index, dataplane::Maps};
 
 pub mod census;
 pub mod daemon;
@@ -54,6 +56,8 @@ pub struct Snapshot<'m> {
     /// The daemon's last sign of life.
     pub daemon: Daemon,
     key: HashKey,
+    /// The ports of each service in the index.
+    ports: BTreeMap<u16, BTreeSet<u16>>,
 }
 
 impl<'m> Snapshot<'m> {
@@ -83,7 +87,15 @@ impl<'m> Snapshot<'m> {
             daemon: Daemon::read(control, jiffies, &clock),
             clock,
             key: maps.key(),
+            ports: ports(maps),
         })
+    }
+
+    /// A service's ports, `first` before the others.
+    #[must_use]
+    pub fn ports_of(&self, service: u16, first: u16) -> Vec<u16> {
+        let others = self.ports.get(&service).into_iter().flatten().copied();
+        std::iter::once(first).chain(others.filter(|port| *port != first)).collect()
     }
 
     /// The maps that this was read from.
@@ -103,4 +115,14 @@ impl<'m> Snapshot<'m> {
     pub fn census(&self) -> Census {
         Census::take(self.maps, self.clock.now)
     }
+}
+
+fn ports(maps: &Maps) -> BTreeMap<u16, BTreeSet<u16>> {
+    let mut ports: BTreeMap<u16, BTreeSet<u16>> = BTreeMap::new();
+    for entry in live_index(maps) {
+        if matches!(entry.kind, EntryKind::Service | EntryKind::Local) {
+            ports.entry(entry.id).or_default().insert(u16::from_be(entry.port));
+        }
+    }
+    ports
 }

@@ -153,6 +153,51 @@ fn snat_addresses_are_a_few_different_addresses_of_this_machine() {
     }
 }
 
+const TWO_ON_ONE_SERVER: &str = "version: 1
+node: { interfaces: [eth0] }
+virtual_services:
+  - { label: A, address: 192.0.2.10, ports: [443, 8443], real_servers: [{ label: a, address: 192.0.2.21 }] }
+  - { label: B, address: 192.0.2.11, ports: [8443], real_servers: [{ label: b, address: 192.0.2.21 }] }
+";
+
+#[test]
+fn what_a_server_answers_from_a_port_belongs_to_one_way_of_reaching_it() {
+    let said = parse("f", TWO_ON_ONE_SERVER).unwrap_err().to_string();
+    assert_eq!(
+        said.trim_end(),
+        "f:5:89: 192.0.2.21:8443 answers for the ports from 8443 on here, and on line 4 for those from 443 on; \
+         put all these ports into one virtual service, or begin both lists with the same port"
+    );
+    for accepted in [
+        TWO_ON_ONE_SERVER.replace("[8443]", "[443]"),
+        TWO_ON_ONE_SERVER.replace("[8443]", "[443, 8443]"),
+        TWO_ON_ONE_SERVER.replace("[8443]", "[9443]"),
+        TWO_ON_ONE_SERVER
+            .replace("192.0.2.21 }] }\n  - { label: B", "192.0.2.21, port: 443 }] }\n  - { label: B"),
+    ] {
+        parse("f", &accepted).unwrap();
+    }
+}
+
+#[test]
+fn services_and_servers_fit_into_the_index() {
+    let servers: Vec<String> =
+        (1..=250).map(|host| format!("{{ label: s{host}, address: 198.51.100.{host} }}")).collect();
+    let service = |n: u8| {
+        format!(
+            "  - {{ label: V{n}, address: 192.0.2.{n}, ports: [{n}000-{n}062], real_servers: [{}] }}\n",
+            servers.join(", ")
+        )
+    };
+    let head = "version: 1\nnode: { interfaces: [eth0], tables: { endpoints: 2048 } }\nvirtual_services:\n";
+    parse("f", &format!("{head}{}", service(1))).unwrap();
+    let said = parse("f", &format!("{head}{}{}", service(1), service(2))).unwrap_err().to_string();
+    assert_eq!(
+        said.trim_end(),
+        "f:5:5: up to here services and their servers have 31628 ports, of 16384 that are possible; name fewer ports"
+    );
+}
+
 #[test]
 fn snat_ports_are_a_range_of_enough_unprivileged_ports() {
     let remedy = "write FIRST-LAST within 1024-65535 and at least 64 ports, as in 1024-32767";
@@ -202,7 +247,7 @@ fn there_is_an_endpoint_for_every_real_server() {
 }
 
 #[test]
-fn a_service_has_a_label_an_address_and_one_port() {
+fn a_service_has_a_label_an_address_and_ports() {
     refused! {
         "  - label: Web\n    address" => "  - address":
             "f:5:5: a virtual service has no \"label\"; add \"label: NAME\"",
@@ -235,11 +280,19 @@ fn a_service_has_a_label_an_address_and_one_port() {
         "    ports: [443]\n" => "":
             "f:5:5: a virtual service has no \"ports\"; add \"ports: [443]\"",
         "[443]" => "[]":
-            "f:7:12: ports is empty; write one port, as in [443]",
+            "f:7:12: ports is empty; write ports and ranges, as in [443] or [443, 9000-9010]",
         "[443]" => "443":
-            "f:7:12: ports is a single value, not a list; write one port, as in [443]",
-        "[443]" => "[443, 8443]":
-            "f:7:18: several ports in one service are not supported in this version yet; use one virtual service for each port",
+            "f:7:12: ports is a single value, not a list; write ports and ranges, as in [443] or [443, 9000-9010]",
+        "[443]" => "[443, 8443, 443]":
+            "f:7:24: port 443 is in ports twice; keep one",
+        "[443]" => "[9000-9010, 8999-9001]":
+            "f:7:24: port 9000 is in ports twice; keep one",
+        "[443]" => "[9010-9000]":
+            "f:7:13: \"9010-9000\" is not a range of ports; write FIRST-LAST within 1-65535, as in 9000-9010",
+        "[443]" => "[0-5]":
+            "f:7:13: \"0-5\" is not a range of ports; write FIRST-LAST within 1-65535, as in 9000-9010",
+        "[443]" => "[443, 9000-9063]":
+            "f:7:18: a virtual service has more than 64 ports; spread them over several virtual services",
         "[443]" => "[0]":
             "f:7:13: port 0 is out of range; write a whole number from 1 to 65535",
         "[443]" => "[65536]":
@@ -248,8 +301,8 @@ fn a_service_has_a_label_an_address_and_one_port() {
             "f:7:13: port \"https\" is not a whole number; write a whole number from 1 to 65535",
         "[443]" => "[0443]":
             "f:7:13: port \"0443\" is not a whole number; write a whole number from 1 to 65535",
-        "[443]" => "[8000-8010]":
-            "f:7:13: port \"8000-8010\" is not a whole number; write a whole number from 1 to 65535",
+        "[443]" => "[8000-]":
+            "f:7:13: \"8000-\" is not a range of ports; write FIRST-LAST within 1-65535, as in 9000-9010",
     }
 }
 

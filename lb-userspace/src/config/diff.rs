@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::label::Label;
 use super::model::{Config, Server, Service};
-use super::render::{Rendered, RenderedFields, node_fields, server_fields, service_fields};
+use super::render::{Rendered, RenderedFields, node_fields, port_list, server_fields, service_fields};
 
 /// One difference between two configurations.
 ///
@@ -160,8 +160,7 @@ impl fmt::Display for Change {
             Self::NodeChanged { fields } => write!(f, "~ node: {}", list(fields)),
             Self::ServiceAdded { service } => {
                 let Service { label, address, ports, protocol, real_servers, .. } = &**service;
-                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-                let (ports, servers) = (ports.join(","), real_servers.len());
+                let (ports, servers) = (port_list(ports).join(","), real_servers.len());
                 let plural = if servers == 1 { "" } else { "s" };
                 write!(
                     f,
@@ -173,8 +172,9 @@ impl fmt::Display for Change {
                 write!(f, "~ virtual service {service}: {}", list(fields))
             }
             Self::ServerAdded { service, server } => {
-                let Server { label, address, port, weight } = server;
-                write!(f, "+ real server {service}/{label} ({address}:{port}, weight {weight})")
+                let Server { label, address, port, same_port, weight } = server;
+                let port = if *same_port { String::new() } else { format!(":{port}") };
+                write!(f, "+ real server {service}/{label} ({address}{port}, weight {weight})")
             }
             Self::ServerRemoved { service, server } => write!(f, "- real server {service}/{server}"),
             Self::ServerChanged { service, server, fields } => {

@@ -152,7 +152,8 @@ pub struct Service {
     pub label: Label,
     /// The address clients connect to; the daemon adds it to the interface.
     pub address: IpAddr,
-    /// The ports clients connect to: exactly one in this version.
+    /// The ports clients connect to, 1 to [`Service::MAX_PORTS`], each once, as they were written. A sticky record holds
+    /// for all of them.
     pub ports: Vec<u16>,
     /// Balanced in the kernel (`tcp`), or answered by the daemon (`http`).
     pub protocol: Protocol,
@@ -179,6 +180,8 @@ pub struct Service {
 impl Service {
     /// Idle timeout where the file names none: 3 h.
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3 * 3600);
+    /// The most ports of a service.
+    pub const MAX_PORTS: usize = 64;
 
     /// The real server of this label.
     #[must_use]
@@ -368,8 +371,11 @@ pub struct Server {
     pub label: Label,
     /// Its address, of the service's family.
     pub address: IpAddr,
-    /// Its port.
+    /// Its port; with `same_port` the first of the service's.
     pub port: u16,
+    /// Clients reach it at the port that they asked for: the service has several, and the file names none here.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub same_port: bool,
     /// Its share of new clients, 0 to [`Server::MAX_WEIGHT`]; 0: none.
     pub weight: u16,
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use proptest::collection::vec;
+use proptest::collection::{hash_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -216,18 +216,30 @@ fn service() -> impl Strategy<Value = Service> {
         label,
         address: Ipv4Addr::UNSPECIFIED.into(),
         port,
+        same_port: false,
         weight,
     });
     let on_down = select(vec![OnDown::Reset, OnDown::Keep]);
     let rest = (persistence(), millis(1_000..=DAYS_30), on_down, health_check(), vec(server, 0..6));
-    (label(), 1u16.., any::<bool>(), any::<bool>(), rest).prop_map(
-        |(label, port, http, plain, (persistence, idle_timeout, on_down, health_check, real_servers))| {
+    let ports = hash_set(prop_oneof![1u16.., 440u16..450], 1..6).prop_map(Vec::from_iter);
+    (label(), ports, any::<bool>(), any::<bool>(), rest).prop_map(
+        |(
+            label,
+            ports,
+            http,
+            plain,
+            (persistence, idle_timeout, on_down, health_check, mut real_servers),
+        )| {
+            // A server of an even port number is reached at each of the service's.
+            for server in real_servers.iter_mut().filter(|server| ports.len() > 1 && server.port % 2 == 0) {
+                (server.port, server.same_port) = (ports[0], true);
+            }
             let (protocol, real_servers) =
                 if http { (Protocol::Http, Vec::new()) } else { (Protocol::Tcp, real_servers) };
             let service = Service {
                 label,
                 address: Ipv4Addr::UNSPECIFIED.into(),
-                ports: vec![port],
+                ports,
                 protocol,
                 forwarding: Forwarding::Snat,
                 scheduler: Scheduler::SourceHash,

@@ -1,6 +1,7 @@
 //! One entry of `virtual_services`, with its real servers.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::error::{Findings, Position};
@@ -10,7 +11,7 @@ use super::model::{Forwarding, HealthCheck, OnDown, Persistence, Protocol, Sched
 use super::read::located;
 use super::read_health::health_check;
 use super::tree::{Shape, Tree};
-use super::values::{At, address, boolean, duration, label, list, port, whole, word};
+use super::values::{At, address, boolean, duration, label, list, port, quoted, range_of, whole, word};
 
 const KEYS: &[&str] = &[
     "label",
@@ -50,6 +51,7 @@ pub(super) struct ServerDraft {
     pub(super) label: Option<At<Label>>,
     pub(super) address: Option<At<IpAddr>>,
     pub(super) port: Option<u16>,
+    pub(super) same_port: bool,
     server: Option<Server>,
 }
 
@@ -72,7 +74,7 @@ pub(super) fn service(tree: &Tree, findings: &mut Findings) -> Draft {
         .required("address", "add \"address: IP\", which clients connect to", findings)
         .and_then(|tree| located(tree, address(tree, "address", findings)));
     let ports = ports(&fields, findings);
-    let servers = real_servers(&fields, ports.first().map(|port| port.value), findings);
+    let servers = real_servers(&fields, &ports, findings);
     let service = rest(&fields, label.as_ref(), address, &ports, &servers, findings);
     Draft { at: fields.at, label, address, ports, servers, service }
 }
@@ -123,7 +125,7 @@ fn rest(
 }
 
 fn ports(fields: &Fields<'_>, findings: &mut Findings) -> Vec<At<u16>> {
-    let remedy = "write one port, as in [443]";
+    let remedy = "write ports and ranges, as in [443] or [443, 9000-9010]";
     let Some(tree) = fields.required("ports", "add \"ports: [443]\"", findings) else {
         return Vec::new();
     };
@@ -133,14 +135,36 @@ fn ports(fields: &Fields<'_>, findings: &mut Findings) -> Vec<At<u16>> {
     if items.is_empty() {
         findings.error(tree.at, "ports is empty", remedy);
     }
-    if let Some(second) = items.get(1) {
-        findings.error(
-            second.at,
-            "several ports in one service are not supported in this version yet",
-            "use one virtual service for each port",
-        );
+    let mut ports: Vec<At<u16>> = Vec::new();
+    for item in items {
+        for value in port_or_range(item, findings).into_iter().flatten() {
+            if ports.iter().any(|earlier| earlier.value == value) {
+                findings.error(item.at, format!("port {value} is in ports twice"), "keep one");
+                break;
+            }
+            if ports.len() == Service::MAX_PORTS {
+                let what = format!("a virtual service has more than {} ports", Service::MAX_PORTS);
+                findings.error(item.at, what, "spread them over several virtual services");
+                return ports;
+            }
+            ports.push(At { at: item.at, value });
+        }
     }
-    items.iter().filter_map(|item| located(item, port(item, findings))).collect()
+    ports
+}
+
+fn port_or_range(tree: &Tree, findings: &mut Findings) -> Option<RangeInclusive<u16>> {
+    match &tree.shape {
+        Shape::Text(text) if text.contains('-') && !text.starts_with('-') => match range_of(text) {
+            Some((first, last)) if first > 0 => Some(first..=last),
+            _ => {
+                let what = format!("{} is not a range of ports", quoted(text));
+                findings.error(tree.at, what, "write FIRST-LAST within 1-65535, as in 9000-9010");
+                None
+            }
+        },
+        _ => port(tree, findings).map(|port| port..=port),
+    }
 }
 
 fn persistence(tree: &Tree, findings: &mut Findings) -> Option<Persistence> {
@@ -204,18 +228,18 @@ fn refuse_servers_of_http(fields: &Fields<'_>, protocol: Protocol, findings: &mu
     }
 }
 
-fn real_servers(fields: &Fields<'_>, service_port: Option<u16>, findings: &mut Findings) -> Vec<ServerDraft> {
+fn real_servers(fields: &Fields<'_>, service_ports: &[At<u16>], findings: &mut Findings) -> Vec<ServerDraft> {
     let remedy = "write a list, [] for none";
     let Some(tree) = fields.get("real_servers") else {
         return Vec::new();
     };
     let items = list(tree, "real_servers", remedy, findings).unwrap_or_default();
-    items.iter().map(|item| server(item, service_port, findings)).collect()
+    items.iter().map(|item| server(item, service_ports, findings)).collect()
 }
 
-fn server(tree: &Tree, service_port: Option<u16>, findings: &mut Findings) -> ServerDraft {
+fn server(tree: &Tree, service_ports: &[At<u16>], findings: &mut Findings) -> ServerDraft {
     let Some(fields) = Fields::open(tree, "a real server", SERVER_KEYS, findings) else {
-        return ServerDraft { label: None, address: None, port: None, server: None };
+        return ServerDraft { label: None, address: None, port: None, same_port: false, server: None };
     };
     let label = fields
         .required("label", "add \"label: NAME\"", findings)
@@ -223,15 +247,17 @@ fn server(tree: &Tree, service_port: Option<u16>, findings: &mut Findings) -> Se
     let address = fields
         .required("address", "add \"address: IP\"", findings)
         .and_then(|tree| located(tree, address(tree, "address", findings)));
+    let same_port = fields.get("port").is_none() && service_ports.len() > 1;
+    let service_port = service_ports.first().map(|port| port.value);
     let port = fields.or_default("port", service_port, findings, |tree, findings| Some(port(tree, findings)));
     let weight = fields.or_default("weight", Server::WEIGHT, findings, |tree, findings| {
         whole(tree, "weight", 0..=Server::MAX_WEIGHT, findings)
     });
     let server = match (&label, &address, port) {
         (Some(label), Some(address), Some(port)) => {
-            Some(Server { label: label.value.clone(), address: address.value, port, weight })
+            Some(Server { label: label.value.clone(), address: address.value, port, same_port, weight })
         }
         _ => None,
     };
-    ServerDraft { label, address, port, server }
+    ServerDraft { label, address, port, same_port, server }
 }

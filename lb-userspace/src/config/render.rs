@@ -112,7 +112,7 @@ pub(super) fn service_fields(service: &Service) -> RenderedFields {
     let mut fields = vec![
         ("label", one(&scalar(service.label.as_str()))),
         ("address", one(&address(&service.address))),
-        ("ports", one(&flow_list(service.ports.iter().map(u16::to_string)))),
+        ("ports", one(&flow_list(port_list(&service.ports).into_iter()))),
         ("protocol", one(&service.protocol)),
         ("force_https", one(&service.force_https)),
         ("forwarding", one(&service.forwarding)),
@@ -140,12 +140,24 @@ fn ignored_by_http() -> RenderedFields {
 }
 
 pub(super) fn server_fields(server: &Server) -> Vec<(&'static str, String)> {
-    vec![
-        ("label", scalar(server.label.as_str())),
-        ("address", address(&server.address)),
-        ("port", server.port.to_string()),
-        ("weight", server.weight.to_string()),
-    ]
+    let mut fields = vec![("label", scalar(server.label.as_str())), ("address", address(&server.address))];
+    if !server.same_port {
+        fields.push(("port", server.port.to_string()));
+    }
+    fields.push(("weight", server.weight.to_string()));
+    fields
+}
+
+/// Ports as in a file: neighbours that are three or more as a range.
+pub(crate) fn port_list(ports: &[u16]) -> Vec<String> {
+    let follows = |pair: &[u16]| pair.first().and_then(|port| port.checked_add(1)).as_ref() == pair.get(1);
+    ports
+        .chunk_by(|first, second| follows(&[*first, *second]))
+        .flat_map(|run| match run {
+            [first, _, .., last] => vec![format!("{first}-{last}")],
+            few => few.iter().map(u16::to_string).collect(),
+        })
+        .collect()
 }
 
 fn persistence(persistence: Persistence) -> Rendered {
@@ -223,7 +235,19 @@ fn is_word_of_yaml(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::scalar;
+    use super::{port_list, scalar};
+
+    #[test]
+    fn ports_are_written_as_ranges_where_that_is_shorter() {
+        for (ports, written) in [
+            (&[443][..], "443"),
+            (&[443, 444], "443, 444"),
+            (&[443, 8443, 9000, 9001, 9002, 80], "443, 8443, 9000-9002, 80"),
+            (&[65533, 65534, 65535], "65533-65535"),
+        ] {
+            assert_eq!(port_list(ports).join(", "), written);
+        }
+    }
 
     #[test]
     fn text_that_yaml_would_take_for_something_else_is_quoted() {

@@ -20,6 +20,8 @@ pub(super) fn check(node: Option<&NodeDraft>, drafts: &[Draft], findings: &mut F
     }
     families(node, drafts, findings);
     addresses_apart(node, drafts, findings);
+    endpoints_apart(drafts, findings);
+    room_in_index(drafts, findings);
     if let Some(node) = node {
         room_for_servers(node, drafts, findings);
     }
@@ -152,6 +154,48 @@ fn addresses_apart(node: Option<&NodeDraft>, drafts: &[Draft], findings: &mut Fi
                     format!("address {} is the SNAT address on line {}", address.value, source.at.line);
                 findings.error(address.at, what, "write the real server's own address");
             }
+        }
+    }
+}
+
+/// What comes from a server's address and port must be of one endpoint. With several ports, the first names it.
+fn endpoints_apart(drafts: &[Draft], findings: &mut Findings) {
+    let mut named: HashMap<(IpAddr, u16), (u16, Position)> = HashMap::new();
+    for draft in drafts {
+        for server in &draft.servers {
+            let (Some(address), Some(name)) = (server.address, server.port) else { continue };
+            let several = draft.ports.iter().map(|port| port.value).filter(|_| server.same_port);
+            for port in several.chain([name]) {
+                let (before, at) = *named.entry((address.value, port)).or_insert((name, address.at));
+                if before == name {
+                    continue;
+                }
+                let what = format!(
+                    "{}:{port} answers for the ports from {name} on here, and on line {} for those from {before} on",
+                    address.value, at.line
+                );
+                let remedy =
+                    "put all these ports into one virtual service, or begin both lists with the same port";
+                findings.error(address.at, what, remedy);
+                break;
+            }
+        }
+    }
+}
+
+/// The program finds services and servers by address and port in a table of a fixed size, kept half empty.
+fn room_in_index(drafts: &[Draft], findings: &mut Findings) {
+    const ROOM: usize = lb_common::service::INDEX_CAPACITY as usize / 2;
+    let mut used = 0;
+    for draft in drafts {
+        let same_port = draft.servers.iter().filter(|server| server.same_port).count();
+        used += 1 + draft.ports.len() * (1 + same_port) + draft.servers.len() - same_port;
+        if used > ROOM {
+            let what = format!(
+                "up to here services and their servers have {used} ports, of {ROOM} that are possible"
+            );
+            findings.error(draft.at, what, "name fewer ports");
+            return;
         }
     }
 }

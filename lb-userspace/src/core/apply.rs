@@ -14,7 +14,7 @@
 //! Between two steps of which a packet must not see both, `grace` waits until no packet is being handled that began
 //! before: see [`wait_for_packets`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -119,34 +119,27 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// A service's flows carry its old address or port in every packet: they end where those do.
+    /// A service's flows carry its address and port in every packet: they end where those do.
     fn readdressed(&mut self) -> anyhow::Result<()> {
-        let moved: BTreeSet<u16> = self
-            .desired
-            .services
-            .iter()
-            .filter(|(id, (_, wanted))| {
-                let live = self.maps.service_info.read(usize::from(**id));
-                live.is_some_and(|live| {
-                    live.label[0] != 0
-                        && (live.address, live.port, live.protocol)
-                            != (wanted.address, wanted.port, wanted.protocol)
-                })
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        if moved.is_empty() {
+        let listens = |entry: &IndexEntry| matches!(entry.kind, EntryKind::Service | EntryKind::Local);
+        let named =
+            |entry: &IndexEntry| (entry.id, entry.address, entry.port, entry.kind == EntryKind::Local);
+        let wanted: HashSet<_> =
+            self.desired.index.iter().filter(|entry| listens(entry)).map(named).collect();
+        let (stay, gone): (Vec<IndexEntry>, Vec<IndexEntry>) =
+            live_index(self.maps).into_iter().partition(|entry| {
+                !listens(entry)
+                    || !self.desired.services.contains_key(&entry.id)
+                    || wanted.contains(&named(entry))
+            });
+        if gone.is_empty() {
             return Ok(());
         }
-        let stay: Vec<IndexEntry> = live_index(self.maps)
-            .into_iter()
-            .filter(|entry| {
-                !matches!(entry.kind, EntryKind::Service | EntryKind::Local) || !moved.contains(&entry.id)
-            })
-            .collect();
         self.flip(&stay)?;
         (self.grace)()?;
-        self.done.flows_freed += free_flows(self.maps, self.now, |flow| moved.contains(&flow.key.service));
+        let gone: BTreeSet<(u16, u16)> = gone.iter().map(|entry| (entry.id, entry.port)).collect();
+        self.done.flows_freed +=
+            free_flows(self.maps, self.now, |flow| gone.contains(&(flow.key.service, flow.key.service_port)));
         Ok(())
     }
 
@@ -400,9 +393,9 @@ fn read_index(maps: &Maps, generation: u64) -> Vec<[u64; INDEX_WORDS]> {
         .collect()
 }
 
-/// The index in force.
+/// The service index in force.
 #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
-fn live_index(maps: &Maps) -> Vec<IndexEntry> {
+pub fn live_index(maps: &Maps) -> Vec<IndexEntry> {
     read_index(maps, maps.control().generation.load())
         .into_iter()
         .filter_map(|words| {

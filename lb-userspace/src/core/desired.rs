@@ -97,12 +97,29 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, NoId> {
     for (id, leaving) in inputs.leaving {
         out.servers.entry(*id).or_insert_with(|| leave(leaving, inputs.macs.get(id)));
     }
+    let ports = ports_by_service(inputs);
     for (server, _) in out.servers.values() {
-        let entry = endpoint(server);
-        index.entry(place(server)).or_insert(entry);
+        let named = place(server);
+        index.entry(named).or_insert_with(|| endpoint(server, server.port));
+        if server.state.has(ServerState::SAME_PORT) {
+            for port in ports.get(&server.service).into_iter().copied().flatten() {
+                let place = SocketAddr::new(named.ip(), *port);
+                index.entry(place).or_insert_with(|| endpoint(server, port.to_be()));
+            }
+        }
     }
     out.index = index.into_values().collect();
     Ok(out)
+}
+
+/// The ports of each service, by id.
+fn ports_by_service<'a>(inputs: &Inputs<'a>) -> BTreeMap<u16, &'a [u16]> {
+    let services = inputs.config.services.iter();
+    services
+        .filter_map(|service| {
+            Some((inputs.ids.service(service.label.as_str())?.id, service.ports.as_slice()))
+        })
+        .collect()
 }
 
 /// What may be sent to a server.
@@ -196,7 +213,9 @@ fn one_service(
         kind,
         id,
     };
-    index.insert(SocketAddr::new(service.address, port), entry(port, kind, number.id));
+    for port in &service.ports {
+        index.insert(SocketAddr::new(service.address, *port), entry(*port, kind, number.id));
+    }
     if !is_tcp {
         return Ok(());
     }
@@ -270,7 +289,10 @@ fn server_entry(
     let health = inputs.health.get(&id).unwrap_or(&unknown);
     let mac = inputs.macs.get(&id).copied();
     let admin = inputs.overlay.state(name);
-    let state = server_state(admin, health.verdict, server.weight, service.on_down, mac.is_some());
+    let mut state = server_state(admin, health.verdict, server.weight, service.on_down, mac.is_some());
+    if server.same_port {
+        state.0 |= ServerState::SAME_PORT;
+    }
     let address = Address::from(server.address);
     let entry = Server {
         address,
@@ -297,7 +319,7 @@ fn server_entry(
 
 /// The entry of a server that only finishes its flows.
 fn leave(leaving: &Leaving, mac: Option<&Mac>) -> (Server, ServerInfo) {
-    let mut bits = ServerState::PRESENT;
+    let mut bits = ServerState::PRESENT | leaving.server.state.0 & ServerState::SAME_PORT;
     if mac.is_some() {
         bits |= ServerState::REACHABLE;
     }
@@ -314,10 +336,10 @@ fn leave(leaving: &Leaving, mac: Option<&Mac>) -> (Server, ServerInfo) {
     (server, info)
 }
 
-const fn endpoint(server: &Server) -> IndexEntry {
+const fn endpoint(server: &Server, port: u16) -> IndexEntry {
     IndexEntry {
         address: server.address,
-        port: server.port,
+        port,
         protocol: TCP,
         kind: EntryKind::Endpoint,
         id: server.endpoint,

@@ -31,8 +31,11 @@ pub struct Overlay {
 pub struct AddedServer {
     /// Its address.
     pub address: IpAddr,
-    /// Its port.
+    /// Its port; with `same_port` the first of the service's.
     pub port: u16,
+    /// Clients reach it at the port that they asked for.
+    #[serde(default)]
+    pub same_port: bool,
     /// Its weight.
     pub weight: u16,
 }
@@ -175,6 +178,8 @@ pub fn effective(base: &Config, overlay: &Overlay) -> Result<Config, OverlayErro
             label,
             address: added.address,
             port: added.port,
+            // The service may have come to have one port since.
+            same_port: added.same_port && service.ports.len() > 1,
             weight: added.weight,
         });
     }
@@ -200,7 +205,7 @@ mod tests {
     }
 
     fn added(host: u8) -> AddedServer {
-        AddedServer { address: [192, 0, 2, host].into(), port: 443, weight: 7 }
+        AddedServer { address: [192, 0, 2, host].into(), port: 443, same_port: false, weight: 7 }
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use lb_common::maps::ServiceInfo;
 use serde::Serialize;
 
+use crate::config::port_list;
+
 use super::{
     Census, Snapshot,
     format::{bytes, count, duration},
@@ -75,7 +77,7 @@ impl ServiceRecord {
         Ok(Self {
             service: text(&info.label),
             address: ip(info.address),
-            ports: vec![info.port],
+            ports: snapshot.ports_of(id, info.port),
             protocol: if tcp { "tcp" } else { "http" },
             forwarding: tcp.then_some("snat"),
             connections: load.open,
@@ -151,7 +153,7 @@ pub fn overview(services: &[ServiceRecord], servers: &[ServerRecord]) -> String 
 }
 
 fn row(service: &ServiceRecord) -> Vec<String> {
-    let ports: Vec<String> = service.ports.iter().map(ToString::to_string).collect();
+    let ports = port_list(&service.ports);
     let address = match service.address {
         IpAddr::V4(address) => format!("{address}:{}", ports.join(",")),
         IpAddr::V6(address) => format!("[{address}]:{}", ports.join(",")),

@@ -212,6 +212,7 @@ impl Engine {
         let server = AddedServer {
             address: add.address,
             port: add.port.or_else(|| service.ports.first().copied()).unwrap_or_default(),
+            same_port: add.port.is_none() && service.ports.len() > 1,
             weight: add.weight.unwrap_or(config::Server::WEIGHT),
         };
         let mut candidate = self.candidate();
