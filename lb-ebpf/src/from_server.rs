@@ -65,7 +65,11 @@ pub(crate) fn segment(
     let back =
         by_port(world, endpoint, source, segment.tuple.destination_port).ok_or(Reason::NoReturnFlow)?;
     let gone = match ServerTable.present(back.to.server) {
-        Some(server) => server.endpoint != endpoint || server.state.has(ServerState::RESETS),
+        Some(server) => {
+            server.endpoint != endpoint
+                || server.port_for(back.key.service_port) != segment.tuple.source_port
+                || server.state.has(ServerState::RESETS)
+        }
         None => true,
     };
     let next_hop = back.found.slot.words[HOP_WORD].load();

@@ -26,8 +26,8 @@ use lb_userspace::dataplane::{Region, region::Plain};
 
 use super::{
     hospital::{
-        self, BALANCER, FIRST_PORT, HYPERSPACE, LOCAL_SERVICE, PORTS, SCHEDULES, SEED, SERVERS, SERVICES,
-        SOURCES, Service, address, span,
+        self, BALANCER, FIRST_PORT, HYPERSPACE, LOCAL_SERVICE, OTHER_PORT, PORTS, SCHEDULES, SEED, SERVERS,
+        SERVICES, SOURCES, SRV_1, Service, address, span,
     },
     rows::{CELLS, PAIRS, Tables},
 };
@@ -131,6 +131,8 @@ impl Bench {
         for server in &SERVERS {
             entries.push(entry(server.address, 443, EntryKind::Endpoint, server.endpoint));
         }
+        // As of a server that other services reach at more ports.
+        entries.push(entry(SRV_1.address, OTHER_PORT, EntryKind::Endpoint, SRV_1.endpoint));
         let Ok(layout) = service::layout(&KEY, &entries) else { bail!("the index does not fit") };
         for (slot, words) in self.index.iter().zip(layout) {
             for (cell, word) in slot.iter().zip(words) {

@@ -97,6 +97,9 @@ pub(super) static SRV_2: &Host = &SERVERS[1];
 pub(super) static SRV_3: &Host = &SERVERS[2];
 pub(super) static MYCHART_1: &Host = &SERVERS[3];
 
+/// Another port of the first server's endpoint.
+pub(super) const OTHER_PORT: u16 = 9443;
+
 /// The servers of a service.
 pub(super) fn servers_of(service: &Service) -> impl Iterator<Item = &'static Host> {
     let id = service.id;

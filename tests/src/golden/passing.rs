@@ -9,7 +9,7 @@ use super::{
     Case, Given, case,
     connection::Connection,
     frame::{ECHO, ETHERNET, Frame, Link, datagram, flag, icmp, udp},
-    hospital::{BALANCER, FIRST_PORT, HYPERSPACE, MYCHART, PORTS, ROUTER, SOURCE, SRV_1},
+    hospital::{BALANCER, FIRST_PORT, HYPERSPACE, MYCHART, OTHER_PORT, PORTS, ROUTER, SOURCE, SRV_1},
 };
 
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 85, 0, 9);
@@ -143,6 +143,8 @@ fn servers() -> Vec<Case> {
     below.tcp.destination_port = FIRST_PORT - 1;
     let mut other_service = answer.clone();
     other_service.tcp.source_port = 8443;
+    let mut beside = connection.response();
+    beside.tcp.source_port = OTHER_PORT;
     let mut routed = answer.clone();
     routed.ip.destination = CLIENT.octets();
     vec![
@@ -150,6 +152,9 @@ fn servers() -> Vec<Case> {
             .passes(health_check.build(), Reason::NotOurs)
             .passes(below.build(), Reason::NotOurs),
         case("a server's answer from another port passes").passes(other_service.build(), Reason::NotOurs),
+        case("a server's segment from another port of its endpoint is not of the flow")
+            .given(connection.established())
+            .passes(beside.build(), Reason::NoReturnFlow),
         case("a server's segment to somebody else passes").passes(routed.build(), Reason::NotOurs),
         case("a server's answer to a SNAT port without a flow passes to the stack, which resets it")
             .passes(answer.build(), Reason::NoReturnFlow)
