@@ -154,6 +154,32 @@ fn a_drained_server_keeps_its_clients_gets_no_others_and_stays_drained() {
 }
 
 #[test]
+fn a_removed_server_finishes_its_connections_and_its_clients_go_elsewhere() {
+    let site = Site::plain(Turn::shared(), &Wanted::default()).unwrap();
+    let talkers = Talkers::start(&site, 0..40, Site::HYPERSPACE).unwrap();
+    let known = homes(&site, 0..150, Site::HYPERSPACE).unwrap();
+    let planned = plan(&site, &["server", "remove", SECOND, "--dry-run"]);
+    let said = site.done(&["server", "remove", SECOND]).unwrap();
+    println!("{said}");
+    assert!(said.contains("is removed as soon as its"), "{said}");
+    assert!(!planned.moved.is_empty());
+    let after = homes(&site, 0..150, Site::HYPERSPACE).unwrap();
+    assert_eq!(clients_of(&after, "Hyperspace_Srv_2").count(), 0);
+    for (client, from, _) in moved(&known, &after) {
+        assert_eq!(from, "Hyperspace_Srv_2", "{client}");
+    }
+    std::thread::sleep(Duration::from_secs(2));
+    let talked = talkers.stop().unwrap();
+    assert_eq!(talked.broken, Vec::<String>::new());
+    drop(talked);
+    // Its row goes when the closed connections' last segments can no longer come.
+    until("the removed server has no connection", PATIENCE, || {
+        Ok((records::server(&site, SECOND)?.connections == 0).then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
 fn a_halted_server_loses_its_connections_and_clients_at_once_and_others_feel_nothing() {
     let site = Site::plain(Turn::shared(), &Wanted::default()).unwrap();
     let talkers = Talkers::start(&site, 0..60, Site::HYPERSPACE).unwrap();

@@ -125,12 +125,12 @@ pub enum ServerCommand {
         #[command(flatten)]
         dry: DryRun,
     },
-    /// Removes a real server; refused while it has open connections.
+    /// Removes a real server: it finishes its open connections, and gets no others.
     Remove {
         /// Its name.
         #[arg(value_name = "VIP/SERVER")]
         server: ServerName,
-        /// Remove it with its open connections: they are reset.
+        /// Do not wait for its open connections: they are reset.
         #[arg(long)]
         now: bool,
         /// Whether to do it.

@@ -225,22 +225,25 @@ impl Engine {
     fn remove(&mut self, remove: &RemoveServer) -> Result<Value, Refusal> {
         let (name, id) = self.find_server(&remove.service, &remove.label)?;
         let flows = Usage::of(&self.maps, self.maps.now()?).server(id).flows;
-        if flows > 0 && !remove.now {
-            return Err(Refusal::Conflict(format!(
-                "{name} has {}: `steadfast server drain {name}` and wait until they have ended, or remove it with \
-                 --now, which resets them",
-                count(flows, "open connection")
-            )));
-        }
         let mut candidate = self.candidate();
         candidate.state.overlay.forget(&name);
         if crate::core::overlay::has(&self.base, &name) {
             candidate.state.overlay.removed.insert(name.clone());
         }
-        candidate.reset.insert(id);
-        let done = match flows {
-            0 => format!("{name} is removed"),
-            flows => format!("{name} is removed, and {} reset", count(flows, "open connection")),
+        if remove.now {
+            candidate.reset.insert(id);
+        }
+        let done = match (flows, remove.now) {
+            (0, _) => format!("{name} is removed"),
+            (flows, true) => format!("{name} is removed, and {} reset", count(flows, "open connection")),
+            (1, false) => {
+                format!("{name} is removed as soon as its open connection has ended; it gets no other")
+            }
+            (flows, false) => {
+                format!(
+                    "{name} is removed as soon as its {flows} open connections have ended; it gets no others"
+                )
+            }
         };
         self.change(candidate, &done, remove.dry_run)
     }

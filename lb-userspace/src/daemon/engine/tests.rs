@@ -198,14 +198,30 @@ fn a_broken_state_file_does_not_keep_the_daemon_from_starting() {
 }
 
 #[test]
-fn a_server_with_connections_is_removed_only_when_that_is_said() {
+fn a_removed_server_finishes_its_connections() {
+    let mut world = World::new(&two());
+    world.client_of("b", 1);
+    let b = world.id("b");
+    let answer = world.post("remove", serde_json::json!({ "service": "V", "label": "b" })).unwrap();
+    assert_eq!(answer["done"], "V/b is removed as soon as its open connection has ended; it gets no other");
+    assert_eq!(answer["plan"]["resets"], serde_json::json!([]));
+    assert_eq!(answer["plan"]["moves"][0]["to"], "a");
+    let finishing = ServerState::PRESENT | ServerState::REACHABLE;
+    assert_eq!(world.maps.servers.present(b).unwrap().state.0, finishing);
+    assert_eq!(world.engine.take_resetting(), Vec::<u16>::new());
+    world.restart(&two());
+    assert_eq!(world.maps.servers.present(b).unwrap().state.0, finishing);
+    world.end_flows();
+    world.engine.tick().unwrap();
+    assert!(world.maps.servers.present(b).is_none());
+}
+
+#[test]
+fn a_server_removed_now_resets_its_connections() {
     let mut world = World::new(&two());
     world.client_of("b", 1);
     let b = world.id("b");
     let remove = |now| serde_json::json!({ "service": "V", "label": "b", "now": now });
-    let Err(Refusal::Conflict(why)) = world.post("remove", remove(false)) else { unreachable!() };
-    assert!(why.contains("1 open connection"), "{why}");
-    assert_eq!(world.bits("b"), ALL);
     let dry = serde_json::json!({ "service": "V", "label": "b", "now": true, "dry_run": true });
     let plan = world.post("remove", dry).unwrap();
     assert_eq!(plan["plan"]["resets"][0]["connections"], 1);
