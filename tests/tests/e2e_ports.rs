@@ -60,6 +60,8 @@ fn ports_come_and_go_and_a_client_has_one_server_on_all_of_them() {
     kept.who().unwrap();
     let vip: Value = records::ask(&site, &["vip", "show", "Print"]).unwrap();
     assert_eq!(vip["ports"], serde_json::json!([443, 8080, 9000, 9001, 9002]));
+    let shown = site.done(&["server", "show", "Print"]).unwrap();
+    assert!(shown.contains("192.168.85.201:443,8080,9000-9002 "), "{shown}");
     assert_eq!(moved(&known, &homes_on(&site, 8080)), [], "a record holds for every port");
     assert_eq!(moved(&known, &homes_on(&site, 443)), []);
     // Each server listens on 443 and 8080 only: what it says on another port, the client hears.

@@ -12,6 +12,7 @@ use super::{
     Census, Snapshot, Time,
     format::{bytes, duration, plural},
     names::{ip, text},
+    service::place,
     table::{Align, render},
 };
 
@@ -95,6 +96,9 @@ pub struct ServerRecord {
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
+    /// Where clients reach it at the port that they asked for: all of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
     /// Its share of new clients.
     pub weight: u16,
     /// What an administrator decided.
@@ -164,6 +168,11 @@ impl ServerRecord {
             server: text(&info.label),
             address: ip(info.address),
             port: info.port,
+            ports: if has(ServerState::SAME_PORT) {
+                snapshot.ports_of(info.service, info.port)
+            } else {
+                Vec::new()
+            },
             weight: info.weight,
             state: AdminState::from_number(info.state),
             health: Health::from_number(info.health),
@@ -302,9 +311,10 @@ pub fn overview(servers: &[ServerRecord]) -> String {
 }
 
 fn row(server: &ServerRecord) -> Vec<String> {
+    let only = [server.port];
     vec![
         server.name(),
-        std::net::SocketAddr::new(server.address, server.port).to_string(),
+        place(server.address, if server.ports.is_empty() { &only[..] } else { &server.ports }),
         server.weight.to_string(),
         server.state.as_str().to_owned(),
         server.health.as_str().to_owned(),

@@ -152,16 +152,21 @@ pub fn overview(services: &[ServiceRecord], servers: &[ServerRecord]) -> String 
     out
 }
 
+/// An address with its ports, as people write it.
+pub(super) fn place(address: IpAddr, ports: &[u16]) -> String {
+    let ports = port_list(ports).join(",");
+    match address {
+        IpAddr::V4(address) => format!("{address}:{ports}"),
+        IpAddr::V6(address) => format!("[{address}]:{ports}"),
+    }
+}
+
 fn row(service: &ServiceRecord) -> Vec<String> {
-    let ports = port_list(&service.ports);
-    let address = match service.address {
-        IpAddr::V4(address) => format!("{address}:{}", ports.join(",")),
-        IpAddr::V6(address) => format!("[{address}]:{}", ports.join(",")),
-    };
     let protocol = match service.forwarding {
         Some(forwarding) => format!("{} {forwarding}", service.protocol),
         None => service.protocol.to_owned(),
     };
+    let address = place(service.address, &service.ports);
     if service.protocol == "http" {
         let nothing = || "-".to_owned();
         return vec![
