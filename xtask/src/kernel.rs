@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::privilege::Privilege;
 
-/// BPF links for XDP and 64-bit compare-exchange are older; 5.15 is the oldest kernel this is tested for.
+/// BPF links for XDP and 64-bit compare-exchange are older. It is the daemon's own limit, not one that was tested.
 const OLDEST: (u32, u32) = (5, 15);
 const BTF: &str = "/sys/kernel/btf/vmlinux";
 const BPFFS: &str = "/sys/fs/bpf";
