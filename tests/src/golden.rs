@@ -4,10 +4,10 @@
 //! and the frame out, byte for byte; then what must have changed in the tables. Whatever else changed is a failure, and
 //! so is a counter of traffic that is not exactly what the frames say.
 
-mod bench;
+pub(crate) mod bench;
 mod connection;
-mod frame;
-mod hospital;
+pub(crate) mod frame;
+pub(crate) mod hospital;
 mod rows;
 
 pub mod answers;

@@ -33,22 +33,28 @@ use super::{
 };
 use crate::lab::bpf_object;
 
-const FLOWS: u32 = 1024;
 pub(super) const HALF_OPEN: u32 = 64;
-const STICKY: u32 = 64;
 const KEY: HashKey = HashKey([0x1111_2222_3333_4444, 0x5555_6666_7777_8888, 0x9999_aaaa_bbbb_cccc, 0xdddd]);
 
 /// Every bit of a usable server.
-pub(super) const USABLE: u16 =
+pub(crate) const USABLE: u16 =
     ServerState::PRESENT | ServerState::REACHABLE | ServerState::TAKES_NEW | ServerState::TAKES_KNOWN;
 
 /// What the program did with a frame.
 #[derive(Debug)]
-pub(super) struct Verdict {
+pub(crate) struct Verdict {
     /// `XDP_*`.
-    pub(super) action: u32,
+    pub(crate) action: u32,
     /// The frame afterwards.
-    pub(super) frame: Vec<u8>,
+    pub(crate) frame: Vec<u8>,
+}
+
+/// Slots of the tables; powers of two.
+#[derive(Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) flows: u32,
+    pub(crate) half_open: u32,
+    pub(crate) sticky: u32,
 }
 
 /// Six counters, as they lie in the map.
@@ -59,29 +65,37 @@ struct Counters(Traffic);
 unsafe impl Pod for Counters {}
 
 /// The program and its maps.
-pub(super) struct Bench {
+pub(crate) struct Bench {
     ebpf: Ebpf,
     control: Region<Control>,
     index: Region<IndexSlot>,
     services: Region<ServiceSlot>,
     servers: Region<ServerSlot>,
-    pub(super) tables: Tables,
+    pub(crate) tables: Tables,
     schedules_changed: bool,
 }
 
 impl Bench {
-    /// Loads the built object.
+    /// Loads the built object, with tables in which a case finds room.
     ///
     /// # Errors
     /// It is not built, or the kernel refuses it.
     pub(super) fn load() -> Result<Self> {
+        Self::load_sized(Sizes { flows: 1024, half_open: HALF_OPEN, sticky: 64 })
+    }
+
+    /// Loads the built object with tables of these sizes.
+    ///
+    /// # Errors
+    /// It is not built, or the kernel refuses it.
+    pub(crate) fn load_sized(sizes: Sizes) -> Result<Self> {
         let path = object()?;
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let masks = [FLOWS, HALF_OPEN, STICKY].map(|slots| slots / BUCKET - 1);
+        let masks = [sizes.flows, sizes.half_open, sizes.sticky].map(|slots| slots / BUCKET - 1);
         let ebpf = EbpfLoader::new()
-            .map_max_entries(maps::FLOWS.name, FLOWS)
-            .map_max_entries(maps::HALF_OPEN.name, HALF_OPEN)
-            .map_max_entries(maps::STICKY.name, STICKY)
+            .map_max_entries(maps::FLOWS.name, sizes.flows)
+            .map_max_entries(maps::HALF_OPEN.name, sizes.half_open)
+            .map_max_entries(maps::STICKY.name, sizes.sticky)
             .map_max_entries(maps::PORT_CELLS.name, CELLS)
             .map_max_entries(maps::PORT_CURSORS.name, PAIRS)
             .override_global("FLOW_BUCKET_MASK", &masks[0], true)
@@ -95,9 +109,9 @@ impl Bench {
             services: region(&ebpf, maps::SERVICES, maps::SERVICES.max_entries)?,
             servers: region(&ebpf, maps::SERVERS, maps::SERVERS.max_entries)?,
             tables: Tables {
-                flows: region(&ebpf, maps::FLOWS, FLOWS)?,
-                half_open: region(&ebpf, maps::HALF_OPEN, HALF_OPEN)?,
-                sticky: region(&ebpf, maps::STICKY, STICKY)?,
+                flows: region(&ebpf, maps::FLOWS, sizes.flows)?,
+                half_open: region(&ebpf, maps::HALF_OPEN, sizes.half_open)?,
+                sticky: region(&ebpf, maps::STICKY, sizes.sticky)?,
                 cells: region(&ebpf, maps::PORT_CELLS, CELLS)?,
                 cursors: region(&ebpf, maps::PORT_CURSORS, PAIRS)?,
                 sources: 1,
@@ -146,7 +160,7 @@ impl Bench {
     ///
     /// # Errors
     /// A scheduler's table could not be replaced.
-    pub(super) fn reset(&mut self) -> Result<()> {
+    pub(crate) fn reset(&mut self) -> Result<()> {
         self.tables.clear();
         self.write_control();
         self.set_sources(1);
@@ -198,18 +212,28 @@ impl Bench {
 
     /// Sets how many source addresses are in use; the tables must be empty.
     pub(super) fn set_sources(&mut self, sources: u16) {
-        let snat = Snat { first_port: FIRST_PORT, ports: u32::from(PORTS), sources };
+        self.set_snat(sources, PORTS);
+    }
+
+    /// Sets how many source addresses and ports of each are in use; the tables must be empty.
+    pub(crate) fn set_snat(&mut self, sources: u16, ports: u16) {
+        let snat = Snat { first_port: FIRST_PORT, ports: u32::from(ports), sources };
         self.control[0].snat.store(snat.word());
         self.tables.sources = sources;
     }
 
+    /// As the maps are after [`Bench::unconfigure`] was undone.
+    pub(crate) fn configure(&self) {
+        self.control[0].layout.store(LAYOUT_VERSION);
+    }
+
     /// As the maps are before the daemon has set them up.
-    pub(super) fn unconfigure(&self) {
+    pub(crate) fn unconfigure(&self) {
         self.control[0].layout.store(0);
     }
 
     /// Sets a service's time limits, in ticks.
-    pub(super) fn set_service(&self, service: &Service, persistence: i64, idle: i64) {
+    pub(crate) fn set_service(&self, service: &Service, persistence: i64, idle: i64) {
         let ticks = |span: i64| Ticks(u32::try_from(span).unwrap_or(u32::MAX));
         let entry = ServiceEntry {
             address: address(service.address),
@@ -222,7 +246,7 @@ impl Bench {
     }
 
     /// Sets the state of a server.
-    pub(super) fn set_server(&self, server: &hospital::Host, state: u16) {
+    pub(crate) fn set_server(&self, server: &hospital::Host, state: u16) {
         let word = server::state_word(server.mac, ServerState(state));
         self.servers[usize::from(server.id)][server::STATE_WORD].store(word);
     }
@@ -231,7 +255,7 @@ impl Bench {
     ///
     /// # Errors
     /// The kernel refused it.
-    pub(super) fn set_schedule(&mut self, service: &Service, table: &Table) -> Result<()> {
+    pub(crate) fn set_schedule(&mut self, service: &Service, table: &Table) -> Result<()> {
         self.schedules_changed = true;
         self.replace_schedule(service.id, table)
     }
@@ -248,7 +272,7 @@ impl Bench {
     }
 
     /// The secret of the tables.
-    pub(super) const fn key() -> HashKey {
+    pub(crate) const fn key() -> HashKey {
         KEY
     }
 
@@ -256,7 +280,7 @@ impl Bench {
     ///
     /// # Errors
     /// The clock program did not run.
-    pub(super) fn now(&self) -> Result<Ticks> {
+    pub(crate) fn now(&self) -> Result<Ticks> {
         let verdict = self.run_program("steadfast_clock", &[0; 64])?;
         let jiffies = verdict.frame.first_chunk().context("the clock program left no frame")?;
         Ok(Ticks::from_jiffies(u64::from_ne_bytes(*jiffies)))
@@ -266,7 +290,7 @@ impl Bench {
     ///
     /// # Errors
     /// The kernel refused to.
-    pub(super) fn run(&self, frame: &[u8]) -> Result<Verdict> {
+    pub(crate) fn run(&self, frame: &[u8]) -> Result<Verdict> {
         self.run_program("steadfast", frame)
     }
 
@@ -284,7 +308,7 @@ impl Bench {
     ///
     /// # Errors
     /// The map could not be read.
-    pub(super) fn reasons(&self) -> Result<[u64; REASONS]> {
+    pub(crate) fn reasons(&self) -> Result<[u64; REASONS]> {
         let map = self.ebpf.map(maps::REASON_COUNTERS.name).context("no map REASONS")?;
         let map: PerCpuArray<&MapData, u64> = map.try_into()?;
         let mut counts = [0; REASONS];
@@ -294,11 +318,21 @@ impl Bench {
         Ok(counts)
     }
 
+    /// Packets of one reason, over all CPUs.
+    ///
+    /// # Errors
+    /// The map could not be read.
+    pub(crate) fn count_of(&self, reason: Reason) -> Result<u64> {
+        let map = self.ebpf.map(maps::REASON_COUNTERS.name).context("no map REASONS")?;
+        let map: PerCpuArray<&MapData, u64> = map.try_into()?;
+        Ok(map.get(&(reason as u32), 0)?.iter().sum())
+    }
+
     /// A service's traffic, over all CPUs.
     ///
     /// # Errors
     /// The map could not be read.
-    pub(super) fn service_traffic(&self, id: u16) -> Result<Traffic> {
+    pub(crate) fn service_traffic(&self, id: u16) -> Result<Traffic> {
         self.traffic(maps::SERVICE_COUNTERS, id)
     }
 
@@ -306,7 +340,7 @@ impl Bench {
     ///
     /// # Errors
     /// The map could not be read.
-    pub(super) fn server_traffic(&self, id: u16) -> Result<Traffic> {
+    pub(crate) fn server_traffic(&self, id: u16) -> Result<Traffic> {
         self.traffic(maps::SERVER_COUNTERS, id)
     }
 

@@ -8,7 +8,7 @@ use etherparse::{
 };
 
 /// A MAC address.
-pub(super) type Mac = [u8; 6];
+pub(crate) type Mac = [u8; 6];
 
 /// TCP flags, as in the header's byte.
 pub(super) mod flag {
@@ -254,7 +254,7 @@ pub(super) fn datagram(
 }
 
 /// The one's complement sum of the bytes (RFC 1071): zero if a checksum among them is right.
-pub(super) fn checksum(bytes: &[u8]) -> u16 {
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let mut sum = 0u32;
     for pair in bytes.chunks(2) {
         sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));

@@ -188,14 +188,14 @@ impl Row {
 }
 
 /// The tables' memory.
-pub(super) struct Tables {
-    pub(super) flows: Region<FlowSlot>,
-    pub(super) half_open: Region<FlowSlot>,
-    pub(super) sticky: Region<StickySlot>,
-    pub(super) cells: Region<Word>,
-    pub(super) cursors: Region<Word>,
+pub(crate) struct Tables {
+    pub(crate) flows: Region<FlowSlot>,
+    pub(crate) half_open: Region<FlowSlot>,
+    pub(crate) sticky: Region<StickySlot>,
+    pub(crate) cells: Region<Word>,
+    pub(crate) cursors: Region<Word>,
     /// How many source addresses are in use.
-    pub(super) sources: u16,
+    pub(crate) sources: u16,
 }
 
 /// All rows at a moment.
