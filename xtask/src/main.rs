@@ -4,6 +4,7 @@ mod build;
 mod clean;
 mod command;
 mod detach;
+mod fuzz;
 mod kernel;
 mod privilege;
 mod run;
@@ -35,6 +36,8 @@ enum Command {
     Run(run::Arguments),
     /// Run every rung of the tests
     Test(test::Arguments),
+    /// Feed random packets and states to the XDP program and its model, and compare
+    Fuzz(fuzz::Arguments),
     /// Take the balancer off this machine's interfaces (what `steadfastd detach` does)
     Detach,
     /// Remove what a lab that was killed left behind
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Build(arguments) => build::build(&workspace, &arguments),
         Command::Run(arguments) => run::run(&workspace, &arguments),
         Command::Test(arguments) => test::test(&workspace, &arguments),
+        Command::Fuzz(arguments) => fuzz::fuzz(&workspace, &arguments),
         Command::Detach => detach::detach(&workspace),
         Command::Clean => clean::clean(&workspace),
     });

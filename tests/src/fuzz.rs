@@ -1,0 +1,206 @@
+//! Random sequences through the built program and the model (`model.rs`), compared after each packet: verdict, reason, bytes,
+//! and every row of every table.
+//!
+//! A sequence begins with settings and tables at random (`fuzz/setup.rs`) and goes on with what may happen: packets of the
+//! connections that are remembered and of others, good, spoilt and at the edges of what is accepted, servers that change
+//! their state, time that goes by (`fuzz/generate.rs`). It is the same for the same seed.
+//!
+//! # What is not covered
+//! Two packets at a time (`table_loom.rs` in `lb-common` explores that), services on several ports, IPv6, a change of index
+//! or settings in a sequence, slots that a killed process left, and the choice of a port beyond what is forbidden. The kernel
+//! runs a frame of 14 bytes at least, so shorter ones are not seen.
+
+mod generate;
+mod machine;
+mod packet;
+mod setup;
+mod shrink;
+mod step;
+
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use lb_common::{
+    hash::mix,
+    reason::{REASONS, Reason},
+};
+
+use self::{
+    machine::{Ended, Machine},
+    step::{Sequence, Step, hex},
+};
+use crate::golden::random::Random;
+
+/// Steps in a sequence.
+const STEPS: usize = 200;
+/// How often a sequence is begun again because a tick went by.
+const ATTEMPTS: usize = 50;
+
+/// How long to go on, and from where.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The first sequence's number.
+    pub seed: u64,
+    /// Until so much time has gone by,
+    pub time: Duration,
+    /// or so many sequences were played.
+    pub sequences: u64,
+}
+
+/// What was seen.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Sequences that were played to their end, or to a difference.
+    pub sequences: u64,
+    /// Packets in them.
+    pub packets: u64,
+    /// Packets by reason.
+    pub reasons: [u64; REASONS],
+    /// The first difference, told at length.
+    pub difference: Option<String>,
+}
+
+/// A difference and the step that showed it.
+struct Difference {
+    step: usize,
+    what: String,
+}
+
+/// A sequence that was played.
+struct Played {
+    sequence: Sequence,
+    reasons: [u64; REASONS],
+    different: Option<Difference>,
+}
+
+/// The program, and who feeds it.
+struct Player(Machine);
+
+/// Plays sequences until time or number is over, or a difference is found.
+///
+/// # Errors
+/// The program is not built, or the kernel refuses it.
+pub fn fuzz(options: &Options) -> Result<Report> {
+    let mut player = Player(Machine::load()?);
+    let mut report = Report::default();
+    let end = Instant::now() + options.time;
+    for number in 0..options.sequences {
+        if Instant::now() >= end || report.difference.is_some() {
+            break;
+        }
+        let seed = options.seed.wrapping_add(number);
+        let played = player.play(mix(seed))?;
+        report.add(&played);
+        if let Some(difference) = &played.different {
+            let shortest = shrink::shrink(&mut player, &played.sequence)?;
+            report.difference = Some(player.tell(seed, &played.sequence, difference, &shortest)?);
+        }
+    }
+    Ok(report)
+}
+
+/// Plays a recorded sequence.
+///
+/// # Errors
+/// It can't be read, the program is not built, or the kernel refuses it.
+pub fn replay(text: &str) -> Result<Report> {
+    let sequence = Sequence::parse(text).map_err(anyhow::Error::msg)?;
+    let mut player = Player(Machine::load()?);
+    let played = player.replay(&sequence)?;
+    let mut report = Report::default();
+    report.add(&played);
+    report.difference =
+        played.different.map(|difference| format!("step {}: {}", difference.step, difference.what));
+    Ok(report)
+}
+
+impl Report {
+    fn add(&mut self, played: &Played) {
+        self.sequences += 1;
+        for (sum, count) in self.reasons.iter_mut().zip(played.reasons) {
+            *sum += count;
+            self.packets += count;
+        }
+    }
+
+    /// The reasons that no packet had.
+    pub fn missing(&self) -> impl Iterator<Item = Reason> {
+        Reason::ALL.iter().copied().filter(|reason| self.reasons[*reason as usize] == 0)
+    }
+}
+
+impl Player {
+    /// Plays the sequence of this number, which makes itself up as it goes.
+    fn play(&mut self, number: u64) -> Result<Played> {
+        self.in_time(number, |random, model, at| (at < STEPS).then(|| generate::step(random, model)))
+    }
+
+    /// Plays a sequence that is known.
+    fn replay(&mut self, sequence: &Sequence) -> Result<Played> {
+        self.in_time(sequence.setup, |_, _, at| sequence.steps.get(at).cloned())
+    }
+
+    /// Plays, and plays again if a tick went by.
+    fn in_time(
+        &mut self,
+        number: u64,
+        next: impl Fn(&mut Random, &crate::model::Model, usize) -> Option<Step>,
+    ) -> Result<Played> {
+        for _ in 0..ATTEMPTS {
+            let played = self.attempt(number, &next)?;
+            if !self.0.is_late()? {
+                return Ok(played);
+            }
+        }
+        bail!("{ATTEMPTS} times a tick went by within a sequence: this machine is too slow or too busy")
+    }
+
+    fn attempt(
+        &mut self,
+        number: u64,
+        next: impl Fn(&mut Random, &crate::model::Model, usize) -> Option<Step>,
+    ) -> Result<Played> {
+        let (mut model, schedule) = setup::state(number);
+        let mut random = Random(!number);
+        self.0.begin(&model, schedule)?;
+        let sequence = Sequence { setup: number, steps: Vec::new() };
+        let mut played = Played { sequence, reasons: [0; REASONS], different: None };
+        while let Some(step) = next(&mut random, &model, played.sequence.steps.len()) {
+            let at = played.sequence.steps.len();
+            let ended = self.0.step(&mut model, &step).with_context(|| format!("step {at}: {step}"))?;
+            played.sequence.steps.push(step);
+            match ended {
+                Ended::Same(None) => {}
+                Ended::Same(Some(reason)) => played.reasons[reason as usize] += 1,
+                Ended::Different(what) => {
+                    played.different = Some(Difference { step: at, what });
+                    return Ok(played);
+                }
+            }
+        }
+        let last = played.sequence.steps.len().saturating_sub(1);
+        played.different = self.0.finish(&model)?.map(|what| Difference { step: last, what });
+        Ok(played)
+    }
+
+    /// A difference at length: seed, step, frame, both outcomes, and the shortest sequence that shows one.
+    fn tell(
+        &mut self,
+        seed: u64,
+        sequence: &Sequence,
+        difference: &Difference,
+        shortest: &Sequence,
+    ) -> Result<String> {
+        let mut text = format!("seed {seed}, step {} of {STEPS}: {}\n", difference.step, difference.what);
+        if let Some(Step::Frame(frame)) = sequence.steps.get(difference.step) {
+            let _ = writeln!(text, "the frame in was\n    {}", hex(frame));
+        }
+        let again = self.replay(shortest)?.different.map_or_else(String::new, |difference| difference.what);
+        let _ = write!(text, "\n# The shortest sequence ({} steps) ends with: ", shortest.steps.len());
+        let _ = write!(text, "{}\n{shortest}", again.replace('\n', "\n# "));
+        Ok(text)
+    }
+}

@@ -1,0 +1,263 @@
+//! What happens next, at random, with an eye on what the balancer remembers.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    packet::{Numbers, Shape, mend},
+    setup::{self, SCHEDULES, STATES, router, small},
+    step::Step,
+};
+use crate::{
+    golden::{
+        bench::USABLE,
+        hospital::{BALANCER, FIRST_PORT, OTHER_PORT, SERVERS, SERVICES, SOURCES, span},
+        random::Random,
+    },
+    model::{Ends, Flow, Key, Model, flag, server_number, service_number},
+};
+
+/// Distances from a recorded number at which something changes, and some between.
+const DISTANCES: [i32; 20] = [
+    0, 0, 0, 1, 1, 2, 1_000, 0x7fff, 0x8000, 0x8001, 0xffff, 0x10000, 0x7_ffff, 0x8_0000, 0x8_0001, -1,
+    -1_000, -0x7_ffff, -0x8_0000, -0x8_0001,
+];
+
+/// The next step.
+pub(super) fn step(random: &mut Random, model: &Model) -> Step {
+    if !model.configured && random.one_in(3) {
+        return Step::Configured(true);
+    }
+    match random.below(2_000) {
+        0 => Step::Configured(false),
+        1 => Step::Schedule(random.below(SCHEDULES)),
+        2..60 => Step::Server(random.below(SERVERS.len()), server_state(random)),
+        60..140 => Step::Ticks(ticks(random)),
+        _ => Step::Frame(frame(random, model)),
+    }
+}
+
+fn server_state(random: &mut Random) -> u16 {
+    if random.one_in(2) { USABLE } else { STATES[random.below(STATES.len())] }
+}
+
+/// Often exactly as long as something lasts, or a tick more.
+fn ticks(random: &mut Random) -> u32 {
+    let spans = [
+        1,
+        7,
+        8,
+        100,
+        span::SYN,
+        span::HANDSHAKE,
+        span::CLOSED,
+        span::HALF_CLOSED,
+        span::QUARANTINE,
+        span::PERSISTENCE,
+        span::IDLE,
+    ];
+    // The long ones seldom: most of what is remembered ends with them.
+    let within = if random.one_in(4) { spans.len() } else { 7 };
+    let ticks = u32::try_from(spans[random.below(within)]).unwrap_or(1);
+    if random.one_in(2) { ticks } else { ticks + 1 }
+}
+
+fn frame(random: &mut Random, model: &Model) -> Vec<u8> {
+    let shape = shape(random);
+    let flow = if random.one_in(3) { None } else { some_flow(random, model) };
+    let mut frame = match random.below(20) {
+        0 => stray(random, &shape),
+        1..4 => error(random, model, &shape, flow),
+        4..11 => from_server(random, model, &shape, flow),
+        _ => from_client(random, &shape, flow),
+    };
+    if random.one_in(10) {
+        spoil(random, &mut frame);
+    }
+    frame
+}
+
+/// Any of the flows that are in the tables, expired ones too.
+fn some_flow<'a>(random: &mut Random, model: &'a Model) -> Option<&'a Flow> {
+    let table = if random.one_in(2) { &model.half_open } else { &model.flows };
+    let first = random.below(table.len());
+    table[first..].iter().chain(&table[..first]).flatten().next()
+}
+
+fn shape(random: &mut Random) -> Shape {
+    let seldom = |random: &mut Random| random.one_in(24);
+    let mut shape = Shape {
+        to: BALANCER,
+        from: router(random),
+        tags: Vec::new(),
+        ttl: 63,
+        ip_options: 0,
+        fragment: 0x4000,
+        tcp_options: [0, 0, 12, 20, 40][random.below(5)],
+        payload: Vec::new(),
+        trailer: Vec::new(),
+    };
+    if random.one_in(3) {
+        let length = random.below(90);
+        shape.payload = (0..length).map(|_| random.byte()).collect();
+    }
+    if random.one_in(8) {
+        shape.tags = (0..random.below(4)).map(|_| [0x8100, 0x88a8][random.below(2)]).collect();
+    }
+    if random.one_in(12) {
+        shape.ttl = [0, 1, 2, 255][random.below(4)];
+    }
+    if random.one_in(12) {
+        shape.trailer = vec![0x99; 1 + random.below(12)];
+    }
+    if seldom(random) {
+        shape.ip_options = 4 * (1 + random.below(10));
+    }
+    if seldom(random) {
+        shape.fragment = [0x2000, 0x2001, 0x0001, 0x1fff, 0x8000, 0x0000][random.below(6)];
+    }
+    if seldom(random) {
+        shape.to[random.below(6)] ^= 1 << random.below(8);
+    }
+    shape
+}
+
+/// A number at some distance from another.
+fn near(random: &mut Random, number: u32) -> u32 {
+    if random.one_in(16) {
+        return u32::try_from(random.next() >> 32).unwrap_or_default();
+    }
+    number.wrapping_add_signed(DISTANCES[random.below(DISTANCES.len())])
+}
+
+/// Mostly the number, seldom another.
+fn mostly(random: &mut Random, number: u32) -> u32 {
+    if random.one_in(6) { near(random, number) } else { number }
+}
+
+fn from_client(random: &mut Random, shape: &Shape, flow: Option<&Flow>) -> Vec<u8> {
+    let key = flow.map_or_else(|| setup::key(random), |flow| flow.key);
+    let [client, server] = flow.map_or([7_000, 9_000], |flow| flow.numbers);
+    let any = random.byte();
+    let next = client.wrapping_add(1);
+    let (flags, sequence) = match random.below(16) {
+        0..4 => (flag::SYN, mostly(random, client)),
+        4..8 => (flag::ACK, mostly(random, next)),
+        8 => (flag::ACK | flag::FIN, mostly(random, next)),
+        9..11 => (flag::ACK | flag::FIN, near(random, client)),
+        11 => (flag::RST | any & flag::ACK, near(random, client)),
+        12 => (any, near(random, client)),
+        _ => (flag::ACK | flag::PSH, near(random, client)),
+    };
+    let next = server.wrapping_add(1);
+    let acknowledgment = mostly(random, next);
+    shape.segment(&to_service(random, key), Numbers { sequence, acknowledgment, flags })
+}
+
+fn to_service(random: &mut Random, key: Key) -> Ends {
+    Ends {
+        source: key.client,
+        source_port: key.port,
+        destination: SERVICES[service_number(key.service)].address,
+        destination_port: if random.one_in(100) { [80, 444, 0][random.below(3)] } else { 443 },
+    }
+}
+
+fn from_server(random: &mut Random, model: &Model, shape: &Shape, flow: Option<&Flow>) -> Vec<u8> {
+    let [client, server] = flow.map_or([7_000, 9_000], |flow| flow.numbers);
+    let any = random.byte();
+    let next = client.wrapping_add(1);
+    let (flags, sequence, acknowledgment) = match random.below(12) {
+        0..5 => (flag::SYN | flag::ACK, mostly(random, server), mostly(random, next)),
+        5 => (flag::ACK | flag::FIN, near(random, server), next),
+        6 => (flag::RST | any & flag::ACK, near(random, server), next),
+        7 => (any, near(random, server), next),
+        _ => (flag::ACK | flag::PSH, near(random, server), next),
+    };
+    let ends = to_snat_port(random, model, flow);
+    shape.segment(&ends, Numbers { sequence, acknowledgment, flags })
+}
+
+fn to_snat_port(random: &mut Random, model: &Model, flow: Option<&Flow>) -> Ends {
+    let known = flow.and_then(|flow| Some((&SERVERS[server_number(flow.server)?], flow.source, flow.port)));
+    let (host, source, port) = known.unwrap_or_else(|| {
+        let port = FIRST_PORT - 1 + small(random, usize::from(model.settings.ports) + 2);
+        (&SERVERS[random.below(SERVERS.len())], u8::from(random.one_in(2)), port)
+    });
+    Ends {
+        source: host.address,
+        source_port: if random.one_in(30) { [OTHER_PORT, 444][random.below(2)] } else { 443 },
+        destination: SOURCES[usize::from(source)],
+        destination_port: port,
+    }
+}
+
+/// An ICMP error about a packet to a client, or to a server.
+fn error(random: &mut Random, model: &Model, shape: &Shape, flow: Option<&Flow>) -> Vec<u8> {
+    let came = if random.one_in(2) {
+        let key = flow.map_or_else(|| setup::key(random), |flow| flow.key);
+        to_service(random, key)
+    } else {
+        to_snat_port(random, model, flow)
+    };
+    // What went the other way.
+    let mut about = Ends {
+        source: came.destination,
+        source_port: came.destination_port,
+        destination: came.source,
+        destination_port: came.source_port,
+    };
+    if random.one_in(30) {
+        about.source = SOURCES[1];
+    }
+    let kind = if random.one_in(12) { random.byte() } else { [3, 11, 12][random.below(3)] };
+    let repeats = if random.one_in(2) { 8 } else { random.below(60) };
+    let mut frame = shape.error(kind, Ipv4Addr::new(10, 1, 1, 1), &about, repeats);
+    if random.one_in(40) {
+        // Told to another than it is about.
+        let end = frame.len();
+        frame[end.min(33)] ^= 1;
+    }
+    frame
+}
+
+/// What is none of the balancer's business, or hardly a packet.
+fn stray(random: &mut Random, shape: &Shape) -> Vec<u8> {
+    let content: Vec<u8> = (0..random.below(64)).map(|_| random.byte()).collect();
+    match random.below(4) {
+        0 => {
+            let mut frame: Vec<u8> = (0..14 + random.below(100)).map(|_| random.byte()).collect();
+            frame[..6].copy_from_slice(&BALANCER);
+            frame
+        }
+        1 => {
+            let mut frame = shape.frame(&content);
+            let end = frame.len() - shape.trailer.len() - content.len();
+            frame[end - 2..end].copy_from_slice(&[[0x86, 0xdd], [0x08, 0x06]][random.below(2)]);
+            frame
+        }
+        2 => {
+            let protocol = [1, 6, 17, 47][random.below(4)];
+            let packet =
+                shape.ip(protocol, setup::client(random), SERVICES[random.below(2)].address, &content);
+            shape.frame(&packet)
+        }
+        _ => shape.frame(&content),
+    }
+}
+
+/// Changes bytes behind the Ethernet header, or cuts the frame, and often makes its checksums right again.
+fn spoil(random: &mut Random, frame: &mut Vec<u8>) {
+    let network = frame.len().min(14 + 4 * random.below(2));
+    for _ in 0..=random.below(3) {
+        if frame.len() > network {
+            let at = network + random.below((frame.len() - network).min(48));
+            frame[at] = if random.one_in(2) { random.byte() } else { frame[at] ^ 1 << random.below(8) };
+        }
+    }
+    if random.one_in(3) {
+        frame.truncate(14.max(random.below(frame.len() + 1)));
+    }
+    if frame.len() > network && random.one_in(2) {
+        mend(&mut frame[network..]);
+    }
+}

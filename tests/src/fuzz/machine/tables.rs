@@ -1,0 +1,273 @@
+//! Rows as they lie in the maps: read, written, and moved back in time.
+
+use lb_common::{
+    clock::Ticks,
+    flow::{Flow as PackedFlow, FlowKey, FlowServer, FlowSlot, FlowSticky, Sequences, StickyRef},
+    life::{Life, SlotState},
+    ports::{Owner as PackedOwner, PortCell},
+    sticky::{Sticky, StickyServer},
+    table::Slot,
+    tcp::TcpState,
+    word::Word,
+};
+
+use super::Machine;
+use crate::{
+    golden::hospital::{address, v4},
+    model::{Cell, Chosen, Flow, Hold, Key, Model, Owner, Record, State},
+};
+
+fn words<const N: usize, const M: usize>(slot: &Slot<N>) -> [u64; M] {
+    let mut out = [0; M];
+    out[0] = slot.life.load();
+    for (to, word) in out[1..].iter_mut().zip(&slot.words) {
+        *to = word.load();
+    }
+    out
+}
+
+/// The slots that differ from what was seen of them last.
+fn changed<const N: usize, const M: usize>(table: &[Slot<N>], seen: &mut [[u64; M]]) -> Vec<usize> {
+    let mut slots = Vec::new();
+    for (index, (slot, old)) in table.iter().zip(seen).enumerate() {
+        let new = words(slot);
+        if *old != new {
+            *old = new;
+            slots.push(index);
+        }
+    }
+    slots
+}
+
+impl Machine {
+    /// Remembers everything as it is.
+    pub(super) fn look(&mut self) {
+        let tables = &self.bench.tables;
+        self.flows = tables.flows.iter().map(words).collect();
+        self.half_open = tables.half_open.iter().map(words).collect();
+        self.sticky = tables.sticky.iter().map(words).collect();
+        self.cells = tables.cells.iter().map(Word::load).collect();
+    }
+
+    /// What the program has written since it was looked at.
+    pub(super) fn changes(&mut self, model: &Model) -> Result<Chosen, String> {
+        let mut chosen = Chosen::default();
+        for slot in changed(&self.bench.tables.flows, &mut self.flows) {
+            chosen.flows.push((slot, self.flow(&self.flows[slot], model)?));
+        }
+        for slot in changed(&self.bench.tables.half_open, &mut self.half_open) {
+            chosen.half_open.push((slot, self.flow(&self.half_open[slot], model)?));
+        }
+        for slot in changed(&self.bench.tables.sticky, &mut self.sticky) {
+            chosen.sticky.push((slot, self.record(&self.sticky[slot], model)?));
+        }
+        for (place, (cell, old)) in self.bench.tables.cells.iter().zip(&mut self.cells).enumerate() {
+            let new = cell.load();
+            if *old != new {
+                *old = new;
+                chosen.ports.push((place, None));
+            }
+        }
+        for (place, cell) in &mut chosen.ports {
+            *cell = self.cell(self.cells[*place], model);
+        }
+        Ok(chosen)
+    }
+
+    /// Writes all of the model's rows into empty tables.
+    pub(super) fn write(&self, model: &Model) {
+        let tables = &self.bench.tables;
+        for (slot, row) in tables.flows.iter().zip(&model.flows) {
+            if let Some(row) = row {
+                self.put_flow(slot, row, model);
+            }
+        }
+        for (slot, row) in tables.half_open.iter().zip(&model.half_open) {
+            if let Some(row) = row {
+                self.put_flow(slot, row, model);
+            }
+        }
+        for (slot, row) in tables.sticky.iter().zip(&model.sticky) {
+            if let Some(row) = row {
+                let key = address(row.client).0;
+                let (service, server) = (row.service, row.server);
+                let to = StickyServer { service, server, made_at: self.tick, verified: true };
+                fill(slot, &[key[0], key[1], to.word()], row.flows, self.stamp(row.until, model));
+            }
+        }
+        for (cell, row) in tables.cells.iter().zip(&model.ports) {
+            cell.store(row.map_or(0, |row| self.cell_word(row, model)));
+        }
+    }
+
+    fn put_flow(&self, slot: &FlowSlot, row: &Flow, model: &Model) {
+        let record = row.hold.map(|hold| StickyRef {
+            slot: u32::try_from(hold.slot).unwrap_or(u32::MAX),
+            version: u8::try_from(hold.version).unwrap_or(u8::MAX),
+        });
+        let flow = PackedFlow {
+            key: FlowKey {
+                client: address(row.key.client),
+                client_port: row.key.port.to_be(),
+                service_port: row.key.service_port.to_be(),
+                service: row.key.service,
+            },
+            to: FlowServer {
+                server: row.server,
+                endpoint: row.endpoint,
+                snat_port: row.port.to_be(),
+                source: row.source,
+            },
+            return_hop: row.hop,
+            sequences: Sequences { client: row.numbers[0], server: row.numbers[1] },
+            sticky: FlowSticky { made_at: self.tick, record },
+            state: packed_state(row.state),
+            deadline: self.stamp(row.until, model),
+        };
+        fill(slot, &flow.pack(), flow.state as u32, flow.deadline);
+    }
+
+    fn cell_word(&self, cell: Cell, model: &Model) -> u64 {
+        let index = |slot| u32::try_from(slot).unwrap_or(u32::MAX);
+        let owner = match cell.owner {
+            Owner::Nobody => PackedOwner::Free,
+            Owner::HalfOpen(slot) => PackedOwner::HalfOpen(index(slot)),
+            Owner::Flow(slot) => PackedOwner::Flow(index(slot)),
+        };
+        PortCell { owner, stamp: self.stamp(cell.since, model) }.word()
+    }
+
+    /// A moment of the model's as the program's.
+    fn stamp(&self, moment: i64, model: &Model) -> Ticks {
+        let ticks = i32::try_from(moment - model.now).unwrap_or_default();
+        Ticks(self.tick.0.wrapping_add_signed(ticks))
+    }
+
+    /// A moment of the program's as the model's.
+    fn moment(&self, stamp: Ticks, model: &Model) -> i64 {
+        model.now + i64::from(stamp.0.wrapping_sub(self.tick.0).cast_signed())
+    }
+
+    /// The flow in a slot's words, if it is live.
+    pub(super) fn flow(&self, words: &[u64; 8], model: &Model) -> Result<Option<Flow>, String> {
+        let life = Life::from_word(words[0]);
+        if !settled(life)? {
+            return Ok(None);
+        }
+        let [_, row @ ..] = *words;
+        let flow = PackedFlow::unpack(&row, life);
+        if flow.sticky.made_at != self.tick {
+            return Err(format!("{flow:?} was not made at {:?}", self.tick));
+        }
+        let hold = |record: StickyRef| Hold { slot: record.slot as usize, version: record.version.into() };
+        Ok(Some(Flow {
+            key: Key {
+                service: flow.key.service,
+                client: v4(flow.key.client),
+                port: u16::from_be(flow.key.client_port),
+                service_port: u16::from_be(flow.key.service_port),
+            },
+            server: flow.to.server,
+            endpoint: flow.to.endpoint,
+            source: flow.to.source,
+            port: u16::from_be(flow.to.snat_port),
+            hop: flow.return_hop,
+            numbers: [flow.sequences.client, flow.sequences.server],
+            hold: flow.sticky.record.map(hold),
+            state: unpacked_state(flow.state)?,
+            until: self.moment(flow.deadline, model),
+        }))
+    }
+
+    /// The record in a slot's words, if it is live.
+    pub(super) fn record(&self, words: &[u64; 4], model: &Model) -> Result<Option<Record>, String> {
+        let life = Life::from_word(words[0]);
+        if !settled(life)? {
+            return Ok(None);
+        }
+        let [_, row @ ..] = *words;
+        let record = Sticky::unpack(&row, life);
+        let to = StickyServer { made_at: self.tick, verified: true, ..record.to };
+        if to.word() != record.to.word() {
+            return Err(format!("{record:?} was not made and verified at {:?}", self.tick));
+        }
+        Ok(Some(Record {
+            service: record.to.service,
+            client: v4(record.client),
+            server: record.to.server,
+            flows: record.flows,
+            until: self.moment(record.deadline, model),
+            version: life.version(),
+        }))
+    }
+
+    /// The SNAT port in a cell's word.
+    pub(super) fn cell(&self, word: u64, model: &Model) -> Option<Cell> {
+        let cell = PortCell::from_word(word);
+        let owner = match cell.owner {
+            PackedOwner::Free => Owner::Nobody,
+            PackedOwner::HalfOpen(slot) => Owner::HalfOpen(slot as usize),
+            PackedOwner::Flow(slot) => Owner::Flow(slot as usize),
+        };
+        (word != 0).then(|| Cell { owner, since: self.moment(cell.stamp, model) })
+    }
+
+    /// Moves every stamp that decides something back by so many ticks.
+    pub(super) fn age(&self, ticks: u32) {
+        fn back<const N: usize>(slot: &Slot<N>, ticks: u32) {
+            let life = slot.life();
+            slot.life.store(life.with_deadline(Ticks(life.deadline().0.wrapping_sub(ticks))).word());
+        }
+        let tables = &self.bench.tables;
+        tables.flows.iter().chain(tables.half_open.iter()).for_each(|slot| back(slot, ticks));
+        tables.sticky.iter().for_each(|slot| back(slot, ticks));
+        for cell in tables.cells.iter().filter(|cell| cell.load() != 0) {
+            let old = PortCell::from_word(cell.load());
+            cell.store(PortCell { stamp: Ticks(old.stamp.0.wrapping_sub(ticks)), ..old }.word());
+        }
+    }
+}
+
+/// Whether a slot is live, and not free; with one packet at a time nothing is left in between.
+fn settled(life: Life) -> Result<bool, String> {
+    match life.state() {
+        SlotState::Free => Ok(false),
+        SlotState::Live => Ok(true),
+        state => Err(format!("a slot was left {state:?}")),
+    }
+}
+
+fn fill<const N: usize>(slot: &Slot<N>, words: &[u64; N], note: u32, deadline: Ticks) {
+    for (cell, word) in slot.words.iter().zip(words) {
+        cell.store(*word);
+    }
+    let life = slot.life().claimed().with_state(SlotState::Live).with_note(note).with_deadline(deadline);
+    slot.life.store(life.word());
+}
+
+const fn packed_state(state: State) -> TcpState {
+    match state {
+        State::SynSent => TcpState::SynSent,
+        State::SynReceived => TcpState::SynReceived,
+        State::Established => TcpState::Established,
+        State::ClientFin => TcpState::ClientFin,
+        State::ServerFin => TcpState::ServerFin,
+        State::TimeWait => TcpState::TimeWait,
+        State::ClientReset => TcpState::ClientReset,
+        State::ServerReset => TcpState::ServerReset,
+    }
+}
+
+fn unpacked_state(state: TcpState) -> Result<State, String> {
+    Ok(match state {
+        TcpState::SynSent => State::SynSent,
+        TcpState::SynReceived => State::SynReceived,
+        TcpState::Established => State::Established,
+        TcpState::ClientFin => State::ClientFin,
+        TcpState::ServerFin => State::ServerFin,
+        TcpState::TimeWait => State::TimeWait,
+        TcpState::ClientReset => State::ClientReset,
+        TcpState::ServerReset => State::ServerReset,
+        TcpState::Promoting => return Err("a flow was left half established".to_owned()),
+    })
+}

@@ -1,0 +1,233 @@
+//! The state that a sequence begins with: settings, and rows in all tables, at random but such as the program leaves them.
+
+use std::{net::Ipv4Addr, sync::LazyLock};
+
+use lb_common::{
+    maglev::{self, Candidate, Table},
+    server::ServerState,
+};
+
+use super::machine::SIZES;
+use crate::{
+    golden::{
+        bench::USABLE,
+        frame::Mac,
+        hospital::{FIRST_PORT, OTHER_ROUTER, ROUTER, SEED, SERVERS, SERVICES, address, span},
+        random::Random,
+    },
+    model::{Cell, Flow, Hold, Key, Model, Owner, Record, Settings, State, flow_slots, record_slots},
+};
+
+/// How many pairs of schedulers' tables there are.
+pub(super) const SCHEDULES: usize = 5;
+
+/// States of a server: online, drained, halted or down, down but left alone, without a next hop, removed.
+pub(super) const STATES: [u16; 7] = [
+    USABLE,
+    ServerState::PRESENT | ServerState::REACHABLE | ServerState::TAKES_KNOWN,
+    ServerState::PRESENT | ServerState::REACHABLE | ServerState::RESETS,
+    ServerState::PRESENT | ServerState::REACHABLE,
+    USABLE & !ServerState::REACHABLE,
+    ServerState::PRESENT | ServerState::RESETS,
+    0,
+];
+
+/// Schedulers' tables: all servers alike, other weights, some servers only, nobody.
+pub(super) fn schedules() -> &'static [[Table; 2]; SCHEDULES] {
+    static TABLES: LazyLock<[[Table; 2]; SCHEDULES]> = LazyLock::new(|| {
+        let weights = [[100; 5], [100, 1, 10, 1, 100], [0, 100, 100, 100, 0], [100, 0, 0, 0, 0], [0; 5]];
+        weights.map(|weights| SERVICES.map(|service| table(service.id, &weights)))
+    });
+    &TABLES
+}
+
+fn table(service: u16, weights: &[u32; SERVERS.len()]) -> Table {
+    let servers = SERVERS.iter().zip(weights).filter(|(server, _)| server.service == service);
+    let candidates: Vec<_> = servers
+        .map(|(server, weight)| Candidate {
+            id: server.id,
+            address: address(server.address),
+            port: 443_u16.to_be(),
+            weight: *weight,
+        })
+        .collect();
+    maglev::build(SEED, &candidates, maglev::size_for(candidates.len()))
+}
+
+/// One of few clients.
+pub(super) fn client(random: &mut Random) -> Ipv4Addr {
+    Ipv4Addr::new(10, 85, 0, [1, 2, 3, 77, 200, 255][random.below(6)])
+}
+
+/// A connection of one of them, on one of few ports.
+pub(super) fn key(random: &mut Random) -> Key {
+    Key {
+        service: SERVICES[random.below(SERVICES.len())].id,
+        client: client(random),
+        port: 40_000 + small(random, 4),
+        service_port: 443,
+    }
+}
+
+pub(super) fn router(random: &mut Random) -> Mac {
+    if random.one_in(4) { OTHER_ROUTER } else { ROUTER }
+}
+
+pub(super) fn small(random: &mut Random, below: usize) -> u16 {
+    u16::try_from(random.below(below)).unwrap_or_default()
+}
+
+fn between(random: &mut Random, from: i64, to: i64) -> i64 {
+    let span = usize::try_from(to - from).unwrap_or(1).max(1);
+    from + i64::try_from(random.below(span)).unwrap_or_default()
+}
+
+/// The state of this number, and which of the schedulers' tables are in force.
+pub(super) fn state(number: u64) -> (Model, usize) {
+    let random = &mut Random(number);
+    let schedule = if random.one_in(8) { random.below(SCHEDULES) } else { 0 };
+    let persistence = [span::PERSISTENCE, if random.one_in(3) { 0 } else { span::PERSISTENCE }];
+    let settings = Settings {
+        sources: 1 + small(random, 2),
+        ports: [3, 8, 17, 64][random.below(4)],
+        persistence,
+        idle: [span::IDLE, 2_000],
+        schedules: schedules()[schedule].clone(),
+    };
+    let mut model = Model::new(settings, SIZES.half_open, SIZES.flows, SIZES.sticky);
+    for server in &mut model.servers {
+        if random.one_in(6) {
+            server.0 = STATES[random.below(STATES.len())];
+        }
+    }
+    let rows = [0, 4, 20, 60][random.below(4)];
+    for _ in 0..rows {
+        put_flow(&mut model, random);
+    }
+    for _ in 0..rows / 4 {
+        put_half_open(&mut model, random);
+    }
+    for _ in 0..[0, 0, 20][random.below(3)] {
+        put_record(&mut model, random);
+    }
+    rest_ports(&mut model, random);
+    (model, schedule)
+}
+
+/// A flow to any of its service's servers, without a port or record yet.
+fn flow(random: &mut Random, key: Key, state: State) -> Flow {
+    let servers = SERVERS.iter().filter(|server| server.service == key.service);
+    let host = servers.cycle().nth(random.below(6)).unwrap_or(&SERVERS[0]);
+    let number = |random: &mut Random| u32::try_from(random.next() >> 32).unwrap_or_default();
+    Flow {
+        key,
+        server: host.id,
+        endpoint: host.endpoint,
+        source: 0,
+        port: FIRST_PORT,
+        hop: router(random),
+        numbers: [number(random), number(random)],
+        hold: None,
+        state,
+        until: 0,
+    }
+}
+
+fn put_flow(model: &mut Model, random: &mut Random) {
+    let stranger = random.one_in(4);
+    let mut key = key(random);
+    if stranger {
+        key.client = Ipv4Addr::new(172, 16, random.byte(), random.byte());
+    }
+    let slots = flow_slots(key, model.flows.len());
+    let there = model.flows.iter().flatten().any(|flow| flow.key == key);
+    let Some(slot) = slots.into_iter().find(|slot| model.flows[*slot].is_none() && !there) else { return };
+    let states = [
+        State::Established,
+        State::Established,
+        State::ClientFin,
+        State::ServerFin,
+        State::TimeWait,
+        State::ClientReset,
+        State::ServerReset,
+    ];
+    let state = states[random.below(states.len())];
+    let mut flow = flow(random, key, state);
+    flow.until = between(random, -200, 4_000);
+    if !take_port(model, random, &mut flow, Owner::Flow(slot)) {
+        return;
+    }
+    let persistence = model.settings.persistence[usize::from(key.service != SERVICES[0].id)];
+    if persistence != 0 && !random.one_in(8) {
+        flow.hold = hold(model, random, &flow);
+    }
+    model.flows[slot] = Some(flow);
+}
+
+fn put_half_open(model: &mut Model, random: &mut Random) {
+    let key = key(random);
+    let there = model.half_open.iter().flatten().any(|flow| flow.key == key);
+    let slots = flow_slots(key, model.half_open.len());
+    let Some(slot) = slots.into_iter().find(|slot| model.half_open[*slot].is_none() && !there) else {
+        return;
+    };
+    let state = [State::SynSent, State::SynReceived, State::Established][random.below(3)];
+    let mut flow = flow(random, key, state);
+    flow.until = between(random, -100, span::HANDSHAKE);
+    // Sometimes another has taken its port.
+    if random.one_in(6) || take_port(model, random, &mut flow, Owner::HalfOpen(slot)) {
+        model.half_open[slot] = Some(flow);
+    }
+}
+
+/// One of the first ports towards the flow's server that nobody has had.
+fn take_port(model: &mut Model, random: &mut Random, flow: &mut Flow, owner: Owner) -> bool {
+    flow.source = u8::try_from(small(random, model.settings.sources.into())).unwrap_or_default();
+    let first = small(random, model.settings.ports.into());
+    for ahead in 0..model.settings.ports {
+        flow.port = FIRST_PORT + (first + ahead) % model.settings.ports;
+        let place = model.port_place(flow.endpoint, flow.source, flow.port);
+        if model.ports[place].is_none() {
+            model.ports[place] = Some(Cell { owner, since: between(random, -500, 0) });
+            return true;
+        }
+    }
+    false
+}
+
+/// The record of the flow's client, made if there is room, with one more open flow if this one is open.
+fn hold(model: &mut Model, random: &mut Random, flow: &Flow) -> Option<Hold> {
+    let Key { client, service, .. } = flow.key;
+    let of_client = |record: &Record| (record.client, record.service) == (client, service);
+    let there = model.sticky.iter().position(|row| row.as_ref().is_some_and(of_client));
+    let slots = record_slots(client, service, model.sticky.len());
+    let slot = there.or_else(|| slots.into_iter().find(|slot| model.sticky[*slot].is_none()))?;
+    let until = between(random, -200, span::PERSISTENCE);
+    let fresh = Record { service, client, server: flow.server, flows: 0, until, version: 1 };
+    let record = model.sticky[slot].get_or_insert(fresh);
+    record.flows += u32::from(!flow.state.is_closed());
+    Some(Hold { slot, version: 1 })
+}
+
+/// A record that no flow holds.
+fn put_record(model: &mut Model, random: &mut Random) {
+    let key = key(random);
+    let mut flow = flow(random, key, State::TimeWait);
+    if random.one_in(2) {
+        flow.key.client = Ipv4Addr::new(172, 17, random.byte(), random.byte());
+    }
+    if model.settings.persistence[usize::from(flow.key.service != SERVICES[0].id)] != 0 {
+        hold(model, random, &flow);
+    }
+}
+
+/// Some of the ports that nobody has rest.
+fn rest_ports(model: &mut Model, random: &mut Random) {
+    let share = random.below(3);
+    for cell in model.ports.iter_mut().filter(|cell| cell.is_none()) {
+        if share > 0 && random.below(4) < share {
+            let since = between(random, -span::QUARANTINE - 200, 0);
+            *cell = Some(Cell { owner: Owner::Nobody, since });
+        }
+    }
+}

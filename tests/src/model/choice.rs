@@ -1,0 +1,189 @@
+//! What is the program's to choose, and whether it may.
+
+use std::net::Ipv4Addr;
+
+use lb_common::{
+    flow::FlowKey,
+    hash::hash3,
+    ports::PROBES,
+    sticky::StickyKey,
+    table::{BUCKET, WAYS, candidate},
+};
+
+use super::{Cell, Flow, Key, Model, Owner, Record};
+use crate::golden::{
+    bench::Bench,
+    hospital::{FIRST_PORT, address, span::QUARANTINE},
+};
+
+/// The slots that the program wrote to, and what is live in them now.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chosen {
+    pub(crate) half_open: Vec<(usize, Option<Flow>)>,
+    pub(crate) flows: Vec<(usize, Option<Flow>)>,
+    pub(crate) sticky: Vec<(usize, Option<Record>)>,
+    pub(crate) ports: Vec<(usize, Option<Cell>)>,
+}
+
+impl Chosen {
+    /// The half-open row that was written for this key.
+    pub(super) fn half_open(&self, key: Key) -> Option<(usize, &Flow)> {
+        row_of(&self.half_open, |flow| flow.key == key)
+    }
+
+    /// The flow that was written for this key.
+    pub(super) fn flow(&self, key: Key) -> Option<(usize, &Flow)> {
+        row_of(&self.flows, |flow| flow.key == key)
+    }
+
+    /// The record that was written for this client.
+    pub(super) fn record(&self, client: Ipv4Addr, service: u16) -> Option<(usize, &Record)> {
+        row_of(&self.sticky, |record| (record.client, record.service) == (client, service))
+    }
+}
+
+fn row_of<T>(rows: &[(usize, Option<T>)], fits: impl Fn(&T) -> bool) -> Option<(usize, &T)> {
+    let rows = rows.iter().filter_map(|(slot, row)| Some((*slot, row.as_ref()?)));
+    rows.into_iter().find(|(_, row)| fits(row))
+}
+
+/// The eight slots in which a flow may lie, in a table of so many.
+pub(crate) fn flow_slots(key: Key, slots: usize) -> [usize; WAYS as usize] {
+    let words = FlowKey {
+        client: address(key.client),
+        client_port: key.port.to_be(),
+        service_port: key.service_port.to_be(),
+        service: key.service,
+    };
+    ways(words.words(), slots)
+}
+
+/// The eight slots in which a client's record may lie, in a table of so many.
+pub(crate) fn record_slots(client: Ipv4Addr, service: u16, slots: usize) -> [usize; WAYS as usize] {
+    ways(StickyKey { client: address(client), service }.words(), slots)
+}
+
+fn ways(words: [u64; 3], slots: usize) -> [usize; WAYS as usize] {
+    let hash = hash3(&Bench::key(), words);
+    let mask = u32::try_from(slots).unwrap_or(u32::MAX) / BUCKET - 1;
+    let mut out = [0; WAYS as usize];
+    for (way, slot) in (0..).zip(&mut out) {
+        *slot = candidate(hash, mask, way) as usize;
+    }
+    out
+}
+
+impl Model {
+    /// Which of the half-open rows may be overwritten for this key, lowest first: none, then what has expired, then by deadline.
+    fn rank(&self, slot: usize) -> i64 {
+        match &self.half_open[slot] {
+            None => i64::MIN,
+            Some(flow) if self.is_past(flow.until) => i64::MIN + 1,
+            Some(flow) => flow.until,
+        }
+    }
+
+    /// Whether a half-open flow may be written here: a free slot first, else the row that expires first gives way.
+    pub(super) fn check_half_open_slot(&self, key: Key, slot: usize) -> Result<(), String> {
+        let slots = flow_slots(key, self.half_open.len());
+        let best = slots.iter().map(|slot| self.rank(*slot)).min();
+        if slots.contains(&slot) && Some(self.rank(slot)) == best {
+            return Ok(());
+        }
+        Err(format!("the half-open row of {key:?} must not lie in slot {slot}"))
+    }
+
+    /// Whether a flow may be written here: only what is expired may give way.
+    pub(super) fn check_flow_slot(&self, key: Key, slot: usize) -> Result<(), String> {
+        let vacant = self.flows[slot].as_ref().is_none_or(|flow| self.is_past(flow.until));
+        if vacant && flow_slots(key, self.flows.len()).contains(&slot) {
+            return Ok(());
+        }
+        Err(format!("the flow of {key:?} must not lie in slot {slot}"))
+    }
+
+    /// Whether there is no room for a flow.
+    pub(super) fn check_no_flow_slot(&self, key: Key) -> Result<(), String> {
+        let slots = flow_slots(key, self.flows.len());
+        match slots
+            .iter()
+            .find(|slot| self.flows[**slot].as_ref().is_none_or(|flow| self.is_past(flow.until)))
+        {
+            None => Ok(()),
+            Some(slot) => Err(format!("there is room for the flow of {key:?} in slot {slot}")),
+        }
+    }
+
+    /// Whether a record may be written here, or if nowhere, whether there is no room.
+    pub(super) fn check_record_slot(&self, key: Key, slot: Option<usize>) -> Result<(), String> {
+        let slots = record_slots(key.client, key.service, self.sticky.len());
+        let vacant = |slot: usize| self.sticky[slot].as_ref().is_none_or(|record| self.is_forgotten(record));
+        let right = match slot {
+            Some(slot) => slots.contains(&slot) && vacant(slot),
+            None => !slots.iter().any(|slot| vacant(*slot)),
+        };
+        if right { Ok(()) } else { Err(format!("the record of {} must not lie in {slot:?}", key.client)) }
+    }
+
+    /// Flows that the program took out to make room, or to have their ports back: they must have expired.
+    pub(super) fn take_retired(&mut self, chosen: &Chosen) {
+        for (slot, now) in &chosen.flows {
+            let expired = self.flows[*slot].as_ref().is_some_and(|flow| self.is_past(flow.until));
+            let gone = now.as_ref().is_none_or(|flow| !self.is_past(flow.until));
+            if expired && gone {
+                self.retire(*slot);
+            }
+        }
+    }
+
+    /// Whether a flow may have this SNAT port: in the range, not an established flow's, and rested.
+    pub(super) fn check_port(&self, endpoint: u16, source: u8, port: u16) -> Result<usize, String> {
+        let last = FIRST_PORT + (self.settings.ports - 1);
+        if !(FIRST_PORT..=last).contains(&port) || u16::from(source) >= self.settings.sources {
+            return Err(format!("SNAT port {port} from source address {source} is none of ours"));
+        }
+        let place = self.port_place(endpoint, source, port);
+        match self.ports[place] {
+            Some(Cell { owner: Owner::HalfOpen(_), .. }) => self.check_no_free_port(place)?,
+            cell if self.is_free(cell) => {}
+            cell => return Err(format!("SNAT port {port} is not free: {cell:?} at {}", self.now)),
+        }
+        Ok(place)
+    }
+
+    fn is_free(&self, cell: Option<Cell>) -> bool {
+        let rested = |cell: Cell| cell.owner == Owner::Nobody && self.now - cell.since >= QUARANTINE;
+        cell.is_none_or(rested)
+    }
+
+    /// A half-open flow loses its port only if nothing else is left among those that are looked at in a row.
+    fn check_no_free_port(&self, place: usize) -> Result<(), String> {
+        let count = usize::from(self.settings.ports);
+        let (first, offset) = (place - place % count, place % count);
+        let probes = count.min(PROBES as usize);
+        let free = |offset: usize| self.is_free(self.ports[first + offset % count]);
+        let alone = |start: usize| !(start..start + probes).any(free);
+        let mut starts = (0..probes).map(|back| offset + count - back);
+        if starts.any(alone) {
+            return Ok(());
+        }
+        Err("a half-open flow lost its port although another was free".to_owned())
+    }
+
+    /// Whether no port towards an endpoint can be had. Eight places of sixteen are all ports of a small range.
+    pub(super) fn check_no_port(&self, endpoint: u16) -> Result<(), String> {
+        let count = usize::from(self.settings.ports * self.settings.sources);
+        let first = self.port_place(endpoint, 0, FIRST_PORT);
+        let to_be_had = |cell: Option<Cell>| match cell {
+            Some(Cell { owner: Owner::HalfOpen(_), .. }) => true,
+            Some(Cell { owner: Owner::Flow(slot), .. }) => {
+                self.flows[slot].as_ref().is_some_and(|flow| self.now - flow.until >= QUARANTINE)
+            }
+            cell => self.is_free(cell),
+        };
+        match self.ports[first..first + count].iter().position(|cell| to_be_had(*cell)) {
+            None => Ok(()),
+            Some(place) => Err(format!("the port in place {place} of {count} could be had")),
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Segments from clients.
+
+use lb_common::{reason::Reason, server::ServerState};
+
+use super::{
+    Chosen, Flow, Hold, Key, Model, Owner, Record, State, Verdict, mac_at,
+    parse::{Ends, Segment, flag},
+    server_number,
+    state::{From, ahead},
+};
+use crate::golden::{
+    frame::Mac,
+    hospital::{SERVERS, SOURCES},
+};
+
+/// How far behind the SYN the segment that completes the handshake may begin.
+const FIRST_WINDOW: i64 = 0xffff;
+
+/// A client's segment as it is looked at here.
+struct Heard<'a> {
+    key: Key,
+    segment: &'a Segment,
+    /// Where it came from.
+    hop: Mac,
+    bytes: u64,
+    chosen: &'a Chosen,
+}
+
+impl Model {
+    pub(super) fn client_segment(
+        &mut self,
+        frame: &[u8],
+        segment: &Segment,
+        service: u16,
+        chosen: &Chosen,
+    ) -> Result<Verdict, String> {
+        if segment.ttl <= 1 {
+            return Ok(Verdict::Left(Reason::TtlExceeded));
+        }
+        let key = Key {
+            service,
+            client: segment.ends.source,
+            port: segment.ends.source_port,
+            service_port: segment.ends.destination_port,
+        };
+        let heard = Heard { key, segment, hop: mac_at(frame, 6), bytes: frame.len() as u64, chosen };
+        if let Some((slot, flow)) = self.flow_of(key).and_then(|slot| Some((slot, self.flows[slot].clone()?)))
+            && !flow.state.is_closed()
+            && self.serving(&flow).is_some_and(|number| self.reachable(number))
+        {
+            return Ok(self.of_usable_flow(&heard, slot, flow));
+        }
+        if segment.is_syn() { self.syn(&heard) } else { self.rest(&heard) }
+    }
+
+    /// A segment of a flow in the flow table: followed and forwarded.
+    fn of_usable_flow(&mut self, heard: &Heard<'_>, slot: usize, mut flow: Flow) -> Verdict {
+        if self.follow(slot, &mut flow, heard.segment, From::Client) {
+            flow.hop = heard.hop;
+            self.set_flow(slot, Some(flow.clone()));
+        }
+        self.forward(Reason::Forwarded, heard, &flow)
+    }
+
+    fn syn(&mut self, heard: &Heard<'_>) -> Result<Verdict, String> {
+        if let Some(slot) = self.half_open_of(heard.key) {
+            if let Some(verdict) = self.syn_again(heard, slot) {
+                return Ok(verdict);
+            }
+            self.set_half_open(slot, None);
+        }
+        let Key { client, service, .. } = heard.key;
+        let Some((number, sticky)) = self.choose(client, service) else {
+            self.traffic[super::service_number(service)].resets += 1;
+            return Ok(Verdict::Answered(Reason::ResetNoServer));
+        };
+        if !self.reachable(number) {
+            return Ok(Verdict::Left(Reason::NoNeighbour));
+        }
+        self.take_retired(heard.chosen);
+        let Some((slot, chosen)) = heard.chosen.half_open(heard.key) else {
+            return self.no_port(heard, number);
+        };
+        self.check_half_open_slot(heard.key, slot)?;
+        let host = &SERVERS[number];
+        let place = self.check_port(host.endpoint, chosen.source, chosen.port)?;
+        let flow = Flow {
+            key: heard.key,
+            server: host.id,
+            endpoint: host.endpoint,
+            source: chosen.source,
+            port: chosen.port,
+            hop: heard.hop,
+            numbers: [heard.segment.sequence, 0],
+            hold: None,
+            state: State::SynSent,
+            until: self.now + self.patience(State::SynSent, service),
+        };
+        self.set_half_open(slot, Some(flow.clone()));
+        self.set_port(place, Owner::HalfOpen(slot), self.now);
+        let reason = if sticky { Reason::NewBySticky } else { Reason::NewByScheduler };
+        Ok(self.forward(reason, heard, &flow))
+    }
+
+    /// A SYN of a half-open flow goes where the first one went, if it still can.
+    fn syn_again(&mut self, heard: &Heard<'_>, slot: usize) -> Option<Verdict> {
+        let mut flow = self.half_open[slot].clone()?;
+        let usable = ServerState::REACHABLE | ServerState::TAKES_KNOWN;
+        let state = server_number(flow.server).and_then(|number| self.present(number))?;
+        if !state.has(usable) || self.owner_of(&flow) != Owner::HalfOpen(slot) {
+            return None;
+        }
+        if flow.numbers[0] != heard.segment.sequence {
+            flow.numbers = [heard.segment.sequence, 0];
+            flow.state = State::SynSent;
+            flow.until = self.now + self.patience(State::SynSent, flow.key.service);
+        }
+        flow.hop = heard.hop;
+        self.set_half_open(slot, Some(flow.clone()));
+        Some(self.forward(Reason::SynRepeated, heard, &flow))
+    }
+
+    /// No SNAT port was free. The half-open row that would have been overwritten is lost.
+    fn no_port(&mut self, heard: &Heard<'_>, number: usize) -> Result<Verdict, String> {
+        self.check_no_port(SERVERS[number].endpoint)?;
+        for (slot, row) in &heard.chosen.half_open {
+            if row.is_none() && self.half_open[*slot].is_some() {
+                self.check_half_open_slot(heard.key, *slot)?;
+                self.set_half_open(*slot, None);
+            }
+        }
+        Ok(Verdict::Left(Reason::PortsExhausted))
+    }
+
+    /// A segment that is neither of an open flow with a usable server nor a SYN.
+    fn rest(&mut self, heard: &Heard<'_>) -> Result<Verdict, String> {
+        if let Some((slot, flow)) =
+            self.half_open_of(heard.key).and_then(|slot| Some((slot, self.half_open[slot].clone()?)))
+            && self.owner_of(&flow) == Owner::HalfOpen(slot)
+        {
+            return self.of_half_open(heard, slot, &flow);
+        }
+        if let Some((slot, flow)) =
+            self.flow_of(heard.key).and_then(|slot| Some((slot, self.flows[slot].clone()?)))
+        {
+            return Ok(self.of_closed_flow(heard, slot, flow));
+        }
+        Ok(match heard.segment.has(flag::RST) {
+            true => Verdict::Left(Reason::StrayReset),
+            false => {
+                self.traffic[super::service_number(heard.key.service)].resets += 1;
+                Verdict::Answered(Reason::ResetNoFlow)
+            }
+        })
+    }
+
+    fn of_half_open(&mut self, heard: &Heard<'_>, slot: usize, flow: &Flow) -> Result<Verdict, String> {
+        let Some(number) = self.serving(flow) else {
+            return Ok(server_gone(heard));
+        };
+        if !self.reachable(number) {
+            return Ok(Verdict::Left(Reason::NoNeighbour));
+        }
+        let acknowledges = heard.segment.has(flag::ACK) && !heard.segment.has(flag::RST);
+        let right = heard.segment.acknowledgment == flow.numbers[1].wrapping_add(1);
+        let behind = ahead(flow.numbers[0], heard.segment.sequence) - 1;
+        let in_sequence = (0..=FIRST_WINDOW).contains(&behind);
+        if flow.state == State::SynReceived && acknowledges && right && in_sequence {
+            return self.establish(heard, slot, flow.clone());
+        }
+        self.keep_overflow(slot, flow);
+        Ok(self.forward(Reason::HandshakeForwarded, heard, flow))
+    }
+
+    /// The ACK that completes the handshake: the sticky record, the flow, its port.
+    fn establish(&mut self, heard: &Heard<'_>, half_open: usize, mut flow: Flow) -> Result<Verdict, String> {
+        let Key { service, .. } = heard.key;
+        flow.hold = self.stick(heard, flow.server)?;
+        flow.numbers[0] = heard.segment.sequence;
+        if let Some(old) = self.flow_of(heard.key) {
+            let over = |old: &Flow| old.state.is_closed() || self.serving(old).is_none();
+            if self.flows[old].as_ref().is_some_and(over) {
+                self.retire(old);
+            }
+        }
+        self.take_retired(heard.chosen);
+        flow.state = State::Established;
+        flow.until = self.now + self.patience(State::Established, service);
+        let entered = heard.chosen.flow(heard.key).filter(|_| self.flow_of(heard.key).is_none());
+        let Some((slot, _)) = entered else {
+            if self.flow_of(heard.key).is_none() {
+                self.check_no_flow_slot(heard.key)?;
+            }
+            self.let_go(flow.hold, heard.key);
+            self.set_half_open(half_open, Some(flow.clone()));
+            return Ok(self.forward(Reason::FlowTableFull, heard, &flow));
+        };
+        self.check_flow_slot(heard.key, slot)?;
+        let place = self.port_place(flow.endpoint, flow.source, flow.port);
+        self.set_port(place, Owner::Flow(slot), self.now);
+        self.set_half_open(half_open, None);
+        self.count(service, flow.server, |traffic| traffic.flows += 1);
+        if heard.segment.has(flag::FIN) {
+            flow.state = State::ClientFin;
+            flow.until = self.now + self.patience(State::ClientFin, service);
+        }
+        self.set_flow(slot, Some(flow.clone()));
+        let unrecorded = self.persistence(service) != 0 && flow.hold.is_none();
+        let reason = if unrecorded { Reason::EstablishedUnrecorded } else { Reason::Established };
+        Ok(self.forward(reason, heard, &flow))
+    }
+
+    /// The client's sticky record counts one more open flow; made if there is none, and room.
+    fn stick(&mut self, heard: &Heard<'_>, server: u16) -> Result<Option<Hold>, String> {
+        let Key { client, service, .. } = heard.key;
+        if self.persistence(service) == 0 {
+            return Ok(None);
+        }
+        let until = self.now + self.persistence(service);
+        if let Some((slot, mut record)) =
+            self.record_of(client, service).and_then(|slot| Some((slot, self.sticky[slot].clone()?)))
+        {
+            (record.flows, record.until) = (record.flows + 1, until);
+            self.move_record(&mut record, server);
+            let version = record.version & 0x7f;
+            self.set_record(slot, record);
+            return Ok(Some(Hold { slot, version }));
+        }
+        let Some((slot, made)) = heard.chosen.record(client, service) else {
+            self.check_record_slot(heard.key, None)?;
+            return Ok(None);
+        };
+        self.check_record_slot(heard.key, Some(slot))?;
+        let version = made.version;
+        self.set_record(slot, Record { service, client, server, flows: 1, until, version });
+        Ok(Some(Hold { slot, version: version & 0x7f }))
+    }
+
+    /// A segment of a closed flow, or of one whose server is gone or has no MAC address.
+    fn of_closed_flow(&mut self, heard: &Heard<'_>, slot: usize, mut flow: Flow) -> Verdict {
+        let Some(number) = self.serving(&flow) else {
+            if !flow.state.is_closed() {
+                self.change_state(&mut flow, State::ServerReset);
+                self.count(flow.key.service, flow.server, |traffic| traffic.resets += 1);
+                self.set_flow(slot, Some(flow));
+            }
+            return server_gone(heard);
+        };
+        if !self.reachable(number) {
+            return Verdict::Left(Reason::NoNeighbour);
+        }
+        self.of_usable_flow(heard, slot, flow)
+    }
+
+    fn forward(&mut self, reason: Reason, heard: &Heard<'_>, flow: &Flow) -> Verdict {
+        self.count(heard.key.service, flow.server, |traffic| {
+            traffic.packets_in += 1;
+            traffic.bytes_in += heard.bytes;
+        });
+        let host = &SERVERS[server_number(flow.server).unwrap_or_default()];
+        let ends = Ends {
+            source: SOURCES[usize::from(flow.source)],
+            source_port: flow.port,
+            destination: host.address,
+            destination_port: 443,
+        };
+        Verdict::Sent(reason, host.mac, ends)
+    }
+}
+
+fn server_gone(heard: &Heard<'_>) -> Verdict {
+    if heard.segment.has(flag::RST) {
+        Verdict::Left(Reason::StrayReset)
+    } else {
+        Verdict::Answered(Reason::ResetServerGone)
+    }
+}

@@ -1,0 +1,296 @@
+//! What the balancer remembers, and what both directions do with it.
+
+use std::net::Ipv4Addr;
+
+use lb_common::server::ServerState;
+
+use super::{
+    Model,
+    parse::{Segment, flag},
+    server_number,
+};
+use crate::golden::{frame::Mac, hospital::FIRST_PORT};
+
+/// What a flow is found by; ports in host byte order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key {
+    pub(crate) service: u16,
+    pub(crate) client: Ipv4Addr,
+    pub(crate) port: u16,
+    pub(crate) service_port: u16,
+}
+
+/// Where a TCP connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    SynSent,
+    SynReceived,
+    Established,
+    ClientFin,
+    ServerFin,
+    TimeWait,
+    ClientReset,
+    ServerReset,
+}
+
+impl State {
+    /// Both sent FIN, or one RST and nothing since.
+    pub(crate) const fn is_closed(self) -> bool {
+        matches!(self, Self::TimeWait | Self::ClientReset | Self::ServerReset)
+    }
+}
+
+/// A sticky record as its flows refer to it: its slot, and the low seven bits of the slot's version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hold {
+    pub(crate) slot: usize,
+    pub(crate) version: u16,
+}
+
+/// A flow, in either table. Times are ticks from the beginning of the sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Flow {
+    pub(crate) key: Key,
+    pub(crate) server: u16,
+    pub(crate) endpoint: u16,
+    /// The number of the source address.
+    pub(crate) source: u8,
+    /// The SNAT port.
+    pub(crate) port: u16,
+    pub(crate) hop: Mac,
+    /// The numbers recorded of the client and of the server.
+    pub(crate) numbers: [u32; 2],
+    pub(crate) hold: Option<Hold>,
+    pub(crate) state: State,
+    pub(crate) until: i64,
+}
+
+/// A sticky record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) service: u16,
+    pub(crate) client: Ipv4Addr,
+    pub(crate) server: u16,
+    /// Open flows.
+    pub(crate) flows: u32,
+    pub(crate) until: i64,
+    /// The slot's version, which the program chose.
+    pub(crate) version: u16,
+}
+
+/// Who has a SNAT port: nobody, or the row in a slot of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Nobody,
+    HalfOpen(usize),
+    Flow(usize),
+}
+
+/// A SNAT port that was ever used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cell {
+    pub(crate) owner: Owner,
+    /// Since when.
+    pub(crate) since: i64,
+}
+
+/// A place in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    HalfOpen(usize),
+    Flow(usize),
+    Sticky(usize),
+    Port(usize),
+}
+
+/// Who sent a segment; the number's place in [`Flow::numbers`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum From {
+    Client = 0,
+    Server = 1,
+}
+
+/// How near a number must be to the recorded one to count (decision 6): 512 KiB.
+const NEAR: i64 = 512 << 10;
+/// How far ahead it must be to be recorded: 32 KiB.
+const STRIDE: i64 = 32 << 10;
+/// A deadline is moved if it moves by at least so many ticks.
+const REFRESH: i64 = 8;
+
+/// How far `sequence` is ahead of `recorded`; negative: behind.
+pub(super) fn ahead(recorded: u32, sequence: u32) -> i64 {
+    i64::from(sequence.wrapping_sub(recorded).cast_signed())
+}
+
+impl Model {
+    pub(super) const fn is_past(&self, until: i64) -> bool {
+        until < self.now
+    }
+
+    /// The established flow of this key, if it is remembered.
+    pub(super) fn flow_of(&self, key: Key) -> Option<usize> {
+        self.find(&self.flows, key)
+    }
+
+    /// The half-open flow of this key, if it is remembered.
+    pub(super) fn half_open_of(&self, key: Key) -> Option<usize> {
+        self.find(&self.half_open, key)
+    }
+
+    fn find(&self, table: &[Option<Flow>], key: Key) -> Option<usize> {
+        let found = |flow: &Flow| flow.key == key && !self.is_past(flow.until);
+        table.iter().position(|row| row.as_ref().is_some_and(found))
+    }
+
+    /// A record is forgotten when it has no open flow and its time is over.
+    pub(super) fn is_forgotten(&self, record: &Record) -> bool {
+        record.flows == 0 && self.is_past(record.until)
+    }
+
+    /// The client's sticky record, if it is remembered.
+    pub(super) fn record_of(&self, client: Ipv4Addr, service: u16) -> Option<usize> {
+        let found = |record: &Record| {
+            (record.client, record.service) == (client, service) && !self.is_forgotten(record)
+        };
+        self.sticky.iter().position(|row| row.as_ref().is_some_and(found))
+    }
+
+    /// The place of a flow's SNAT port.
+    pub(crate) fn port_place(&self, endpoint: u16, source: u8, port: u16) -> usize {
+        let pair = usize::from(endpoint * self.settings.sources) + usize::from(source);
+        pair * usize::from(self.settings.ports) + usize::from(port - FIRST_PORT)
+    }
+
+    /// Who has a flow's SNAT port.
+    pub(super) fn owner_of(&self, flow: &Flow) -> Owner {
+        let place = self.port_place(flow.endpoint, flow.source, flow.port);
+        self.ports[place].map_or(Owner::Nobody, |cell| cell.owner)
+    }
+
+    pub(super) fn set_half_open(&mut self, slot: usize, row: Option<Flow>) {
+        self.half_open[slot] = row;
+        self.written.push(Place::HalfOpen(slot));
+    }
+
+    pub(super) fn set_flow(&mut self, slot: usize, row: Option<Flow>) {
+        self.flows[slot] = row;
+        self.written.push(Place::Flow(slot));
+    }
+
+    pub(super) fn set_record(&mut self, slot: usize, row: Record) {
+        self.sticky[slot] = Some(row);
+        self.written.push(Place::Sticky(slot));
+    }
+
+    pub(super) fn set_port(&mut self, place: usize, owner: Owner, since: i64) {
+        self.ports[place] = Some(Cell { owner, since });
+        self.written.push(Place::Port(place));
+    }
+
+    /// Follows a segment of an established flow: numbers, state, time. Says whether its number was near the recorded one.
+    pub(super) fn follow(&mut self, slot: usize, flow: &mut Flow, segment: &Segment, from: From) -> bool {
+        let number = &mut flow.numbers[from as usize];
+        let distance = ahead(*number, segment.sequence);
+        if (STRIDE..=NEAR).contains(&distance) {
+            *number = segment.sequence;
+        }
+        let near = distance.abs() <= NEAR;
+        let next = if near { next(flow.state, segment, from) } else { flow.state };
+        if next != flow.state {
+            self.change_state(flow, next);
+        } else if !flow.state.is_closed() {
+            let until = self.now + self.patience(flow.state, flow.key.service);
+            if until - flow.until >= REFRESH || flow.until > until {
+                flow.until = until;
+            }
+        }
+        self.set_flow(slot, Some(flow.clone()));
+        near
+    }
+
+    /// The one who closes a flow lets go of its sticky record, the one who opens it again holds it again.
+    pub(super) fn change_state(&mut self, flow: &mut Flow, to: State) {
+        let was_closed = flow.state.is_closed();
+        flow.state = to;
+        flow.until = self.now + self.patience(to, flow.key.service);
+        match (was_closed, to.is_closed()) {
+            (false, true) => self.let_go(flow.hold, flow.key),
+            (true, false) => self.hold_again(flow.hold, flow.key),
+            _ => {}
+        }
+    }
+
+    /// One open flow less; the record's time begins anew.
+    pub(super) fn let_go(&mut self, hold: Option<Hold>, key: Key) {
+        let until = self.now + self.persistence(key.service);
+        let Some(mut record) = self.held(hold, key) else { return };
+        if record.flows > 0 {
+            (record.flows, record.until) = (record.flows - 1, until);
+            self.set_record(hold.map_or(0, |hold| hold.slot), record);
+        }
+    }
+
+    fn hold_again(&mut self, hold: Option<Hold>, key: Key) {
+        let until = self.now + self.persistence(key.service);
+        let Some(mut record) = self.held(hold, key) else { return };
+        (record.flows, record.until) = (record.flows + 1, until);
+        self.set_record(hold.map_or(0, |hold| hold.slot), record);
+    }
+
+    /// The record that a flow refers to, unless its slot was given to another since.
+    fn held(&self, hold: Option<Hold>, key: Key) -> Option<Record> {
+        let hold = hold?;
+        let record = self.sticky[hold.slot].clone()?;
+        let same = (record.client, record.service) == (key.client, key.service);
+        (same && record.version & 0x7f == hold.version).then_some(record)
+    }
+
+    /// Takes a flow out of the table: what it held is let go of, and its port rests since it ended.
+    pub(super) fn retire(&mut self, slot: usize) {
+        let Some(flow) = self.flows[slot].clone() else { return };
+        if !flow.state.is_closed() {
+            self.let_go(flow.hold, flow.key);
+        }
+        if self.owner_of(&flow) == Owner::Flow(slot) {
+            let place = self.port_place(flow.endpoint, flow.source, flow.port);
+            self.set_port(place, Owner::Nobody, flow.until.min(self.now));
+        }
+        self.set_flow(slot, None);
+    }
+
+    /// A record whose server can't be used any more follows the client to where it is now.
+    pub(super) fn move_record(&self, record: &mut Record, server: u16) {
+        let usable = server_number(record.server)
+            .and_then(|number| self.present(number))
+            .is_some_and(|state| state.has(ServerState::TAKES_KNOWN));
+        if !usable {
+            record.server = server;
+        }
+    }
+
+    /// A flow that found no room in the flow table lives on among the half-open ones as long as it has packets.
+    pub(super) fn keep_overflow(&mut self, slot: usize, flow: &Flow) {
+        if flow.state == State::Established {
+            let until = self.now + self.patience(State::Established, flow.key.service);
+            self.set_half_open(slot, Some(Flow { until, ..flow.clone() }));
+        }
+    }
+}
+
+/// The state after a segment near the recorded number (decision 6).
+fn next(state: State, segment: &Segment, from: From) -> State {
+    let (fin, rst) = (segment.has(flag::FIN), segment.has(flag::RST));
+    if segment.has(flag::SYN) || state == State::TimeWait {
+        return state;
+    }
+    match (from, state) {
+        (From::Client, _) if rst => State::ClientReset,
+        (From::Server, _) if rst => State::ServerReset,
+        (From::Client, State::Established) if fin => State::ClientFin,
+        (From::Server, State::Established) if fin => State::ServerFin,
+        (From::Client, State::ServerFin) | (From::Server, State::ClientFin) if fin => State::TimeWait,
+        // Its sender goes on: the RST was not its own.
+        (From::Client, State::ClientReset) | (From::Server, State::ServerReset) => State::Established,
+        _ => state,
+    }
+}
