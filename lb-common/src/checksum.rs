@@ -18,6 +18,14 @@ impl Delta {
         Self(self.0 + (!old) as u64 + new as u64)
     }
 
+    /// Also replaces a 64-bit word, at an even offset.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "cut into halves")]
+    pub const fn replace64(self, old: u64, new: u64) -> Self {
+        self.replace32(old as u32, new as u32).replace32((old >> 32) as u32, (new >> 32) as u32)
+    }
+
     /// Also replaces a 16-bit word, at an even offset.
     #[inline(always)]
     #[must_use]

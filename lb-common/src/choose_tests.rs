@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::address::Address;
+use crate::forwarding::Forwarding;
 use crate::maglev::NOBODY;
 use crate::server::{ServerSlot, state_word};
 use crate::word::Word;
@@ -43,6 +44,8 @@ fn server(id: u16, service: u16, state: u16) -> Server {
         port: 443u16.to_be(),
         endpoint: id + 100,
         service,
+        forwarding: Forwarding::Snat,
+        arm: 0,
         mac: [2, 0, 0, 0, 0, 1],
         state: ServerState(state),
     }
@@ -173,6 +176,8 @@ fn a_server_survives_its_words() {
         port: 0xabcd,
         endpoint: 0x1234,
         service: 0x5678,
+        forwarding: Forwarding::Snat,
+        arm: 0,
         mac: [1, 2, 3, 4, 5, 6],
         state: ServerState(0x9abc),
     };

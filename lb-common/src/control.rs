@@ -8,8 +8,10 @@ use crate::word::Word;
 
 /// The version of everything in the shared maps. A daemon adopts maps of its own version only.
 pub const LAYOUT_VERSION: u64 = 1;
-/// Source addresses at most.
+/// Source addresses of a family at most.
 pub const MAX_SOURCES: usize = 8;
+/// Interfaces at most.
+pub const MAX_ARMS: usize = 4;
 
 /// The value of the control map.
 #[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
@@ -21,7 +23,7 @@ pub struct Control {
     pub generation: Word,
     /// The kernel's jiffies in a second (`CONFIG_HZ`).
     pub hz: Word,
-    /// First SNAT port:16, ports:32, source addresses:16; host byte order.
+    /// First SNAT port:16, ports:32, IPv4 source addresses:8, IPv6 source addresses:8; host byte order.
     pub snat: Word,
     /// The secret of the tables.
     pub hash_key: [Word; 4],
@@ -37,17 +39,29 @@ pub struct Control {
     pub idle_half_closed: Word,
     /// and how long it is remembered after both ends' FIN, or an RST. An established one has its service's.
     pub idle_closed: Word,
-    /// The source addresses towards the servers.
+    /// The IPv4 source addresses towards the servers.
     pub sources: [[Word; 2]; MAX_SOURCES],
     /// The daemon's last sign of life, in jiffies.
     pub heartbeat: Word,
     /// The daemon's process id at that time.
     pub daemon: Word,
-    /// The interface's own MAC address in the low 48 bits, bytes in memory order: frames to others are not ours,
-    /// however they came here (a mirror port, a flooding switch). Zero: not looked at.
-    pub mac: Word,
+    /// The interfaces that the program is attached to.
+    pub arms: [Arm; MAX_ARMS],
+    /// The IPv6 source addresses towards the servers.
+    pub sources_v6: [[Word; 2]; MAX_SOURCES],
     /// Zero, for what comes.
-    pub reserved: [Word; 31],
+    pub reserved: [Word; 8],
+}
+
+/// An interface that the program is attached to.
+#[cfg_attr(not(target_arch = "bpf"), derive(Debug))]
+#[repr(C)]
+pub struct Arm {
+    /// Its index in the kernel:32, its MTU:16. Zero: there is no such arm.
+    pub interface: Word,
+    /// Its own MAC address in the low 48 bits, bytes in memory order: frames to others are not ours, however they came
+    /// here (a mirror port, a flooding switch). Zero: not looked at.
+    pub mac: Word,
 }
 
 #[cfg(not(loom))]
@@ -60,8 +74,10 @@ pub struct Snat {
     pub first_port: u16,
     /// How many ports.
     pub ports: u32,
-    /// How many source addresses.
-    pub sources: u16,
+    /// How many IPv4 source addresses.
+    pub sources: u8,
+    /// How many IPv6 source addresses.
+    pub sources_v6: u8,
 }
 
 impl Snat {
@@ -69,7 +85,10 @@ impl Snat {
     #[inline(always)]
     #[must_use]
     pub const fn word(self) -> u64 {
-        self.first_port as u64 | (self.ports as u64) << 16 | (self.sources as u64) << 48
+        self.first_port as u64
+            | (self.ports as u64) << 16
+            | (self.sources as u64) << 48
+            | (self.sources_v6 as u64) << 56
     }
 
     /// The fields of a stored word.
@@ -77,11 +96,30 @@ impl Snat {
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub const fn from_word(word: u64) -> Self {
-        Self { first_port: word as u16, ports: (word >> 16) as u32, sources: (word >> 48) as u16 }
+        Self {
+            first_port: word as u16,
+            ports: (word >> 16) as u32,
+            sources: (word >> 48) as u8,
+            sources_v6: (word >> 56) as u8,
+        }
     }
 }
 
 impl Snat {
+    /// How many source addresses of the family of `address`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sources_like(self, address: Address) -> u8 {
+        if address.is_v4() { self.sources } else { self.sources_v6 }
+    }
+
+    /// Rows of port cells that an endpoint has: one for each source address of a family.
+    #[inline(always)]
+    #[must_use]
+    pub const fn rows(self) -> u8 {
+        if self.sources > self.sources_v6 { self.sources } else { self.sources_v6 }
+    }
+
     /// How far into the SNAT ports this one (as on the wire) is.
     #[inline(always)]
     #[must_use]
@@ -119,11 +157,12 @@ impl Control {
         Ticks(word.load() as u32)
     }
 
-    /// The source address with this number.
+    /// The source address with this number, of the family of `like`.
     #[inline(always)]
     #[must_use]
-    pub fn source(&self, number: u8) -> Address {
-        let words = &self.sources[number as usize & (MAX_SOURCES - 1)];
+    pub fn source(&self, number: u8, like: Address) -> Address {
+        let family = if like.is_v4() { &self.sources } else { &self.sources_v6 };
+        let words = &family[number as usize & (MAX_SOURCES - 1)];
         Address([words[0].load(), words[1].load()])
     }
 }

@@ -4,8 +4,8 @@
 //! |---|---|
 //! | 0, 1 | client address, bytes as on the wire |
 //! | 2 | client port:16, service port:16 (both as on the wire), service:16, zero:16 |
-//! | 3 | server:16, endpoint:16, SNAT port:16 (as on the wire), source:8, zero:8 |
-//! | 4 | MAC of the return hop:48, zero:16 |
+//! | 3 | server:16, endpoint:16, SNAT port:16 (as on the wire; zero: none), source:8, zero:8 |
+//! | 4 | MAC of the return hop:48, arm:8, zero:8 |
 //! | 5 | sequence number last recorded from the client:32, from the server:32 |
 //! | 6 | made at:32 (ticks), sticky slot:24, its version:7, sticky slot is known:1 |
 
@@ -93,13 +93,20 @@ pub struct FlowServer {
     pub server: u16,
     /// The id of its address and port.
     pub endpoint: u16,
-    /// The source port towards it, as on the wire.
+    /// The source port towards it, as on the wire; zero in the modes that keep the client's.
     pub snat_port: u16,
     /// Which of the source addresses.
     pub source: u8,
 }
 
 impl FlowServer {
+    /// Whether the flow has a SNAT port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_port(&self) -> bool {
+        self.snat_port != 0
+    }
+
     /// The word that is stored.
     #[inline(always)]
     #[must_use]
@@ -205,6 +212,8 @@ pub struct Flow {
     pub to: FlowServer,
     /// The MAC address that packets to the client go to.
     pub return_hop: [u8; 6],
+    /// The number of the interface that they leave by.
+    pub arm: u8,
     /// Sequence numbers.
     pub sequences: Sequences,
     /// Age and sticky record.
@@ -218,11 +227,13 @@ pub struct Flow {
 impl Flow {
     /// Unpacks a row.
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub fn unpack(words: &[u64; FLOW_WORDS], life: Life) -> Self {
         Self {
             key: FlowKey::from_words(words),
             to: FlowServer::from_word(words[SERVER_WORD]),
             return_hop: mac_bytes(words[HOP_WORD]),
+            arm: (words[HOP_WORD] >> ARM_SHIFT) as u8,
             sequences: Sequences::from_word(words[SEQUENCE_WORD]),
             sticky: FlowSticky::from_word(words[STICKY_WORD]),
             state: TcpState::from_note(life.note()),
@@ -239,7 +250,7 @@ impl Flow {
             key[1],
             key[2],
             self.to.word(),
-            mac_word(self.return_hop),
+            hop_word(self.return_hop, self.arm),
             self.sequences.word(),
             self.sticky.word(),
         ]
@@ -250,6 +261,16 @@ impl Flow {
 #[must_use]
 pub const fn mac_word(mac: [u8; 6]) -> u64 {
     u64::from_le_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0])
+}
+
+/// Where the arm stands in a word with a MAC address.
+pub const ARM_SHIFT: u32 = 48;
+
+/// A MAC address and the number of the interface by which it is reached.
+#[inline(always)]
+#[must_use]
+pub const fn hop_word(mac: [u8; 6], arm: u8) -> u64 {
+    u64::from_le_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], arm, 0])
 }
 
 /// The MAC address in the low 48 bits of a word.
@@ -275,6 +296,7 @@ mod tests {
                 key: FlowKey { client: Address(client), client_port: ports[0], service_port: ports[1], service: ports[2] },
                 to: FlowServer { server: to[0], endpoint: to[1], snat_port: to[2], source },
                 return_hop: mac,
+                arm: 3,
                 sequences: Sequences { client: sequences[0], server: sequences[1] },
                 sticky: FlowSticky { made_at: Ticks(made_at), record: record.map(|(slot, version)| StickyRef { slot, version }) },
                 state: TcpState::TimeWait,

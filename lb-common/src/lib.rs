@@ -17,6 +17,7 @@ pub mod choose;
 pub mod clock;
 pub mod control;
 pub mod flow;
+pub mod forwarding;
 pub mod hash;
 pub mod life;
 pub mod maglev;
@@ -34,3 +35,5 @@ pub mod word;
 pub const TCP: u8 = 6;
 /// The IP protocol number of ICMP.
 pub const ICMP: u8 = 1;
+/// The IP protocol number of ICMP for IPv6.
+pub const ICMPV6: u8 = 58;

@@ -1,6 +1,6 @@
 //! The maps: every name, kind and size, once. The program's object is compared with this table by a test.
 
-use crate::control::Control;
+use crate::control::{Control, MAX_ARMS};
 use crate::flow::FlowSlot;
 use crate::reason::REASONS;
 use crate::server::ServerSlot;
@@ -17,6 +17,8 @@ pub enum MapKind {
     PerCpuArray = 6,
     /// `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
     ArrayOfMaps = 12,
+    /// `BPF_MAP_TYPE_DEVMAP`.
+    DevMap = 14,
     /// `BPF_MAP_TYPE_RINGBUF`: no keys, no values, `max_entries` bytes.
     RingBuf = 27,
 }
@@ -162,7 +164,7 @@ const fn counters(
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "sizes of values are small")]
+#[expect(clippy::cast_possible_truncation, reason = "sizes of values, and arms, are few")]
 const fn bytes(size: usize) -> u32 {
     size as u32
 }
@@ -201,6 +203,16 @@ pub const SCHEDULE: MapSpec = MapSpec {
     users: Users::Both,
     description: "scheduler table by service id",
 };
+/// The interfaces of [`Control::arms`](crate::control::Control), for packets that leave by another than they came.
+pub const ARMS: MapSpec = MapSpec {
+    name: "ARMS",
+    kind: MapKind::DevMap,
+    value_size: 8,
+    max_entries: bytes(MAX_ARMS),
+    flags: 0,
+    users: Users::Both,
+    description: "interfaces by arm",
+};
 /// Packets by [`Reason`](crate::reason::Reason).
 pub const REASON_COUNTERS: MapSpec = counters("REASONS", 8, REASON_SLOTS, "packets by reason");
 /// Counters in that map: more than there are reasons, so that a build with a reason more can adopt it.
@@ -235,7 +247,7 @@ pub const LOGS: MapSpec = MapSpec {
 };
 
 /// Every map.
-pub const ALL: [MapSpec; 16] = [
+pub const ALL: [MapSpec; 17] = [
     CONTROL,
     SERVICE_INDEX,
     SERVICES,
@@ -246,6 +258,7 @@ pub const ALL: [MapSpec; 16] = [
     PORT_CELLS,
     PORT_CURSORS,
     SCHEDULE,
+    ARMS,
     REASON_COUNTERS,
     SERVICE_COUNTERS,
     SERVER_COUNTERS,

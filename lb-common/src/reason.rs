@@ -5,7 +5,7 @@
 pub enum Action {
     /// To the host's own stack, untouched.
     Pass,
-    /// Out again on the interface it came from.
+    /// Out again, on the interface it came from or another.
     Transmit,
     /// Dropped.
     Drop,
@@ -65,11 +65,11 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Not IPv4: ARP, IPv6, anything else.
+    /// Neither IPv4 nor IPv6: ARP, anything else.
     NotIp = "not-ip" => Pass,
     /// Too short for the headers it claims to have, and not known to be for a service.
     Truncated = "truncated" => Pass,
-    /// IPv4, but neither for a virtual service nor an answer from a real server.
+    /// Neither for a virtual service nor an answer from a real server.
     NotOurs = "not-ours" => Pass,
     /// For a virtual service that the daemon itself answers (protocol http).
     LocalService = "local-service" => Pass,
@@ -110,7 +110,7 @@ reasons! {
     BadHeader = "bad-header" => Drop,
     /// A fragment of a TCP packet to a service's address or from a real server; TCP avoids them by path MTU discovery.
     Fragment = "fragment" => Drop,
-    /// TCP to a service or from a real server with IPv4 options (RFC 7126 recommends to drop).
+    /// TCP to a service or from a real server with IPv4 options (RFC 7126 recommends to drop) or IPv6 extension headers.
     IpOptions = "ip-options" => Drop,
     /// Its time to live would reach zero here.
     TtlExceeded = "ttl-exceeded" => Drop,
@@ -124,6 +124,11 @@ reasons! {
     HalfOpenBusy = "half-open-busy" => Drop,
     /// The daemon has not set up the maps yet.
     NotConfigured = "not-configured" => Pass,
+    /// From a client, of no known flow, in a mode whose answers do not pass here: sent to the server of its sticky record, or
+    /// else to the scheduler's pick, which knows whether the connection is its own.
+    ForwardedUnknown = "forwarded-unknown" => Transmit,
+    /// Too large for the tunnel: the client is told the path's MTU (RFC 1191, RFC 8201).
+    TooBig = "too-big" => Transmit,
 }
 
 /// How many reasons there are.

@@ -3,12 +3,14 @@
 //! | word | content (least significant bits first) |
 //! |---|---|
 //! | 0, 1 | address, bytes as on the wire |
-//! | 2 | port:16 (as on the wire), endpoint:16, service:16, zero:16 |
+//! | 2 | port:16 (as on the wire), endpoint:16, service:16, [`Forwarding`]:8, arm:8 |
 //! | 3 | MAC of the next hop:48 (bytes in memory order), [`ServerState`]:16 |
 //!
 //! What changes while a server is in use is in the last word alone.
 
 use crate::address::Address;
+use crate::flow::hop_word;
+use crate::forwarding::Forwarding;
 use crate::word::Word;
 
 /// Words of an entry.
@@ -60,6 +62,10 @@ pub struct Server {
     pub endpoint: u16,
     /// The virtual service it answers for.
     pub service: u16,
+    /// How its packets reach it: as its service says.
+    pub forwarding: Forwarding,
+    /// The number of the interface that it is reached by, in [`Control::arms`](crate::control::Control).
+    pub arm: u8,
     /// MAC of the next hop.
     pub mac: [u8; 6],
     /// What may be sent to it.
@@ -74,6 +80,13 @@ impl Server {
         if self.state.has(ServerState::SAME_PORT) { service_port } else { self.port }
     }
 
+    /// Where its packets go, as in a flow's word of the return hop.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hop_word(&self) -> u64 {
+        hop_word(self.mac, self.arm)
+    }
+
     /// Unpacks an entry.
     #[inline(always)]
     #[must_use]
@@ -85,6 +98,8 @@ impl Server {
             port: words[2] as u16,
             endpoint: (words[2] >> 16) as u16,
             service: (words[2] >> 32) as u16,
+            forwarding: Forwarding::from_number((words[2] >> 48) as u8),
+            arm: (words[2] >> 56) as u8,
             mac: [mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]],
             state: ServerState((words[3] >> 48) as u16),
         }
@@ -96,7 +111,11 @@ impl Server {
         [
             self.address.0[0],
             self.address.0[1],
-            self.port as u64 | (self.endpoint as u64) << 16 | (self.service as u64) << 32,
+            self.port as u64
+                | (self.endpoint as u64) << 16
+                | (self.service as u64) << 32
+                | (self.forwarding as u64) << 48
+                | (self.arm as u64) << 56,
             state_word(self.mac, self.state),
         ]
     }
@@ -134,12 +153,15 @@ mod tests {
             port: 443u16.to_be(),
             endpoint: 1,
             service: 1,
+            forwarding: Forwarding::Tunnel,
+            arm: 3,
             mac: [0; 6],
             state: ServerState(ServerState::PRESENT | bits),
         };
         let asked = 8443u16.to_be();
         assert_eq!(at(0).port_for(asked), 443u16.to_be());
         assert_eq!(at(ServerState::SAME_PORT).port_for(asked), asked);
-        assert!(Server::from_words(at(ServerState::SAME_PORT).words()).state.has(ServerState::SAME_PORT));
+        let same = at(ServerState::SAME_PORT);
+        assert_eq!(Server::from_words(same.words()), same);
     }
 }

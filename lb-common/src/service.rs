@@ -7,12 +7,13 @@
 //! |---|---|
 //! | 0, 1 | address, bytes as on the wire |
 //! | 2 | port:16 (as on the wire), IP protocol:8, kind:8, id:16, zero:16 |
-//! | 3 | zero |
+//! | 3 | of an endpoint in mode `nat`: port of the service:16 (as on the wire); else zero |
 //!
 //! What the data path needs of a service is in [`ServiceSlot`], by id.
 
 use crate::address::Address;
 use crate::clock::Ticks;
+use crate::forwarding::Forwarding;
 use crate::hash::{HashKey, hash3};
 use crate::word::Word;
 
@@ -45,6 +46,8 @@ pub enum EntryKind {
     Endpoint = 3,
     /// The address of a virtual service, with port 0: for fragments, which show no port.
     Address = 4,
+    /// The address and port of a real server in mode `nat`: an answer goes to the client itself. The id is the service's.
+    NatEndpoint = 5,
 }
 
 /// An entry, unpacked.
@@ -60,6 +63,8 @@ pub struct IndexEntry {
     pub kind: EntryKind,
     /// Service id or endpoint id.
     pub id: u16,
+    /// Of a [`EntryKind::NatEndpoint`]: the port of the service whose connections come here, as on the wire.
+    pub service_port: u16,
 }
 
 impl IndexEntry {
@@ -73,7 +78,7 @@ impl IndexEntry {
                 | (self.protocol as u64) << 16
                 | (self.kind as u64) << 24
                 | (self.id as u64) << 32,
-            0,
+            self.service_port as u64,
         ]
     }
 }
@@ -84,7 +89,7 @@ impl IndexEntry {
 /// |---|---|
 /// | 0, 1 | address, bytes as on the wire; zero: the id is not in use |
 /// | 2 | persistence timeout:32, idle timeout of an established flow:32 (ticks) |
-/// | 3 | zero |
+/// | 3 | [`Forwarding`]:8, IPv6 clients of one /64 are one client:1, zero |
 pub type ServiceSlot = [Word; SERVICE_WORDS];
 /// Words of a service's entry.
 pub const SERVICE_WORDS: usize = 4;
@@ -98,9 +103,22 @@ pub struct Service {
     pub persistence: Ticks,
     /// How long an established flow may be silent.
     pub idle: Ticks,
+    /// How packets reach its servers.
+    pub forwarding: Forwarding,
+    /// Whether IPv6 clients whose addresses share their first 64 bits are one client to persistence and scheduler.
+    pub by_prefix: bool,
 }
 
+const BY_PREFIX: u64 = 1 << 8;
+
 impl Service {
+    /// Whom a client's address stands for: itself, or all of its /64.
+    #[inline(always)]
+    #[must_use]
+    pub const fn client(&self, address: Address) -> Address {
+        if self.by_prefix && !address.is_v4() { Address([address.0[0], 0]) } else { address }
+    }
+
     /// Reads an entry; `None` if the id is not in use.
     #[inline(always)]
     #[must_use]
@@ -111,13 +129,25 @@ impl Service {
             return None;
         }
         let times = slot[2].load();
-        Some(Self { address, persistence: Ticks(times as u32), idle: Ticks((times >> 32) as u32) })
+        let modes = slot[3].load();
+        Some(Self {
+            address,
+            persistence: Ticks(times as u32),
+            idle: Ticks((times >> 32) as u32),
+            forwarding: Forwarding::from_number(modes as u8),
+            by_prefix: modes & BY_PREFIX != 0,
+        })
     }
 
     /// The words that are stored.
     #[must_use]
     pub const fn words(&self) -> [u64; SERVICE_WORDS] {
-        [self.address.0[0], self.address.0[1], self.persistence.0 as u64 | (self.idle.0 as u64) << 32, 0]
+        [
+            self.address.0[0],
+            self.address.0[1],
+            self.persistence.0 as u64 | (self.idle.0 as u64) << 32,
+            self.forwarding as u64 | if self.by_prefix { BY_PREFIX } else { 0 },
+        ]
     }
 }
 
@@ -127,6 +157,8 @@ pub struct IndexHit {
     kind: u8,
     /// Service id or endpoint id.
     pub id: u16,
+    /// As in [`IndexEntry`].
+    pub service_port: u16,
 }
 
 impl IndexHit {
@@ -173,7 +205,8 @@ pub fn find_entry<I: Index>(
             return None;
         }
         if meta & 0xff_ffff == wanted && slot[0].load() == address.0[0] && slot[1].load() == address.0[1] {
-            return Some(IndexHit { kind: (meta >> 24) as u8, id: (meta >> 32) as u16 });
+            let service_port = slot[3].load() as u16;
+            return Some(IndexHit { kind: (meta >> 24) as u8, id: (meta >> 32) as u16, service_port });
         }
         probe += 1;
     }

@@ -44,11 +44,11 @@ fn v4(number: u32) -> Address {
 }
 
 fn entry(address: Address, port: u16, protocol: u8, kind: EntryKind, id: u16) -> IndexEntry {
-    IndexEntry { address, port, protocol, kind, id }
+    IndexEntry { address, port, protocol, kind, id, service_port: 0 }
 }
 
 fn hit(entry: &IndexEntry) -> IndexHit {
-    IndexHit { kind: entry.kind as u8, id: entry.id }
+    IndexHit { kind: entry.kind as u8, id: entry.id, service_port: entry.service_port }
 }
 
 fn name(entry: &IndexEntry) -> Name {

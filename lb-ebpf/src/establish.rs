@@ -7,6 +7,7 @@ use lb_common::{
         FLOW_WORDS, FlowKey, FlowServer, FlowSticky, Flows as FlowKind, SEQUENCE_WORD, SERVER_WORD,
         STICKY_WORD, Sequences,
     },
+    forwarding::Forwarding,
     hash::{hash3, mix},
     life::{Life, SlotState},
     ports::promote,
@@ -20,7 +21,7 @@ use lb_common::{
 use crate::{
     count, flow,
     from_client::{Client, serving},
-    handshake::{Answer, completes, reason_of},
+    handshake::{Answer, completes, is_answered, reason_of},
     maps::{self, Flows, HalfOpen, ServerTable, StickyTable},
     pipeline::World,
 };
@@ -91,9 +92,11 @@ extern "C" fn begin(index: u32, numbers: u64, record: u64, client: u64, ports: u
         return NOT_OURS;
     }
     let recorded = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
+    let forwarding =
+        maps::service((ports >> 32) as u16).map_or(Forwarding::Snat, |service| service.forwarding);
     let answered = matches!(life.state(), SlotState::Live)
-        && matches!(TcpState::from_note(life.note()), TcpState::SynReceived)
-        && completes(numbers as u32, (numbers >> 32) as u32, recorded);
+        && is_answered(forwarding, life)
+        && completes(forwarding, numbers as u32, (numbers >> 32) as u32, recorded);
     // Only one core goes on from here; the slot stays live, so that the others' packets find their way.
     let promoting = life.with_note(TcpState::Promoting as u32);
     if !answered || !slot.exchange(life, promoting) {
@@ -122,7 +125,7 @@ extern "C" fn finish(index: u32, flow: u32, record: u64) -> u32 {
         return Reason::HandshakeForwarded as u32;
     };
     let entered = flow < FULL;
-    if entered && flow::cell_of(&world, &to).is_some_and(|cell| promote(cell, index, flow, world.now)) {
+    if entered && keeps_port(&world, &to, index, flow) {
         let _changed = !slot.exchange(promoting, promoting.with_state(SlotState::Free));
         count::flow(service_id, to.server);
         let unrecorded = service.persistence.0 != 0 && record == 0;
@@ -137,6 +140,12 @@ extern "C" fn finish(index: u32, flow: u32, record: u64) -> u32 {
     let overflow = promoting.with_note(TcpState::Established as u32);
     let _changed = !slot.exchange(promoting, overflow.with_deadline(world.now.plus(service.idle)));
     Reason::FlowTableFull as u32
+}
+
+/// Whether a flow that enters the flow table takes its SNAT port along, if it needs one.
+#[inline(always)]
+fn keeps_port(world: &World, to: &FlowServer, half_open: u32, flow: u32) -> bool {
+    !to.has_port() || flow::cell_of(world, to).is_some_and(|cell| promote(cell, half_open, flow, world.now))
 }
 
 /// No index that [`enter`] gives: no room.
@@ -225,8 +234,8 @@ extern "C" fn stick(first: u64, second: u64, to: u32) -> u64 {
 #[inline(never)]
 extern "C" fn hold_record(first: u64, second: u64, to: u32) -> u64 {
     let Some(world) = World::now() else { return 0 };
-    let key = StickyKey { client: Address([first, second]), service: to as u16 };
-    let Some(service) = maps::service(key.service) else { return 0 };
+    let Some(service) = maps::service(to as u16) else { return 0 };
+    let key = StickyKey { client: service.client(Address([first, second])), service: to as u16 };
     let hash = hash3(&world.key(), key.words());
     let Some(found) = find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash, key.words(), world.now) else {
         return 0;
@@ -246,17 +255,21 @@ const LOOK_AGAIN: u64 = u64::MAX;
 #[inline(never)]
 extern "C" fn make_record(first: u64, second: u64, to: u32) -> u64 {
     let Some(world) = World::now() else { return 0 };
-    let key = StickyKey { client: Address([first, second]), service: to as u16 };
-    let Some(service) = maps::service(key.service) else { return 0 };
-    let fresh =
-        StickyServer { service: key.service, server: (to >> 16) as u16, made_at: world.now, verified: true };
+    let Some(service) = maps::service(to as u16) else { return 0 };
+    let key = StickyKey { client: service.client(Address([first, second])), service: to as u16 };
+    let fresh = StickyServer {
+        service: key.service,
+        server: (to >> 16) as u16,
+        made_at: world.now,
+        verified: service.forwarding.sees_answers(),
+    };
     match try_insert::<STICKY_WORDS, Stickies, _>(
         &StickyTable,
         hash3(&world.key(), key.words()),
         key.words(),
         |slot| {
-            slot.words[0].store(first);
-            slot.words[1].store(second);
+            slot.words[0].store(key.client.0[0]);
+            slot.words[1].store(key.client.0[1]);
             slot.words[2].store(fresh.word());
         },
         1,

@@ -122,8 +122,9 @@ pub(crate) fn release(world: &World, word: u64, slot: &Slot<FLOW_WORDS>) {
 #[inline(always)]
 pub(crate) fn release_of(world: &World, word: u64, key: StickyKey) {
     let Some(record) = FlowSticky::from_word(word).record else { return };
-    let persistence = maps::service(key.service).map_or(Ticks(1), |service| service.persistence);
-    sticky::let_go(&StickyTable, record, key, world.now.plus(persistence));
+    let (client, persistence) = maps::service(key.service)
+        .map_or((key.client, Ticks(1)), |service| (service.client(key.client), service.persistence));
+    sticky::let_go(&StickyTable, record, StickyKey { client, ..key }, world.now.plus(persistence));
 }
 
 /// Counts a flow again that an RST had closed and its sender took back.
@@ -166,7 +167,7 @@ pub(crate) extern "C" fn retire(index: u32, life: u64) -> u32 {
 /// The cells of the ports from a source address to an endpoint.
 #[inline(always)]
 pub(crate) fn port_range(snat: Snat, endpoint: u16, source: u8) -> PortRange {
-    PortRange { pair: u32::from(endpoint) * u32::from(snat.sources) + u32::from(source), count: snat.ports }
+    PortRange { pair: u32::from(endpoint) * u32::from(snat.rows()) + u32::from(source), count: snat.ports }
 }
 
 /// The cell of a flow's SNAT port.

@@ -4,7 +4,8 @@
 //! the segment is rewritten or answered here in either case.
 
 use lb_common::{
-    flow::{FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SERVER_WORD, mac_word},
+    flow::{FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SERVER_WORD},
+    forwarding::Forwarding,
     hash::hash3,
     reason::Reason,
     server::{Server, ServerState, Servers as _},
@@ -16,11 +17,12 @@ use crate::{
     count,
     establish::establish,
     flow,
-    handshake::{Answer, decide},
+    handshake::{Answer, FLAGS_SHIFT, decide, reason_of},
     maps::{Flows, HalfOpen, ServerTable},
     open::open,
-    packet::{Packet, Rewrite, Segment, Tuple},
-    pipeline::World,
+    packet::{End, Packet, Rewrite, Segment, answer_too_big, encapsulate},
+    pipeline::{Outcome, World},
+    select::select,
 };
 
 /// What a client's segment is found by.
@@ -56,8 +58,8 @@ pub(crate) fn segment(
     packet: &Packet,
     segment: &Segment,
     service: u16,
-) -> Result<Reason, Reason> {
-    if packet.ttl() <= 1 {
+) -> Result<Outcome, Reason> {
+    if packet.hops() <= 1 {
         return Err(Reason::TtlExceeded);
     }
     let key = FlowKey {
@@ -66,21 +68,61 @@ pub(crate) fn segment(
         service_port: segment.tuple.destination_port,
         service,
     };
-    let client = Client::with_key(world, key);
-    if let Some(found) = client.find_flow(world) {
-        let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
-        let closed = TcpState::from_note(found.life.note()).is_closed();
-        if !closed
-            && let Some(server) = serving(&to)
-            && server.state.has(ServerState::REACHABLE)
-            && found.still()
-        {
-            accept(world, packet, &found, segment, service);
-            return Ok(send(world, packet, segment, service, &to, &server, Reason::Forwarded));
+    let Way { to, server, reason } = match open_flow(world, packet, segment, key) {
+        Some(way) => way,
+        None => match settle(packet, segment, key) {
+            Ok(way) => way,
+            Err(reason @ (Reason::ResetServerGone | Reason::ResetNoFlow | Reason::ResetNoServer)) => {
+                packet.answer_with_reset(segment);
+                return Ok(Outcome::here(reason));
+            }
+            Err(reason) => return Err(reason),
+        },
+    };
+    send(world, packet, segment, service, &to, &server, reason)
+}
+
+/// Where a segment goes, and why.
+struct Way {
+    to: FlowServer,
+    server: Server,
+    reason: Reason,
+}
+
+/// The way of a segment of an open flow with a usable server.
+#[inline(always)]
+fn open_flow(world: &World, packet: &Packet, segment: &Segment, key: FlowKey) -> Option<Way> {
+    let found = Client::with_key(world, key).find_flow(world)?;
+    let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
+    if TcpState::from_note(found.life.note()).is_closed() {
+        return None;
+    }
+    let server = serving(&to)?;
+    if !server.state.has(ServerState::REACHABLE) || !found.still() {
+        return None;
+    }
+    accept(world, packet, &found, segment, key.service);
+    Some(Way { to, server, reason: Reason::Forwarded })
+}
+
+/// The way of any other segment, as it is decided; or why it has none.
+#[inline(always)]
+fn settle(packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, Reason> {
+    let Answer { to, reason } = unsettled(packet, segment, key);
+    match reason {
+        Reason::ResetServerGone
+        | Reason::ResetNoFlow
+        | Reason::ResetNoServer
+        | Reason::StrayReset
+        | Reason::NoNeighbour
+        | Reason::PortsExhausted
+        | Reason::HalfOpenBusy
+        | Reason::NotConfigured => Err(reason),
+        reason => {
+            let server = ServerTable.present(to.server).ok_or(Reason::NoNeighbour)?;
+            Ok(Way { to, server, reason })
         }
     }
-    let answer = unsettled(packet, segment, key);
-    carry_out(world, packet, segment, service, answer)
 }
 
 /// Has a segment decided that is not of an open flow with a usable server. The functions that do it are called from here,
@@ -89,42 +131,19 @@ pub(crate) fn segment(
 fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey) -> Answer {
     let [first, second, ports] = key.words();
     if segment.flags.opens() {
-        return Answer::from_word(open(first, second, ports, packet.sequence(segment), packet.sender()));
+        return Answer::from_word(open(first, second, ports, packet.sequence(segment), packet.return_hop()));
     }
     let numbers = u64::from(packet.sequence(segment)) | u64::from(packet.acknowledgment(segment)) << 32;
-    let sender = packet.sender() | u64::from(segment.flags.0) << 48;
+    let sender = packet.return_hop() | u64::from(segment.flags.0) << FLAGS_SHIFT;
     let answer = decide(first, second, ports, numbers, sender);
+    if answer >> 56 == Reason::ForwardedUnknown as u64 {
+        return Answer::from_word(select(first, second, key.service)).unknown();
+    }
     if answer >> 56 != Reason::Established as u64 {
         return Answer::from_word(answer);
     }
     let is_last = segment.flags.has(TcpFlags::FIN);
     Answer::from_word(establish(key, (answer >> 32) as u16, answer as u32, numbers, is_last))
-}
-
-/// Sends or answers a segment as it was decided.
-#[inline(always)]
-fn carry_out(
-    world: &World,
-    packet: &Packet,
-    segment: &Segment,
-    service: u16,
-    answer: Answer,
-) -> Result<Reason, Reason> {
-    match answer.reason {
-        Reason::ResetServerGone | Reason::ResetNoFlow | Reason::ResetNoServer => {
-            packet.answer_with_reset(segment);
-            Ok(answer.reason)
-        }
-        Reason::StrayReset
-        | Reason::NoNeighbour
-        | Reason::PortsExhausted
-        | Reason::HalfOpenBusy
-        | Reason::NotConfigured => Err(answer.reason),
-        reason => {
-            let server = ServerTable.present(answer.to.server).ok_or(Reason::NoNeighbour)?;
-            Ok(send(world, packet, segment, service, &answer.to, &server, reason))
-        }
-    }
 }
 
 /// The server of a flow, unless it is down, halted, or removed and its id given to another.
@@ -140,13 +159,13 @@ pub(crate) fn serving(to: &FlowServer) -> Option<Server> {
 fn accept(world: &World, packet: &Packet, found: &Found<'_, FLOW_WORDS>, segment: &Segment, service: u16) {
     let sequence = packet.sequence(segment);
     let near = flow::follow(world, found, service, segment.flags, sequence, Direction::FromClient);
-    let sender = packet.sender();
+    let sender = packet.return_hop();
     if near && found.slot.words[HOP_WORD].load() != sender {
         found.slot.words[HOP_WORD].store(sender);
     }
 }
 
-/// Rewrites a segment for its server and counts it.
+/// Makes a segment ready for its server, and counts it.
 #[inline(always)]
 fn send(
     world: &World,
@@ -156,14 +175,48 @@ fn send(
     to: &FlowServer,
     server: &Server,
     reason: Reason,
-) -> Reason {
-    count::packet_in(service, to.server, packet.length());
-    let tuple = Tuple {
-        source: world.control.source(to.source),
-        destination: server.address,
-        source_port: to.snat_port,
-        destination_port: server.port_for(segment.tuple.destination_port),
+) -> Result<Outcome, Reason> {
+    let hop = world.hop(packet, server.hop_word());
+    let destination = End { address: server.address, port: server.port_for(segment.tuple.destination_port) };
+    let source = match server.forwarding {
+        Forwarding::Snat => {
+            Some(End { address: world.control.source(to.source, server.address), port: to.snat_port })
+        }
+        Forwarding::Nat => None,
+        Forwarding::Dr => {
+            packet.address_frame(&hop);
+            count::packet_in(service, to.server, packet.length());
+            return Ok(Outcome { reason, arm: hop.arm });
+        }
+        Forwarding::Tunnel => {
+            return enter_tunnel(packet, packet.entropy(segment), to.server).map(|outcome| {
+                if matches!(outcome.reason, Reason::TooBig) {
+                    return outcome;
+                }
+                count::packet_in(service, to.server, packet.length());
+                Outcome { reason, ..outcome }
+            });
+        }
     };
-    packet.rewrite_segment(segment, &Rewrite { next_hop: mac_word(server.mac), tuple });
-    reason
+    count::packet_in(service, to.server, packet.length());
+    packet.rewrite_segment(segment, &Rewrite { hop, source, destination: Some(destination) });
+    Ok(Outcome { reason, arm: hop.arm })
+}
+
+/// Puts a packet into another, to a server: the arm by which it leaves, with any reason but [`Reason::TooBig`]; with that, it
+/// is the answer to one that is too large.
+#[inline(always)]
+pub(crate) fn enter_tunnel(packet: &Packet, entropy: u32, server: u16) -> Result<Outcome, Reason> {
+    let sealed = encapsulate(packet.context, u32::from(server), entropy);
+    let (reason, value) = (reason_of(sealed & 0xff), sealed >> 8);
+    match reason {
+        Reason::Forwarded => Ok(Outcome { reason, arm: value as u8 }),
+        Reason::TooBig => {
+            if answer_too_big(packet.context, value) == 0 {
+                return Err(Reason::BadHeader);
+            }
+            Ok(Outcome::here(reason))
+        }
+        reason => Err(reason),
+    }
 }

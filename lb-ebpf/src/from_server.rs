@@ -1,4 +1,4 @@
-//! A segment from a real server to one of the SNAT ports.
+//! A segment from a real server: to one of the SNAT ports, or to a client that it knows by its own address.
 
 use lb_common::{
     flow::{
@@ -15,13 +15,14 @@ use lb_common::{
 
 use crate::{
     count, flow,
+    from_client::Client,
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
     open,
-    packet::{Packet, Rewrite, Segment, Tuple},
-    pipeline::World,
+    packet::{End, Packet, Rewrite, Segment},
+    pipeline::{Outcome, World},
 };
 
-/// A flow found by its SNAT port.
+/// A flow found by what its server sends.
 pub(crate) struct Return {
     pub found: Found<'static, FLOW_WORDS>,
     pub half_open: bool,
@@ -53,7 +54,39 @@ pub(crate) fn by_port(world: &World, endpoint: u16, source: u8, port: u16) -> Op
     Some(Return { found: Found { index, slot, life }, half_open, key, to, service })
 }
 
-/// Decides on a segment from a server.
+/// The flow of a server's packet to this client and port (as on the wire), of this service and port.
+#[inline(always)]
+pub(crate) fn by_client(world: &World, key: FlowKey) -> Option<Return> {
+    let client = Client::with_key(world, key);
+    let (found, half_open) = match client.find_flow(world) {
+        Some(found) => (found, false),
+        None => (client.find_half_open(world)?, true),
+    };
+    let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
+    let service = maps::service(key.service)?;
+    Some(Return { found, half_open, key, to, service })
+}
+
+/// Decides on a segment from a server to a client's own address.
+#[inline(always)]
+pub(crate) fn nat_segment(
+    world: &World,
+    packet: &Packet,
+    segment: &Segment,
+    service: u16,
+    service_port: u16,
+) -> Result<Outcome, Reason> {
+    let key = FlowKey {
+        client: segment.tuple.destination,
+        client_port: segment.tuple.destination_port,
+        service_port,
+        service,
+    };
+    let back = by_client(world, key).ok_or(Reason::NotOurs)?;
+    answer_client(world, packet, segment, &back, back.to.endpoint)
+}
+
+/// Decides on a segment from a server to a SNAT port.
 #[inline(always)]
 pub(crate) fn segment(
     world: &World,
@@ -61,12 +94,25 @@ pub(crate) fn segment(
     segment: &Segment,
     endpoint: u16,
     source: u8,
-) -> Result<Reason, Reason> {
+) -> Result<Outcome, Reason> {
     let back =
         by_port(world, endpoint, source, segment.tuple.destination_port).ok_or(Reason::NoReturnFlow)?;
+    answer_client(world, packet, segment, &back, endpoint)
+}
+
+/// Sends a server's segment on to the flow's client, in the service's name.
+#[inline(always)]
+fn answer_client(
+    world: &World,
+    packet: &Packet,
+    segment: &Segment,
+    back: &Return,
+    endpoint: u16,
+) -> Result<Outcome, Reason> {
     let gone = match ServerTable.present(back.to.server) {
         Some(server) => {
             server.endpoint != endpoint
+                || server.address != segment.tuple.source
                 || server.port_for(back.key.service_port) != segment.tuple.source_port
                 || server.state.has(ServerState::RESETS)
         }
@@ -76,11 +122,11 @@ pub(crate) fn segment(
     if gone || !back.found.still() {
         return Err(Reason::NoReturnFlow);
     }
-    if packet.ttl() <= 1 {
+    if packet.hops() <= 1 {
         return Err(Reason::TtlExceeded);
     }
     if back.half_open {
-        answer(world, packet, segment, &back);
+        answer(world, packet, segment, back);
     } else {
         flow::follow(
             world,
@@ -91,20 +137,14 @@ pub(crate) fn segment(
             Direction::FromServer,
         );
     }
+    let hop = world.hop(packet, next_hop);
     count::packet_out(back.key.service, back.to.server, packet.length());
-    packet.rewrite_segment(
-        segment,
-        &Rewrite {
-            next_hop,
-            tuple: Tuple {
-                source: back.service.address,
-                destination: back.key.client,
-                source_port: back.key.service_port,
-                destination_port: back.key.client_port,
-            },
-        },
-    );
-    Ok(Reason::Returned)
+    let source = End { address: back.service.address, port: back.key.service_port };
+    let client = End { address: back.key.client, port: back.key.client_port };
+    // Without a SNAT port it is for the client's own address already.
+    let destination = if back.to.has_port() { Some(client) } else { None };
+    packet.rewrite_segment(segment, &Rewrite { hop, source: Some(source), destination });
+    Ok(Outcome { reason: Reason::Returned, arm: hop.arm })
 }
 
 /// The server's answer to a half-open flow's SYN: its number is what the client must acknowledge.

@@ -5,6 +5,8 @@
 
 use lb_common::{
     flow::{FLOW_WORDS, FlowKey, FlowServer, HOP_WORD, SEQUENCE_WORD, SERVER_WORD, Sequences},
+    forwarding::Forwarding,
+    life::Life,
     ports::{Owner, PortCell},
     reason::Reason,
     server::ServerState,
@@ -15,6 +17,7 @@ use lb_common::{
 use crate::{
     count, flow,
     from_client::{Client, serving},
+    maps,
     open::keep_overflow,
     pipeline::World,
 };
@@ -37,11 +40,26 @@ impl Answer {
     }
 }
 
+impl Answer {
+    /// As an answer about a segment of no known flow: where its client's next connection would go.
+    #[inline(always)]
+    pub(crate) fn unknown(self) -> Self {
+        let reason = match self.reason {
+            Reason::NewBySticky | Reason::NewByScheduler => Reason::ForwardedUnknown,
+            reason => reason,
+        };
+        Self { reason, ..self }
+    }
+}
+
 /// The reason with this number, from a function that returns numbers.
 #[inline(always)]
 pub(crate) fn reason_of(number: u32) -> Reason {
     Reason::from_number(number).unwrap_or(Reason::NotConfigured)
 }
+
+/// Where a segment's flags stand in a word with the hop that it came from.
+pub(crate) const FLAGS_SHIFT: u32 = 56;
 
 /// What of a segment matters here.
 #[derive(Clone, Copy)]
@@ -62,10 +80,10 @@ pub(crate) extern "C" fn decide(first: u64, second: u64, ports: u64, numbers: u6
         return Answer::word(0, Reason::NotConfigured);
     };
     let heard = Heard {
-        flags: TcpFlags((sender >> 48) as u8),
+        flags: TcpFlags((sender >> FLAGS_SHIFT) as u8),
         sequence: numbers as u32,
         acknowledgment: (numbers >> 32) as u32,
-        sender: sender & 0xffff_ffff_ffff,
+        sender: sender & ((1 << FLAGS_SHIFT) - 1),
     };
     let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
     if let Some(half_open) = client.find_half_open(&world) {
@@ -99,11 +117,10 @@ fn of_half_open(
         return Answer::word(0, Reason::NoNeighbour);
     }
     let numbers = Sequences::from_word(half_open.slot.words[SEQUENCE_WORD].load());
-    let state = TcpState::from_note(half_open.life.note());
     let acknowledges = heard.flags.has(TcpFlags::ACK) && !heard.flags.has(TcpFlags::RST);
-    if matches!(state, TcpState::SynReceived)
-        && acknowledges
-        && completes(heard.sequence, heard.acknowledgment, numbers)
+    if acknowledges
+        && is_answered(server.forwarding, half_open.life)
+        && completes(server.forwarding, heard.sequence, heard.acknowledgment, numbers)
     {
         return Answer::word(u64::from(half_open.index) | u64::from(to.server) << 32, Reason::Established);
     }
@@ -111,10 +128,26 @@ fn of_half_open(
     Answer::word(word, Reason::HandshakeForwarded)
 }
 
-/// Whether the segment acknowledges the server's SYN-ACK: exactly its number, and in sequence behind the client's SYN.
+/// Whether a half-open flow may be completed: the server has answered it, as far as answers are seen.
 #[inline(always)]
-pub(crate) fn completes(sequence: u32, acknowledgment: u32, numbers: Sequences) -> bool {
-    acknowledgment == numbers.server.wrapping_add(1)
+pub(crate) fn is_answered(forwarding: Forwarding, life: Life) -> bool {
+    match TcpState::from_note(life.note()) {
+        TcpState::SynReceived => true,
+        TcpState::SynSent => !forwarding.sees_answers(),
+        _ => false,
+    }
+}
+
+/// Whether the segment is in sequence behind the client's SYN and acknowledges the server's SYN-ACK: exactly its number,
+/// where that is known.
+#[inline(always)]
+pub(crate) fn completes(
+    forwarding: Forwarding,
+    sequence: u32,
+    acknowledgment: u32,
+    numbers: Sequences,
+) -> bool {
+    (acknowledgment == numbers.server.wrapping_add(1) || !forwarding.sees_answers())
         && sequence.wrapping_sub(numbers.client).wrapping_sub(1) <= 0xffff
 }
 
@@ -154,6 +187,9 @@ fn gone(heard: &Heard) -> u64 {
 /// A segment of no flow.
 #[inline(always)]
 fn unknown(client: &Client, heard: &Heard) -> u64 {
+    if maps::service(client.key.service).is_some_and(|service| !service.forwarding.sees_answers()) {
+        return Answer::word(0, Reason::ForwardedUnknown);
+    }
     if heard.flags.has(TcpFlags::RST) {
         return Answer::word(0, Reason::StrayReset);
     }
@@ -161,9 +197,10 @@ fn unknown(client: &Client, heard: &Heard) -> u64 {
     Answer::word(0, Reason::ResetNoFlow)
 }
 
-/// Whether a half-open flow still has its SNAT port: another may have taken it.
+/// Whether a half-open flow still has its SNAT port, if it needs one: another may have taken it.
 #[inline(always)]
 pub(crate) fn owns_port(world: &World, slot: u32, to: &FlowServer) -> bool {
-    flow::cell_of(world, to)
-        .is_some_and(|cell| PortCell::from_word(cell.load()).owner == Owner::HalfOpen(slot))
+    !to.has_port()
+        || flow::cell_of(world, to)
+            .is_some_and(|cell| PortCell::from_word(cell.load()).owner == Owner::HalfOpen(slot))
 }

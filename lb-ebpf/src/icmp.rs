@@ -2,45 +2,67 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    flow::{FlowKey, FlowServer, HOP_WORD, SERVER_WORD, mac_word},
+    flow::{FlowKey, FlowServer, HOP_WORD, SERVER_WORD},
+    forwarding::Forwarding,
     reason::Reason,
     server::{ServerState, Servers as _},
     service::EntryKind,
 };
 
 use crate::{
-    from_client::Client,
-    from_server::by_port,
+    from_client::{Client, enter_tunnel},
+    from_server::{by_client, by_port},
+    handshake::reason_of,
     maps::ServerTable,
-    packet::{Packet, Parsed, Rewrite, Tuple},
-    pipeline::World,
+    packet::{End, IcmpError, Packet, Rewrite, interface},
+    pipeline::{Outcome, SAME_ARM, World},
 };
 
-/// Decides on an ICMP error. A function of its own, as `from_client::unsettled` is. Gives a [`Reason`]'s number.
+/// How an ICMP error goes on.
+enum Sent {
+    Translated(Outcome),
+    /// To the server of this id, in a packet that is still to be put around it.
+    InTunnel(u16),
+}
+
+const IN_TUNNEL: u64 = 1 << 24;
+
+/// Decides on an ICMP error, in a function of its own, for its stack. Gives a number for [`finish`].
 #[inline(never)]
-pub(crate) fn error(context: *mut xdp_md) -> u32 {
-    let Ok((packet, Parsed::IcmpError(tuple, destination, ttl))) = Packet::parse(context) else {
-        return Reason::Truncated as u32;
-    };
-    let Some(world) = World::now() else {
-        return Reason::NotConfigured as u32;
-    };
-    // Whoever sent the packet is told about it.
-    if destination != tuple.source {
-        return Reason::NotOurs as u32;
+pub(crate) fn error(context: *mut xdp_md) -> u64 {
+    match decide(context) {
+        Ok(Sent::Translated(outcome)) => outcome.reason as u64 | u64::from(outcome.arm) << 16,
+        Ok(Sent::InTunnel(server)) => IN_TUNNEL | u64::from(server),
+        Err(reason) => reason as u64 | u64::from(SAME_ARM) << 16,
     }
-    let decided = match world.entry(tuple.source, tuple.source_port) {
-        Some(hit) if hit.is(EntryKind::Service) => to_server(&world, &packet, &tuple, hit.id, ttl),
-        _ => to_client(&world, &packet, &tuple, ttl),
-    };
-    match decided {
-        Ok(reason) | Err(reason) => reason as u32,
+}
+
+/// Does what is left to do of what [`error`] has decided.
+#[inline(always)]
+pub(crate) fn finish(packet: &Packet, decided: u64) -> Result<Outcome, Reason> {
+    if decided & IN_TUNNEL == 0 {
+        return Ok(Outcome { reason: reason_of(decided as u32 & 0xffff), arm: (decided >> 16) as u8 });
+    }
+    let sent = enter_tunnel(packet, 0, decided as u16)?;
+    let reason = if matches!(sent.reason, Reason::TooBig) { sent.reason } else { Reason::IcmpToServer };
+    Ok(Outcome { reason, ..sent })
+}
+
+#[inline(always)]
+fn decide(context: *mut xdp_md) -> Result<Sent, Reason> {
+    let mut error = IcmpError::parse(context).ok_or(Reason::NotOurs)?;
+    let world = World::now().ok_or(Reason::NotConfigured)?;
+    error.packet.arm = world.arm(interface(context))?;
+    match world.entry(error.tuple.source, error.tuple.source_port) {
+        Some(hit) if hit.is(EntryKind::Service) => to_server(&world, &error, hit.id),
+        _ => to_client(&world, &error),
     }
 }
 
 /// About a packet from the service to a client: the server that wrote it wants to know.
 #[inline(always)]
-fn to_server(world: &World, packet: &Packet, tuple: &Tuple, service: u16, ttl: u8) -> Result<Reason, Reason> {
+fn to_server(world: &World, error: &IcmpError, service: u16) -> Result<Sent, Reason> {
+    let tuple = &error.tuple;
     let key = FlowKey {
         client: tuple.destination,
         client_port: tuple.destination_port,
@@ -57,46 +79,62 @@ fn to_server(world: &World, packet: &Packet, tuple: &Tuple, service: u16, ttl: u
     if !found.still() {
         return Err(Reason::NotOurs);
     }
-    if ttl <= 1 {
+    if error.hops() <= 1 {
         return Err(Reason::TtlExceeded);
     }
-    let source = world.control.source(to.source);
-    let rewrite = Rewrite {
-        next_hop: mac_word(server.mac),
-        tuple: Tuple {
-            source: server.address,
-            destination: source,
-            source_port: server.port_for(tuple.source_port),
-            destination_port: to.snat_port,
-        },
+    let hop = world.hop(&error.packet, server.hop_word());
+    let sent = Sent::Translated(Outcome { reason: Reason::IcmpToServer, arm: hop.arm });
+    let (reporter, client) = match server.forwarding {
+        Forwarding::Snat => {
+            let ours = world.control.source(to.source, server.address);
+            (Some(ours), Some(End { address: ours, port: to.snat_port }))
+        }
+        Forwarding::Nat => (None, None),
+        Forwarding::Dr => {
+            error.packet.address_frame(&hop);
+            return Ok(sent);
+        }
+        Forwarding::Tunnel => {
+            return Ok(Sent::InTunnel(to.server));
+        }
     };
-    packet.rewrite_icmp_error(ttl, tuple, &rewrite, source, server.address);
-    Ok(Reason::IcmpToServer)
+    let own = End { address: server.address, port: server.port_for(tuple.source_port) };
+    error.rewrite(&Rewrite { hop, source: Some(own), destination: client }, reporter);
+    Ok(sent)
 }
 
-/// About a packet from a SNAT port to a server: the client that wrote it wants to know.
+/// About a packet from a SNAT port, or a client itself, to a server: the client that wrote it wants to know.
 #[inline(always)]
-fn to_client(world: &World, packet: &Packet, tuple: &Tuple, ttl: u8) -> Result<Reason, Reason> {
-    let (endpoint, source) = world
-        .endpoint(tuple.destination, tuple.destination_port, tuple.source, tuple.source_port)
-        .ok_or(Reason::NotOurs)?;
-    let back = by_port(world, endpoint, source, tuple.source_port).ok_or(Reason::NotOurs)?;
+fn to_client(world: &World, error: &IcmpError) -> Result<Sent, Reason> {
+    let tuple = &error.tuple;
+    let server = world.entry(tuple.destination, tuple.destination_port).ok_or(Reason::NotOurs)?;
+    let (back, source) = if server.is(EntryKind::NatEndpoint) {
+        let key = FlowKey {
+            client: tuple.source,
+            client_port: tuple.source_port,
+            service_port: server.service_port,
+            service: server.id,
+        };
+        (by_client(world, key), None)
+    } else {
+        let (endpoint, source) =
+            world.endpoint(&server, tuple.source, tuple.source_port).ok_or(Reason::NotOurs)?;
+        let back = by_port(world, endpoint, source, tuple.source_port);
+        let service = back.as_ref().map(|back| back.service.address);
+        (back, service)
+    };
+    let back = back.ok_or(Reason::NotOurs)?;
     let next_hop = back.found.slot.words[HOP_WORD].load();
     if !back.found.still() {
         return Err(Reason::NotOurs);
     }
-    if ttl <= 1 {
+    if error.hops() <= 1 {
         return Err(Reason::TtlExceeded);
     }
-    let rewrite = Rewrite {
-        next_hop,
-        tuple: Tuple {
-            source: back.key.client,
-            destination: back.service.address,
-            source_port: back.key.client_port,
-            destination_port: back.key.service_port,
-        },
-    };
-    packet.rewrite_icmp_error(ttl, tuple, &rewrite, back.service.address, back.key.client);
-    Ok(Reason::IcmpToClient)
+    let hop = world.hop(&error.packet, next_hop);
+    let service = End { address: back.service.address, port: back.key.service_port };
+    let client = End { address: back.key.client, port: back.key.client_port };
+    let own = if back.to.has_port() { Some(client) } else { None };
+    error.rewrite(&Rewrite { hop, source: own, destination: Some(service) }, source);
+    Ok(Sent::Translated(Outcome { reason: Reason::IcmpToClient, arm: hop.arm }))
 }

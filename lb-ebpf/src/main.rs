@@ -41,16 +41,19 @@ mod entry {
     };
     use lb_common::reason::Action;
 
+    use crate::pipeline::{Outcome, SAME_ARM};
+
     /// The load balancer.
     #[xdp]
     #[inline(always)]
     pub(crate) fn steadfast(context: XdpContext) -> u32 {
-        let reason = crate::pipeline::run(context.as_ptr().cast());
+        let Outcome { reason, arm } = crate::pipeline::run(context.as_ptr().cast());
         let count = crate::count::reason(reason);
         crate::alarm::tell(&context, reason, count);
         match reason.action() {
             Action::Pass => xdp_action::XDP_PASS,
-            Action::Transmit => xdp_action::XDP_TX,
+            Action::Transmit if arm == SAME_ARM => xdp_action::XDP_TX,
+            Action::Transmit => crate::maps::redirect(arm),
             Action::Drop => xdp_action::XDP_DROP,
         }
     }

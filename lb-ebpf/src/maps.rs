@@ -1,7 +1,8 @@
 //! The program's maps, under the names and sizes of `lb_common::maps`.
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, PerCpuArray},
+    bindings::xdp_action::XDP_DROP,
+    btf_maps::{Array, ArrayOfMaps, DevMap, PerCpuArray},
     macros::btf_map,
 };
 use lb_common::{
@@ -39,6 +40,8 @@ static PORT_CURSORS: Array<Word, { maps::PORT_CURSORS.max_entries as usize }, MM
 #[btf_map(name = "SCHEDULE")]
 static SCHEDULE: ArrayOfMaps<Array<u64, 2, { INNER_MAP as usize }>, { maps::SCHEDULE.max_entries as usize }> =
     ArrayOfMaps::new();
+#[btf_map(name = "ARMS")]
+static ARMS: DevMap<{ maps::ARMS.max_entries as usize }> = DevMap::new();
 #[btf_map(name = "REASONS")]
 static REASON_COUNTERS: PerCpuArray<u64, { maps::REASON_COUNTERS.max_entries as usize }> = PerCpuArray::new();
 #[btf_map(name = "SERVICE_COUNTERS")]
@@ -79,6 +82,14 @@ pub(crate) fn service(id: u16) -> Option<Service> {
 #[inline(always)]
 pub(crate) fn schedule(service: u16, index: u32) -> Option<u64> {
     SCHEDULE.get_value(u32::from(service), &index).copied()
+}
+
+/// Sends the packet out by another interface: the action for it.
+#[inline(always)]
+pub(crate) fn redirect(arm: u8) -> u32 {
+    match ARMS.redirect(u32::from(arm), u64::from(XDP_DROP)) {
+        Ok(action) | Err(action) => action,
+    }
 }
 
 /// This CPU's counter of a reason.

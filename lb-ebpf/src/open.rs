@@ -3,6 +3,7 @@
 //! Nothing else is written: what a SYN leaves behind, the next SYN may overwrite.
 
 use lb_common::{
+    address::Address,
     clock::Ticks,
     control::MAX_SOURCES,
     flow::{
@@ -113,7 +114,7 @@ fn half_open_flow(
     let (index, claimed) = claim_any::<FLOW_WORDS, FlowKind, _>(&HalfOpen, client.hash, world.now)
         .ok_or(Reason::HalfOpenBusy)?;
     let slot = (&HalfOpen).slot(index).ok_or(Reason::HalfOpenBusy)?;
-    let Some((source, snat_port)) = any_port(world, endpoint, index, client.hash) else {
+    let Some((source, snat_port)) = port_for(world, server, endpoint, index, client.hash) else {
         release(slot, claimed);
         return Err(Reason::PortsExhausted);
     };
@@ -131,11 +132,22 @@ fn half_open_flow(
     Ok(to)
 }
 
+/// The source address and SNAT port (as on the wire) of a new flow to a server; zeros in the modes that need none.
+#[inline(always)]
+fn port_for(world: &World, server: u16, endpoint: u16, slot: u32, hash: u64) -> Option<(u8, u16)> {
+    let server = ServerTable.present(server)?;
+    if server.forwarding.takes_port() {
+        any_port(world, server.address, endpoint, slot, hash)
+    } else {
+        Some((0, 0))
+    }
+}
+
 /// A SNAT port towards an endpoint (as on the wire) and its source address, from the one that the hash says first.
 #[inline(always)]
-fn any_port(world: &World, endpoint: u16, slot: u32, hash: u64) -> Option<(u8, u16)> {
+fn any_port(world: &World, server: Address, endpoint: u16, slot: u32, hash: u64) -> Option<(u8, u16)> {
     let snat = world.snat();
-    let sources = u32::from(snat.sources);
+    let sources = u32::from(snat.sources_like(server));
     if sources == 0 || snat.ports == 0 {
         return None;
     }

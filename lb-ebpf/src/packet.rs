@@ -1,91 +1,71 @@
-//! The packet's bytes: the one file that checks bounds, reads and writes them.
+//! The packet's bytes: this module alone checks bounds, reads and writes them.
 //!
 //! [`Packet::parse`] turns headers into values; the stages decide on those values and give back a [`Rewrite`], which
-//! only this file applies. Loads and stores are inline assembly of full width: a packet's fields are not aligned, and
-//! `read_unaligned` becomes a load per byte on this target.
+//! only this module applies. Both families and all VLAN tags leave `parse` on one path: the headers' places are values
+//! that the verifier does not know, and what lies behind is checked once.
 
-use core::arch::asm;
+mod access;
+mod icmp_error;
+mod reset;
+mod rewrite;
+mod tunnel;
 
-use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_adjust_tail};
+use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    ICMP, TCP,
-    address::Address,
-    checksum::{Delta, fold},
-    reason::Reason,
-    tcp::TcpFlags,
+    ICMP, ICMPV6, TCP, address::Address, flow::ARM_SHIFT, hash::mix, reason::Reason, tcp::TcpFlags,
+};
+
+use self::access::{ahead, load8, load8_anew, load16, load32, load64, same, store16, store32};
+pub(crate) use self::{
+    icmp_error::IcmpError,
+    rewrite::{End, Rewrite},
+    tunnel::{answer_too_big, encapsulate},
 };
 
 const ETHERNET: usize = 14;
-const VLAN_TAG: usize = 4;
+const VLAN_TAG: u64 = 4;
 const IPV4: usize = 20;
+const IPV6: usize = 40;
 const TCP_HEADER: usize = 20;
-const ICMP_HEADER: usize = 8;
-/// What an ICMP error surely repeats of the packet it is about, beyond its IP header (RFC 792).
-const REPEATED: usize = 8;
 
 const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
+const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
 const ETHERTYPE_VLAN: u16 = 0x8100_u16.to_be();
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
 
 const MORE_FRAGMENTS: u16 = 0x2000;
 const FRAGMENT_OFFSET: u16 = 0x1fff;
-const DO_NOT_FRAGMENT: u16 = 0x4000;
 
-macro_rules! access {
-    ($load:ident, $store:ident, $type:ty, $bpf:literal) => {
-        /// Loads from `$at + OFFSET` in one instruction.
-        ///
-        /// # Safety
-        /// The bytes must lie within the packet, by a check that the verifier follows.
-        #[inline(always)]
-        unsafe fn $load<const OFFSET: usize>(at: *const u8) -> $type {
-            let value: u64;
-            // SAFETY: the caller vouches for the bytes; a load has no side effect.
-            unsafe {
-                asm!(
-                    concat!("{value} = *(", $bpf, " *)({at} + {offset})"),
-                    value = out(reg) value,
-                    at = in(reg) at,
-                    offset = const OFFSET,
-                    options(pure, readonly, nostack),
-                );
-            }
-            value as $type
-        }
+/// IPv6 extension headers that hide a transport header (RFC 8200 section 4).
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
 
-        /// Stores to `at + OFFSET` in one instruction.
-        ///
-        /// # Safety
-        /// The bytes must lie within the packet, by a check that the verifier follows.
-        #[inline(always)]
-        unsafe fn $store<const OFFSET: usize>(at: *mut u8, value: $type) {
-            // SAFETY: the caller vouches for the bytes.
-            unsafe {
-                asm!(
-                    concat!("*(", $bpf, " *)({at} + {offset}) = {value}"),
-                    value = in(reg) u64::from(value),
-                    at = in(reg) at,
-                    offset = const OFFSET,
-                    options(nostack),
-                );
-            }
-        }
-    };
-}
-
-access!(load8, store8, u8, "u8");
-access!(load16, store16, u16, "u16");
-access!(load32, store32, u32, "u32");
-
-/// A frame with an IPv4 header.
+/// A frame with an IP header.
 #[derive(Clone, Copy)]
 pub(crate) struct Packet {
     pub(crate) context: *mut xdp_md,
     start: *mut u8,
+    /// 20 bytes from here are within the packet, and 40 if it is IPv6.
     network: *mut u8,
+    /// 20 bytes from here are within the packet if there is a [`Segment`].
+    transport: *mut u8,
     length: u32,
-    /// Of the network header, from the start.
-    offset: u32,
+    hops: u8,
+    /// The number of the interface that it came by; [`Packet::parse`] does not know it.
+    pub(crate) arm: u8,
+}
+
+/// Where a frame goes next.
+#[derive(Clone, Copy)]
+pub(crate) struct Hop {
+    /// The MAC address of the next hop, in the low 48 bits, bytes in memory order.
+    pub(crate) to: u64,
+    /// The MAC address that it leaves from.
+    pub(crate) from: u64,
+    /// The number of the interface that it leaves by, or `SAME_ARM`.
+    pub(crate) arm: u8,
 }
 
 /// Who sends to whom; ports as on the wire.
@@ -109,18 +89,30 @@ pub(crate) enum Parsed {
     Segment(Segment),
     /// A TCP packet that is dropped for this reason if it turns out to be for us.
     Odd(Tuple, Reason),
-    /// A TCP fragment without the header; the address it is for.
-    LaterFragment(Address),
-    /// An ICMP error about a TCP packet. The tuple is the repeated one; the address is whom the error is for.
-    IcmpError(Tuple, Address, u8),
+    /// A TCP packet that shows no ports; the address it is for.
+    Portless(Address, Reason),
+    /// Perhaps an [`IcmpError`].
+    IcmpError,
 }
 
-/// What to make of a packet before it goes out again.
-#[derive(Clone, Copy)]
-pub(crate) struct Rewrite {
-    /// MAC address it goes to, in the low 48 bits, bytes in memory order.
-    pub next_hop: u64,
-    pub tuple: Tuple,
+/// What a network header tells.
+struct Network {
+    source: Address,
+    destination: Address,
+    protocol: u8,
+    hops: u8,
+    /// Bytes of the header, as the header has them: a multiple of 4.
+    header: u64,
+    /// Bytes of the packet without link header and padding.
+    length: usize,
+    /// A [`Reason`] to drop it for if it turns out to be for us; zero: none.
+    odd: u32,
+}
+
+/// A header that hides the ports.
+enum Hidden {
+    Passed(Reason),
+    Portless(Address, Reason),
 }
 
 impl Packet {
@@ -130,24 +122,58 @@ impl Packet {
     /// Why the packet is none of ours.
     #[inline(always)]
     pub(crate) fn parse(context: *mut xdp_md) -> Result<(Self, Parsed), Reason> {
-        // Volatile, or the compiler passes the two 32-bit values between functions instead of the context, and the
-        // verifier no longer knows them for pointers.
-        // SAFETY: the context is the one that the kernel called the program with.
-        let start = unsafe { (&raw const (*context).data).read_volatile() } as usize as *mut u8;
-        // SAFETY: as above.
-        let end = unsafe { (&raw const (*context).data_end).read_volatile() } as usize as *mut u8;
-        let (network, offset) = network_header(start, end)?;
-        if network.wrapping_add(IPV4) > end {
-            return Err(Reason::Truncated);
-        }
-        let packet = Self { context, start, network, length: (end as usize - start as usize) as u32, offset };
-        // SAFETY: 20 bytes of the network header are within the packet, checked above.
-        let protocol = unsafe { load8::<9>(network) };
-        match protocol {
-            TCP => packet.tcp(end).map(|parsed| (packet, parsed)),
-            ICMP => packet.icmp(end).map(|parsed| (packet, parsed)),
+        let (start, end) = bounds(context);
+        let (network, ethertype) = network_header(start, end)?;
+        let header = match ethertype {
+            ETHERTYPE_IPV4 => ipv4(network),
+            ETHERTYPE_IPV6 => ipv6(network, end),
+            _ => return Err(Reason::NotIp),
+        };
+        let length = (end as usize - start as usize) as u32;
+        let packet = Self { context, start, network, transport: network, length, hops: 0, arm: 0 };
+        let header = match header {
+            Ok(header) => header,
+            Err(Hidden::Passed(reason)) => return Err(reason),
+            Err(Hidden::Portless(destination, reason)) => {
+                return Ok((packet, Parsed::Portless(destination, reason)));
+            }
+        };
+        let packet = Self { transport: ahead(network, header.header), hops: header.hops, ..packet };
+        match header.protocol {
+            TCP => packet.tcp(&header, end).map(|parsed| (packet, parsed)),
+            ICMP | ICMPV6 => Ok((packet, Parsed::IcmpError)),
             _ => Err(Reason::NotOurs),
         }
+    }
+
+    #[inline(always)]
+    fn tcp(&self, header: &Network, end: *mut u8) -> Result<Parsed, Reason> {
+        let at = self.transport;
+        let whole = at.wrapping_add(TCP_HEADER) <= end;
+        if !whole && at.wrapping_add(4) > end {
+            return Err(Reason::Truncated);
+        }
+        // SAFETY: four bytes at `at` were checked.
+        let (source_port, destination_port) = unsafe { (load16::<0>(at), load16::<2>(at)) };
+        let tuple =
+            Tuple { source: header.source, destination: header.destination, source_port, destination_port };
+        if let Some(reason) = Reason::from_number(header.odd)
+            && header.odd != 0
+        {
+            return Ok(Parsed::Odd(tuple, reason));
+        }
+        if !whole {
+            return Ok(Parsed::Odd(tuple, Reason::BadHeader));
+        }
+        // SAFETY: 20 bytes were checked.
+        let (offset, flags) = unsafe { (load8::<12>(at), load8::<13>(at)) };
+        let flags = TcpFlags(flags);
+        let headers = header.header as usize + usize::from(offset >> 4) * 4;
+        let available = end as usize - self.network as usize;
+        if offset < 0x50 || header.length < headers || header.length > available || !plausible(flags) {
+            return Ok(Parsed::Odd(tuple, Reason::BadHeader));
+        }
+        Ok(Parsed::Segment(Segment { tuple, flags }))
     }
 
     /// Bytes of the frame.
@@ -156,262 +182,111 @@ impl Packet {
         self.length
     }
 
+    /// Time to live, or hop limit.
     #[inline(always)]
-    fn tcp(&self, end: *mut u8) -> Result<Parsed, Reason> {
-        let at = self.network;
-        // SAFETY: 20 bytes of the network header were checked by `parse`.
-        let (version, total, fragment) = unsafe { (load8::<0>(at), load16::<2>(at), load16::<6>(at)) };
-        let fragment = u16::from_be(fragment);
-        if version != 0x45 {
-            return self.tcp_after_options(end, version, fragment);
-        }
-        if fragment & FRAGMENT_OFFSET != 0 {
-            return Ok(Parsed::LaterFragment(addresses(at).1));
-        }
-        if at.wrapping_add(IPV4 + TCP_HEADER) > end {
-            if at.wrapping_add(IPV4 + 4) > end {
-                return Err(Reason::Truncated);
-            }
-            return Ok(Parsed::Odd(tuple(at), Reason::BadHeader));
-        }
-        let tuple = tuple(at);
-        if fragment & MORE_FRAGMENTS != 0 {
-            return Ok(Parsed::Odd(tuple, Reason::Fragment));
-        }
-        // SAFETY: 40 bytes were checked above.
-        let (offset, flags) = unsafe { (load8::<32>(at), load8::<33>(at)) };
-        let flags = TcpFlags(flags);
-        let header = IPV4 + usize::from(offset >> 4) * 4;
-        let total = usize::from(u16::from_be(total));
-        let available = end as usize - at as usize;
-        if offset < 0x50 || total < header || total > available || !plausible(flags) {
-            return Ok(Parsed::Odd(tuple, Reason::BadHeader));
-        }
-        Ok(Parsed::Segment(Segment { tuple, flags }))
+    pub(crate) fn hops(&self) -> u8 {
+        self.hops
     }
 
-    /// The ports behind a header with options, to know whether it is for us.
+    /// A number of a segment's flow: it gives it one way through the network and one receive queue, and others others.
     #[inline(always)]
-    fn tcp_after_options(&self, end: *mut u8, version: u8, fragment: u16) -> Result<Parsed, Reason> {
-        let words = usize::from(version & 0xf);
-        if version >> 4 != 4 || words < 5 {
-            return Err(Reason::Truncated);
-        }
-        let (source, destination) = addresses(self.network);
-        if fragment & FRAGMENT_OFFSET != 0 {
-            return Ok(Parsed::LaterFragment(destination));
-        }
-        let ports = self.network.wrapping_add(words * 4);
-        if ports.wrapping_add(4) > end {
-            return Err(Reason::Truncated);
-        }
-        // SAFETY: four bytes at `ports` were checked above.
-        let (source_port, destination_port) = unsafe { (load16::<0>(ports), load16::<2>(ports)) };
-        Ok(Parsed::Odd(Tuple { source, destination, source_port, destination_port }, Reason::IpOptions))
-    }
-
-    #[inline(always)]
-    fn icmp(&self, end: *mut u8) -> Result<Parsed, Reason> {
-        let at = self.network;
-        if at.wrapping_add(IPV4 + ICMP_HEADER + IPV4 + REPEATED) > end {
-            return Err(Reason::NotOurs);
-        }
-        let inner = at.wrapping_add(IPV4 + ICMP_HEADER);
-        // SAFETY: 56 bytes were checked above.
-        let (version, total, fragment, kind, ttl) =
-            unsafe { (load8::<0>(at), load16::<2>(at), load16::<6>(at), load8::<IPV4>(at), load8::<8>(at)) };
-        // What lies behind the message's own end is no part of it: not to be translated, nor in its checksum.
-        let total = usize::from(u16::from_be(total));
-        if total < IPV4 + ICMP_HEADER + IPV4 + REPEATED || total > end as usize - at as usize {
-            return Err(Reason::NotOurs);
-        }
-        // SAFETY: as above.
-        let (inner_version, inner_fragment, protocol) =
-            unsafe { (load8::<0>(inner), load16::<6>(inner), load8::<9>(inner)) };
-        let whole = u16::from_be(fragment) & (MORE_FRAGMENTS | FRAGMENT_OFFSET) == 0
-            && u16::from_be(inner_fragment) & FRAGMENT_OFFSET == 0;
-        // Destination unreachable, time exceeded, parameter problem (RFC 792).
-        let error = matches!(kind, 3 | 11 | 12);
-        if version != 0x45 || inner_version != 0x45 || protocol != TCP || !whole || !error {
-            return Err(Reason::NotOurs);
-        }
-        Ok(Parsed::IcmpError(tuple(inner), addresses(at).1, ttl))
-    }
-
-    /// The time to live.
-    #[inline(always)]
-    pub(crate) fn ttl(&self) -> u8 {
-        // SAFETY: part of the network header, which was checked.
-        unsafe { load8::<8>(self.network) }
+    pub(crate) fn entropy(&self, _: &Segment) -> u32 {
+        // SAFETY: `parse` checked 20 bytes before it gave out a segment.
+        let ports = unsafe { load32::<0>(self.transport) };
+        mix(self.sender() ^ u64::from(ports) << 16) as u32
     }
 
     /// A segment's sequence number, host byte order.
     #[inline(always)]
     pub(crate) fn sequence(&self, _: &Segment) -> u32 {
-        // SAFETY: `parse` checked 40 bytes before it gave out a segment.
-        u32::from_be(unsafe { load32::<24>(self.network) })
+        // SAFETY: `parse` checked 20 bytes before it gave out a segment.
+        u32::from_be(unsafe { load32::<4>(self.transport) })
     }
 
     /// A segment's acknowledgement number, host byte order.
     #[inline(always)]
     pub(crate) fn acknowledgment(&self, _: &Segment) -> u32 {
         // SAFETY: as in `sequence`.
-        u32::from_be(unsafe { load32::<28>(self.network) })
+        u32::from_be(unsafe { load32::<8>(self.transport) })
     }
 
     /// The MAC address that the frame is for, in the low 48 bits, bytes in memory order.
     #[inline(always)]
     pub(crate) fn receiver(&self) -> u64 {
-        // SAFETY: the Ethernet header lies before the network header, which was checked.
-        unsafe { u64::from(load32::<0>(self.start)) | u64::from(load16::<4>(self.start)) << 32 }
+        receiver(self.start)
     }
 
     /// The MAC address that the frame came from, in the low 48 bits, bytes in memory order.
     #[inline(always)]
     pub(crate) fn sender(&self) -> u64 {
-        // SAFETY: the Ethernet header lies before the network header, which was checked.
-        unsafe { u64::from(load32::<6>(self.start)) | u64::from(load16::<10>(self.start)) << 32 }
+        sender(self.start)
     }
 
-    /// Sends the frame on to `next_hop`, from the address it came to.
+    /// Where the frame came from: its sender's MAC address, and the arm above it.
     #[inline(always)]
-    fn address_frame(&self, next_hop: u64) {
-        let at = self.start;
-        // SAFETY: the Ethernet header lies before the network header, which was checked.
-        unsafe {
-            let own = (load32::<0>(at), load16::<4>(at));
-            store32::<0>(at, next_hop as u32);
-            store16::<4>(at, (next_hop >> 32) as u16);
-            store32::<6>(at, own.0);
-            store16::<10>(at, own.1);
-        }
+    pub(crate) fn return_hop(&self) -> u64 {
+        self.sender() | u64::from(self.arm) << ARM_SHIFT
     }
 
-    /// Rewrites a segment that was parsed from this packet, one hop further.
+    /// Sends the frame on as it is.
     #[inline(always)]
-    pub(crate) fn rewrite_segment(&self, segment: &Segment, to: &Rewrite) {
-        let at = self.network;
-        self.address_frame(to.next_hop);
-        let addresses = address_delta(&segment.tuple, &to.tuple);
-        let hop = hop_delta(at);
-        // SAFETY: `parse` checked 40 bytes before it gave out a segment.
-        unsafe {
-            store16::<10>(at, addresses.and(hop).apply(load16::<10>(at)));
-            store16::<36>(at, addresses.and(port_delta(&segment.tuple, &to.tuple)).apply(load16::<36>(at)));
-            store8::<8>(at, self.ttl().wrapping_sub(1));
-            store_tuple(at, &to.tuple);
-        }
+    pub(crate) fn address_frame(&self, hop: &Hop) {
+        write_addresses(self.start, hop);
     }
 
-    /// Rewrites an ICMP error: the repeated packet's tuple, the addresses it goes from and to, one hop further.
+    /// The IPv6 header, if that is what the packet has; its 40 bytes are checked anew.
     #[inline(always)]
-    pub(crate) fn rewrite_icmp_error(
-        &self,
-        ttl: u8,
-        old: &Tuple,
-        to: &Rewrite,
-        source: Address,
-        destination: Address,
-    ) {
-        let at = self.network;
-        let inner = at.wrapping_add(IPV4 + ICMP_HEADER);
-        self.address_frame(to.next_hop);
-        let outer = addresses(at);
-        let outer_delta = Delta::NONE
-            .replace32(outer.0.v4_word(), source.v4_word())
-            .replace32(outer.1.v4_word(), destination.v4_word())
-            .and(hop_delta(at));
-        let inner_addresses = address_delta(old, &to.tuple);
-        // SAFETY: `parse` checked 56 bytes before it gave out an ICMP error.
-        unsafe {
-            let inner_sum = load16::<10>(inner);
-            let new_inner_sum = inner_addresses.apply(inner_sum);
-            let icmp = inner_addresses
-                .and(port_delta(old, &to.tuple))
-                .replace16(inner_sum, new_inner_sum)
-                .apply(load16::<{ IPV4 + 2 }>(at));
-            store16::<10>(inner, new_inner_sum);
-            store_tuple(inner, &to.tuple);
-            store16::<{ IPV4 + 2 }>(at, icmp);
-            store16::<10>(at, outer_delta.apply(load16::<10>(at)));
-            store8::<8>(at, ttl.wrapping_sub(1));
-            store32::<12>(at, source.v4_word());
-            store32::<16>(at, destination.v4_word());
-        }
+    fn ipv6_header(&self) -> Option<*mut u8> {
+        let (_, end) = bounds(self.context);
+        // SAFETY: 20 bytes of the network header were checked.
+        let version = unsafe { load8_anew::<0>(self.network) } >> 4;
+        if version == 6 && self.network.wrapping_add(IPV6) <= end { Some(self.network) } else { None }
     }
+}
 
-    /// Turns the segment into the RST that answers it (RFC 9293 section 3.10.7.1), and sends it back.
-    #[inline(always)]
-    pub(crate) fn answer_with_reset(&self, segment: &Segment) {
-        let at = self.network;
-        let (sequence, acknowledgment, flags) = self.reset_numbers(segment);
-        self.address_frame(self.sender());
-        let tuple = &segment.tuple;
-        let source = tuple.destination.v4_word();
-        let destination = tuple.source.v4_word();
-        let length = ((IPV4 + TCP_HEADER) as u16).to_be();
-        let fragment = DO_NOT_FRAGMENT.to_be();
-        const TTL_AND_PROTOCOL: u16 = u16::from_ne_bytes([64, TCP]);
-        let offset_and_flags = u16::from_ne_bytes([0x50, flags]);
-        let pair = u64::from(source & 0xffff)
-            + u64::from(source >> 16)
-            + u64::from(destination & 0xffff)
-            + u64::from(destination >> 16);
-        let ip_sum = !fold(
-            pair + u64::from(u16::from_ne_bytes([0x45, 0]))
-                + u64::from(length)
-                + u64::from(fragment)
-                + u64::from(TTL_AND_PROTOCOL),
-        );
-        let tcp_sum = !fold(
-            pair + u64::from(u16::from_ne_bytes([0, TCP]))
-                + u64::from((TCP_HEADER as u16).to_be())
-                + u64::from(tuple.source_port)
-                + u64::from(tuple.destination_port)
-                + u64::from(sequence)
-                + u64::from(acknowledgment)
-                + u64::from(offset_and_flags),
-        );
-        // SAFETY: `parse` checked 40 bytes before it gave out a segment.
-        unsafe {
-            store16::<0>(at, u16::from_ne_bytes([0x45, 0]));
-            store16::<2>(at, length);
-            store16::<4>(at, 0);
-            store16::<6>(at, fragment);
-            store16::<8>(at, TTL_AND_PROTOCOL);
-            store16::<10>(at, ip_sum);
-            store32::<12>(at, source);
-            store32::<16>(at, destination);
-            store16::<20>(at, tuple.destination_port);
-            store16::<22>(at, tuple.source_port);
-            store32::<24>(at, sequence);
-            store32::<28>(at, acknowledgment);
-            store16::<32>(at, offset_and_flags);
-            store16::<34>(at, 0);
-            store16::<36>(at, tcp_sum);
-            store16::<38>(at, 0);
-        }
-        let surplus = self.length.wrapping_sub(self.offset + (IPV4 + TCP_HEADER) as u32);
-        if surplus > 0 {
-            // A failure leaves bytes behind the IP packet's end, which receivers ignore as padding.
-            // SAFETY: the context is the one the program was called with; no packet pointer is used afterwards.
-            unsafe { bpf_xdp_adjust_tail(self.context, -(surplus as i32)) };
-        }
-    }
+/// The index of the interface that a packet came by.
+#[inline(always)]
+pub(crate) fn interface(context: *mut xdp_md) -> u32 {
+    // SAFETY: the context is the one that the kernel called the program with.
+    unsafe { (&raw const (*context).ingress_ifindex).read_volatile() }
+}
 
-    /// Sequence number, acknowledgement number (both as on the wire) and flags of the RST.
-    #[inline(always)]
-    fn reset_numbers(&self, segment: &Segment) -> (u32, u32, u8) {
-        if segment.flags.has(TcpFlags::ACK) {
-            return (self.acknowledgment(segment).to_be(), 0, TcpFlags::RST);
-        }
-        // SAFETY: `parse` checked 40 bytes before it gave out a segment.
-        let (total, offset) = unsafe { (load16::<2>(self.network), load8::<32>(self.network)) };
-        let payload = u32::from(u16::from_be(total)) - IPV4 as u32 - u32::from(offset >> 4) * 4;
-        let ends = u32::from(segment.flags.has(TcpFlags::SYN)) + u32::from(segment.flags.has(TcpFlags::FIN));
-        let next = self.sequence(segment).wrapping_add(payload).wrapping_add(ends);
-        (0, next.to_be(), TcpFlags::RST | TcpFlags::ACK)
+/// The MAC address that a frame is for; the caller has checked its first 14 bytes.
+#[inline(always)]
+fn receiver(start: *const u8) -> u64 {
+    // SAFETY: see above.
+    unsafe { u64::from(load32::<0>(start)) | u64::from(load16::<4>(start)) << 32 }
+}
+
+/// The MAC address that a frame came from; the caller has checked its first 14 bytes.
+#[inline(always)]
+fn sender(start: *const u8) -> u64 {
+    // SAFETY: see above.
+    unsafe { u64::from(load32::<6>(start)) | u64::from(load16::<10>(start)) << 32 }
+}
+
+/// Writes the MAC addresses of a frame, whose first 14 bytes the caller has checked.
+#[inline(always)]
+fn write_addresses(at: *mut u8, hop: &Hop) {
+    // SAFETY: see above.
+    unsafe {
+        store32::<0>(at, hop.to as u32);
+        store16::<4>(at, (hop.to >> 32) as u16);
+        store32::<6>(at, hop.from as u32);
+        store16::<10>(at, (hop.from >> 32) as u16);
     }
+}
+
+/// Where the packet begins and ends.
+#[inline(always)]
+fn bounds(context: *mut xdp_md) -> (*mut u8, *mut u8) {
+    // Volatile, or the compiler passes the two 32-bit values between functions instead of the context, and the
+    // verifier no longer knows them for pointers.
+    // SAFETY: the context is the one that the kernel called the program with.
+    let start = unsafe { (&raw const (*context).data).read_volatile() } as usize as *mut u8;
+    // SAFETY: as above.
+    let end = unsafe { (&raw const (*context).data_end).read_volatile() } as usize as *mut u8;
+    (start, end)
 }
 
 /// Flags that a TCP may send: one of SYN, RST, ACK, and no SYN together with FIN or RST.
@@ -422,88 +297,115 @@ fn plausible(flags: TcpFlags) -> bool {
     some && !both
 }
 
-/// The IPv4 header, behind up to two VLAN tags.
+/// The network header, behind up to two VLAN tags, with 20 bytes that are within the packet; and its EtherType.
 #[inline(always)]
-fn network_header(start: *mut u8, end: *mut u8) -> Result<(*mut u8, u32), Reason> {
-    let mut network = start.wrapping_add(ETHERNET);
-    let mut offset = ETHERNET as u32;
-    if network > end {
+fn network_header(start: *mut u8, end: *mut u8) -> Result<(*mut u8, u16), Reason> {
+    if start.wrapping_add(ETHERNET + IPV4) > end {
+        return Err(short_frame(start, end));
+    }
+    // SAFETY: 34 bytes were checked.
+    let (group, outer, middle) = unsafe { (load8::<0>(start), load16::<12>(start), load16::<16>(start)) };
+    let one = same(outer, ETHERTYPE_VLAN) | same(outer, ETHERTYPE_SERVICE_VLAN);
+    let two = one & same(middle, ETHERTYPE_VLAN);
+    let behind_tags = ahead(start, VLAN_TAG * (one + two));
+    if behind_tags.wrapping_add(ETHERNET + IPV4) > end {
         return Err(Reason::Truncated);
     }
-    // SAFETY: 14 bytes were checked.
-    let (group, mut ethertype) = unsafe { (load8::<0>(start), load16::<12>(start)) };
-    if ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_SERVICE_VLAN {
-        network = network.wrapping_add(VLAN_TAG);
-        offset += VLAN_TAG as u32;
-        if network > end {
-            return Err(Reason::Truncated);
-        }
-        // SAFETY: 18 bytes were checked.
-        ethertype = unsafe { load16::<16>(start) };
-        if ethertype == ETHERTYPE_VLAN {
-            network = network.wrapping_add(VLAN_TAG);
-            offset += VLAN_TAG as u32;
-            if network > end {
-                return Err(Reason::Truncated);
-            }
-            // SAFETY: 22 bytes were checked.
-            ethertype = unsafe { load16::<20>(start) };
-        }
-    }
-    if ethertype != ETHERTYPE_IPV4 {
-        return Err(Reason::NotIp);
-    }
+    // SAFETY: 34 bytes were checked.
+    let ethertype = unsafe { load16::<12>(behind_tags) };
     // Broadcast and multicast frames are the host's business, whatever address is inside.
-    if group & 1 != 0 { Err(Reason::NotOurs) } else { Ok((network, offset)) }
+    if group & 1 != 0 { Err(Reason::NotOurs) } else { Ok((behind_tags.wrapping_add(ETHERNET), ethertype)) }
 }
 
-/// Source and destination of an IPv4 header; the caller's packet view has checked its 20 bytes.
+/// Of a frame without room for an IP header.
 #[inline(always)]
-fn addresses(at: *const u8) -> (Address, Address) {
+fn short_frame(start: *mut u8, end: *mut u8) -> Reason {
+    if start.wrapping_add(ETHERNET) > end {
+        return Reason::Truncated;
+    }
+    // SAFETY: 14 bytes were checked.
+    match unsafe { load16::<12>(start) } {
+        ETHERTYPE_IPV4 | ETHERTYPE_IPV6 | ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN => Reason::Truncated,
+        _ => Reason::NotIp,
+    }
+}
+
+/// Reads an IPv4 header, whose first 20 bytes were checked.
+#[inline(always)]
+fn ipv4(at: *mut u8) -> Result<Network, Hidden> {
+    // SAFETY: the caller has checked 20 bytes.
+    let (version, total, fragment, hops, protocol) =
+        unsafe { (load8::<0>(at), load16::<2>(at), load16::<6>(at), load8::<8>(at), load8::<9>(at)) };
+    let (source, destination) = ipv4_addresses(at);
+    let fragment = u16::from_be(fragment);
+    if version & 0xf0 != 0x40 || version < 0x45 {
+        return Err(Hidden::Passed(if protocol == TCP { Reason::Truncated } else { Reason::NotOurs }));
+    }
+    let mut odd = 0;
+    if protocol == TCP {
+        if fragment & FRAGMENT_OFFSET != 0 {
+            return Err(Hidden::Portless(destination, Reason::Fragment));
+        }
+        if fragment & MORE_FRAGMENTS != 0 {
+            odd = Reason::Fragment as u32;
+        }
+        if version != 0x45 {
+            odd = Reason::IpOptions as u32;
+        }
+    }
+    // SAFETY: as above.
+    let header = (unsafe { load8_anew::<0>(at) } & 0xf) << 2;
+    let length = usize::from(u16::from_be(total));
+    Ok(Network { source, destination, protocol, hops, header, length, odd })
+}
+
+/// Reads an IPv6 header, whose first 20 bytes were checked.
+#[inline(always)]
+fn ipv6(at: *mut u8, end: *mut u8) -> Result<Network, Hidden> {
+    if at.wrapping_add(IPV6) > end {
+        return Err(Hidden::Passed(Reason::Truncated));
+    }
+    // SAFETY: 40 bytes were checked.
+    let (version, payload, protocol, hops) =
+        unsafe { (load8::<0>(at), load16::<4>(at), load8::<6>(at), load8::<7>(at)) };
+    let (source, destination) = ipv6_addresses(at);
+    if version >> 4 != 6 {
+        return Err(Hidden::Passed(Reason::Truncated));
+    }
+    if matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
+        return Err(extended(at, end, protocol, destination));
+    }
+    // 40 bytes, told in a way that the verifier takes for as unknown as an IPv4 header's length.
+    // SAFETY: as above.
+    let header = ((unsafe { load8_anew::<0>(at) } >> 4) << 3).wrapping_sub(8);
+    let length = IPV6 + usize::from(u16::from_be(payload));
+    Ok(Network { source, destination, protocol, hops, header, length, odd: 0 })
+}
+
+/// An IPv6 packet whose first extension header is this one: to be dropped if it hides TCP that is for us.
+#[inline(always)]
+fn extended(at: *mut u8, end: *mut u8, extension: u8, destination: Address) -> Hidden {
+    if at.wrapping_add(IPV6 + 8) > end {
+        return Hidden::Passed(Reason::Truncated);
+    }
+    // SAFETY: 48 bytes were checked.
+    if unsafe { load8::<IPV6>(at) } != TCP {
+        return Hidden::Passed(Reason::NotOurs);
+    }
+    let reason = if extension == FRAGMENT { Reason::Fragment } else { Reason::IpOptions };
+    Hidden::Portless(destination, reason)
+}
+
+/// Source and destination of an IPv4 header, whose 20 bytes the caller has checked.
+#[inline(always)]
+fn ipv4_addresses(at: *const u8) -> (Address, Address) {
     // SAFETY: see above.
     unsafe { (Address::from_v4_word(load32::<12>(at)), Address::from_v4_word(load32::<16>(at))) }
 }
 
-/// Addresses and ports of an IPv4 header without options; the caller has checked its first 24 bytes.
+/// Source and destination of an IPv6 header, whose 40 bytes the caller has checked.
 #[inline(always)]
-fn tuple(at: *const u8) -> Tuple {
-    let (source, destination) = addresses(at);
+fn ipv6_addresses(at: *const u8) -> (Address, Address) {
     // SAFETY: see above.
-    let (source_port, destination_port) = unsafe { (load16::<20>(at), load16::<22>(at)) };
-    Tuple { source, destination, source_port, destination_port }
-}
-
-/// # Safety
-/// As of [`tuple`].
-#[inline(always)]
-unsafe fn store_tuple(at: *mut u8, tuple: &Tuple) {
-    // SAFETY: the caller's.
-    unsafe {
-        store32::<12>(at, tuple.source.v4_word());
-        store32::<16>(at, tuple.destination.v4_word());
-        store16::<20>(at, tuple.source_port);
-        store16::<22>(at, tuple.destination_port);
-    }
-}
-
-#[inline(always)]
-fn address_delta(old: &Tuple, new: &Tuple) -> Delta {
-    Delta::NONE
-        .replace32(old.source.v4_word(), new.source.v4_word())
-        .replace32(old.destination.v4_word(), new.destination.v4_word())
-}
-
-#[inline(always)]
-fn port_delta(old: &Tuple, new: &Tuple) -> Delta {
-    Delta::NONE
-        .replace16(old.source_port, new.source_port)
-        .replace16(old.destination_port, new.destination_port)
-}
-
-/// One less in the time to live, which shares its 16-bit word with the protocol.
-#[inline(always)]
-fn hop_delta(at: *const u8) -> Delta {
-    // SAFETY: part of the network header that every packet view has checked.
-    let word = unsafe { load16::<8>(at) };
-    Delta::NONE.replace16(word, word.wrapping_sub(1))
+    unsafe { (Address([load64::<8>(at), load64::<16>(at)]), Address([load64::<24>(at), load64::<32>(at)])) }
 }

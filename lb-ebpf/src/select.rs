@@ -27,7 +27,7 @@ use crate::{
 pub(crate) extern "C" fn select(first: u64, second: u64, id: u16) -> u64 {
     let Some(world) = World::now() else { return Answer::word(0, Reason::NotConfigured) };
     let Some(service) = maps::service(id) else { return Answer::word(0, Reason::NotConfigured) };
-    let client = Address([first, second]);
+    let client = service.client(Address([first, second]));
     let record = if service.persistence.0 == 0 { None } else { recorded(&world, client, id) };
     let pick = |attempt| scheduled(&world, id, client, attempt);
     let (number, server, reason) = match choose(&ServerTable, id, record, pick) {

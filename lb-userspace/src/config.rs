@@ -16,6 +16,7 @@ mod error;
 mod fields;
 mod label;
 mod model;
+mod pairings;
 mod read;
 mod read_health;
 mod read_node;

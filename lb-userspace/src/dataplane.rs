@@ -5,6 +5,7 @@
 //! real body (`pinned.rs`), a fake one ([`fake`]) and a faulty one.
 
 use lb_common::{
+    address::Address,
     clock::Ticks,
     control::Control,
     flow::FlowSlot,
@@ -12,8 +13,8 @@ use lb_common::{
     maps::{ServerInfo, ServiceInfo, Traffic},
     ports::Cells,
     server::{ServerSlot, Servers},
-    service::{Index, IndexSlot, ServiceSlot},
-    sticky::StickySlot,
+    service::{Index, IndexSlot, Service, ServiceSlot},
+    sticky::{StickyKey, StickySlot},
     table::{BUCKET, Slot, Slots},
     word::Word,
 };
@@ -133,6 +134,13 @@ impl Maps {
     #[must_use]
     pub fn key(&self) -> HashKey {
         self.control().key()
+    }
+
+    /// What a client's record with a service is found by.
+    #[must_use]
+    pub fn sticky_key(&self, client: Address, service: u16) -> StickyKey {
+        let entry = self.services.get(usize::from(service)).and_then(Service::load);
+        StickyKey { client: entry.map_or(client, |entry| entry.client(client)), service }
     }
 
     /// The data path's time now.

@@ -15,6 +15,7 @@ use lb_common::{
     address::Address,
     clock::Ticks,
     control::LAYOUT_VERSION,
+    forwarding::Forwarding,
     hash::hash3,
     maglev::{Candidate, build, size_for},
     maps::{ServerInfo, ServiceInfo},
@@ -40,6 +41,7 @@ const GEOMETRY: Geometry = Geometry {
     sticky: 1 << 12,
     endpoints: 4,
     sources: 1,
+    sources_v6: 0,
     first_port: 1024,
     ports: 4096,
 };
@@ -104,7 +106,13 @@ fn fill(maps: &Maps) {
     control.maglev_seed.store(5);
     control.snat.store(GEOMETRY.snat().word());
     let hour = Ticks::span_of_millis(3_600_000, 1000);
-    let service = Service { address: address("192.168.85.150"), persistence: hour, idle: hour };
+    let service = Service {
+        address: address("192.168.85.150"),
+        persistence: hour,
+        idle: hour,
+        forwarding: Forwarding::Snat,
+        by_prefix: false,
+    };
     for (word, value) in maps.services[0].iter().zip(service.words()) {
         word.store(value);
     }
@@ -127,6 +135,8 @@ fn fill(maps: &Maps) {
             port: 443u16.to_be(),
             endpoint: id,
             service: 0,
+            forwarding: Forwarding::Snat,
+            arm: 0,
             mac: [2, 0, 0, 0, 0, 1],
             state: ServerState(
                 ServerState::PRESENT

@@ -40,6 +40,7 @@ fn the_documents_table_of_maps_is_the_programs() -> Result<()> {
             MapKind::Array => "array",
             MapKind::PerCpuArray => "per-CPU array",
             MapKind::ArrayOfMaps => "array of maps",
+            MapKind::DevMap => "device map",
             MapKind::RingBuf => "ring buffer (entries: bytes)",
         };
         let users = match map.users {

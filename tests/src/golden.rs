@@ -16,6 +16,7 @@ pub mod full;
 pub mod handshake;
 pub mod icmp;
 pub mod malformed;
+pub mod modes;
 pub mod open;
 pub mod passing;
 pub mod random;

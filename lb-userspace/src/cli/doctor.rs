@@ -377,17 +377,14 @@ async fn network(findings: &mut Findings, interface: &str, maps: Option<&Maps>) 
     );
     let Some(maps) = maps else { return Ok(()) };
     let own = net.addresses(link.index).await?;
-    let snat = Snat::from_word(maps.control().snat.load());
-    for number in 0..u8::try_from(snat.sources).unwrap_or(u8::MAX) {
-        if let Some(source) = flow::source(maps.control(), number) {
-            findings.when(
-                own.iter().any(|address| address.address == source),
-                Status::Fail,
-                "snat addresses",
-                format!("{source} on {interface}"),
-                "the servers' answers come to this address: put it on the interface",
-            );
-        }
+    for source in flow::sources(maps.control()) {
+        findings.when(
+            own.iter().any(|address| address.address == source),
+            Status::Fail,
+            "snat addresses",
+            format!("{source} on {interface}"),
+            "the servers' answers come to this address: put it on the interface",
+        );
     }
     let names = crate::view::Names::read(maps);
     for (_, info) in names.servers() {

@@ -148,8 +148,6 @@ fn snat_addresses_are_a_few_different_addresses_of_this_machine() {
             "f:4:100: 9 SNAT addresses are too many; keep 8 or fewer",
         "[eth0]" => "[eth0]\n  snat_addresses: [192.0.2.21]":
             "f:10:30: address 192.0.2.21 is the SNAT address on line 4; write the real server's own address",
-        "[eth0]" => "[eth0]\n  snat_addresses: [\"2001:db8::5\"]":
-            "f:4:20: IPv6 address 2001:db8::5 is not supported in this version yet; use an IPv4 address",
     }
 }
 
@@ -316,18 +314,11 @@ fn what_comes_in_a_later_version_is_refused_by_name() {
             &format!("f:8:{column}: {key} {word} is not supported in this version yet; use {remedy}"),
         );
     };
-    for forwarding in ["nat", "dr", "tunnel"] {
-        later("forwarding", forwarding, "snat");
-    }
     for scheduler in ["round-robin", "least-connections"] {
         later("scheduler", scheduler, "source-hash");
     }
     later("protocol", "udp", "tcp or http");
     refused! {
-        "192.0.2.10" => "2001:db8::10":
-            "f:6:14: IPv6 address 2001:db8::10 is not supported in this version yet; use an IPv4 address\n\
-             f:9:30: address 192.0.2.21 is not of its service's family (2001:db8::10); use addresses of one family in a service\n\
-             f:10:30: address 192.0.2.22 is not of its service's family (2001:db8::10); use addresses of one family in a service",
         "    real_servers:" => "    protocol: http\n    real_servers:":
             "f:8:15: protocol http without force_https: true is not supported in this version yet; set force_https: true, or use protocol tcp\n\
              f:9:5: real servers behind protocol http are not supported in this version yet; remove real_servers, or use protocol tcp",
@@ -335,10 +326,43 @@ fn what_comes_in_a_later_version_is_refused_by_name() {
 }
 
 #[test]
+fn a_mode_refuses_servers_that_it_cannot_reach_as_they_are() {
+    refused! {
+        "192.0.2.10" => "2001:db8::10":
+            "f:9:30: address 192.0.2.21 is not of its service's family (2001:db8::10); use addresses of one family in a service, or forwarding: tunnel, which puts packets of one family into the other\n\
+             f:10:30: address 192.0.2.22 is not of its service's family (2001:db8::10); use addresses of one family in a service, or forwarding: tunnel, which puts packets of one family into the other",
+        "    real_servers:" => "    forwarding: nat\n    persistence: { ipv6_prefix: 56 }\n    real_servers:":
+            "f:9:33: ipv6_prefix 56 is not possible; write 64 or 128",
+    }
+    let with = |mode: &str, server: &str| {
+        changed("    real_servers:", &format!("    forwarding: {mode}\n    real_servers:"))
+            .replace("192.0.2.21", server)
+    };
+    for mode in ["dr", "tunnel"] {
+        let errors = parse("f", &with(mode, "192.0.2.21, port: 8443")).unwrap_err().to_string();
+        assert_eq!(
+            errors,
+            format!(
+                "f:10:30: port 8443 is not possible with forwarding: {mode}: packets go to the server with the port that \
+                 the client asked for; remove the server's port, or use forwarding: snat"
+            )
+        );
+    }
+    accepted(&with("nat", "192.0.2.21, port: 8443"));
+    accepted(&with("dr", "192.0.2.21"));
+    accepted(&with("tunnel", "\"2001:db8::21\""));
+    let shared = with("nat", "192.0.2.21")
+        + "  - { label: B, address: 192.0.2.11, ports: [443], real_servers: [{ label: s, address: 192.0.2.21 }] }\n";
+    assert!(parse("f", &shared).unwrap_err().to_string().contains(
+        "192.0.2.21:443 answers for the virtual service on line 10 too, and one of both has forwarding: nat"
+    ));
+}
+
+#[test]
 fn words_outside_the_contract_are_refused_with_those_inside() {
     refused! {
         "    real_servers:" => "    forwarding: dsr\n    real_servers:":
-            "f:8:17: \"dsr\" is not a known forwarding; use snat",
+            "f:8:17: \"dsr\" is not a known forwarding; did you mean \"dr\"?",
         "    real_servers:" => "    scheduler: sourcehash\n    real_servers:":
             "f:8:16: \"sourcehash\" is not a known scheduler; did you mean \"source-hash\"?",
         "    real_servers:" => "    protocol: tpc\n    real_servers:":
@@ -369,7 +393,7 @@ fn force_https_belongs_to_protocol_http() {
 fn persistence_has_a_mode_and_a_duration() {
     refused! {
         "    real_servers:" => "    persistence: none\n    real_servers:":
-            "f:8:18: persistence is a mapping, not a single value; write key: value pairs of mode, timeout",
+            "f:8:18: persistence is a mapping, not a single value; write key: value pairs of mode, timeout, ipv6_prefix",
         "    real_servers:" => "    persistence: { mode: cookie }\n    real_servers:":
             "f:8:26: \"cookie\" is not a known persistence mode; use source-ip or none",
         "    real_servers:" => "    persistence: { timeout: soon }\n    real_servers:":
@@ -473,7 +497,7 @@ fn a_real_server_has_a_label_an_address_and_a_weight() {
         "192.0.2.21" => "127.0.0.2":
             "f:9:30: address 127.0.0.2 is a loopback address; write one IPv4 address, as in 192.168.85.150",
         "192.0.2.21" => "\"2001:db8::21\"":
-            "f:9:30: address 2001:db8::21 is not of its service's family (192.0.2.10); use addresses of one family in a service",
+            "f:9:30: address 2001:db8::21 is not of its service's family (192.0.2.10); use addresses of one family in a service, or forwarding: tunnel, which puts packets of one family into the other",
     }
     let text = format!("{}    real_servers: a\n", &VALID[..VALID.find("    real_servers").unwrap()]);
     assert_eq!(
@@ -543,7 +567,7 @@ virtual_services:
   - label: Hyper space
     address: 192.168.85.300
     ports: [443]
-    forwarding: dr
+    forwarding: dnat
     persistance: { mode: source-ip }
     health_check: { interval: soon }
     real_servers:
@@ -558,7 +582,7 @@ virtual_services:
 /etc/steadfast.yaml:4:15: snat_ports 80-443 reaches below 1024; write FIRST-LAST within 1024-65535 and at least 64 ports, as in 1024-32767
 /etc/steadfast.yaml:6:12: label \"Hyper space\" contains ' '; use 1 to 63 letters, digits, \"_\", \".\" or \"-\"
 /etc/steadfast.yaml:7:14: address \"192.168.85.300\" is not an IP address; write one IPv4 address, as in 192.168.85.150
-/etc/steadfast.yaml:9:17: forwarding dr is not supported in this version yet; use snat
+/etc/steadfast.yaml:9:17: \"dnat\" is not a known forwarding; did you mean \"snat\"?
 /etc/steadfast.yaml:10:5: unknown key \"persistance\" in a virtual service; did you mean \"persistence\"?
 /etc/steadfast.yaml:11:31: interval \"soon\" is not a duration; write numbers with units, as in 500ms, 2s, 60m, 1h30m or 2d
 /etc/steadfast.yaml:13:54: weight -1 is out of range; write a whole number from 0 to 1000

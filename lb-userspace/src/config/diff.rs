@@ -227,7 +227,7 @@ mod tests {
         let mut new = example();
         new.node.tables.flows *= 2;
         let service = &mut new.services[0];
-        service.persistence = Persistence::SourceIp { timeout: Duration::from_secs(7200) };
+        service.persistence = Persistence::SourceIp { timeout: Duration::from_secs(7200), ipv6_prefix: 128 };
         service.health_check.kind = HealthKind::Https;
         service.health_check.host = Some("hyperspace.example".to_owned());
         service.real_servers[0].weight = 50;

@@ -208,6 +208,40 @@ pub enum Forwarding {
     /// Source and destination are rewritten: the servers need no change.
     #[default]
     Snat,
+    /// The destination is rewritten: the servers see the client's address, and answer by way of the balancer, which is
+    /// their router.
+    Nat,
+    /// The frame goes to the server's MAC address as it is: the servers have the service's address on their loopback
+    /// interface, and answer past the balancer.
+    Dr,
+    /// As `Dr`, with the packet inside another to the server's address: the servers may be behind routers.
+    Tunnel,
+}
+
+impl Forwarding {
+    /// The mode, as the data path knows it.
+    #[must_use]
+    pub const fn mode(self) -> lb_common::forwarding::Forwarding {
+        use lb_common::forwarding::Forwarding as Mode;
+        match self {
+            Self::Snat => Mode::Snat,
+            Self::Nat => Mode::Nat,
+            Self::Dr => Mode::Dr,
+            Self::Tunnel => Mode::Tunnel,
+        }
+    }
+
+    /// Whether packets to the servers have one of the balancer's addresses as their source.
+    #[must_use]
+    pub const fn needs_source(self) -> bool {
+        matches!(self, Self::Snat | Self::Tunnel)
+    }
+
+    /// Whether the servers get packets for the very address and port that clients asked for.
+    #[must_use]
+    pub const fn keeps_destination(self) -> bool {
+        matches!(self, Self::Dr | Self::Tunnel)
+    }
 }
 
 /// How an unknown client's server is picked.
@@ -230,17 +264,22 @@ pub enum Persistence {
         /// How long a record outlives its client's last flow: 1 s to 30 d.
         #[serde(serialize_with = "seconds")]
         timeout: Duration,
+        /// Leading bits of an IPv6 client's address that make the client: 128, or 64 for networks whose machines change
+        /// the rest (RFC 8981).
+        ipv6_prefix: u8,
     },
 }
 
 impl Persistence {
     /// Sticky timeout where the file names none: 60 min.
     pub const TIMEOUT: Duration = Duration::from_secs(3600);
+    /// Bits of an IPv6 client's address where the file names none.
+    pub const IPV6_PREFIX: u8 = 128;
 }
 
 impl Default for Persistence {
     fn default() -> Self {
-        Self::SourceIp { timeout: Self::TIMEOUT }
+        Self::SourceIp { timeout: Self::TIMEOUT, ipv6_prefix: Self::IPV6_PREFIX }
     }
 }
 
@@ -369,7 +408,7 @@ impl Serialize for StatusRange {
 pub struct Server {
     /// Its name, unique within the service.
     pub label: Label,
-    /// Its address, of the service's family.
+    /// Its address, of the service's family; of either with `forwarding: tunnel`.
     pub address: IpAddr,
     /// Its port; with `same_port` the first of the service's.
     pub port: u16,
@@ -423,7 +462,7 @@ macro_rules! words {
 words! {
     XdpMode { "auto" => Auto, "native" => Native, "generic" => Generic }
     Protocol { "tcp" => Tcp, "http" => Http }
-    Forwarding { "snat" => Snat }
+    Forwarding { "snat" => Snat, "nat" => Nat, "dr" => Dr, "tunnel" => Tunnel }
     Scheduler { "source-hash" => SourceHash }
     OnDown { "reset" => Reset, "keep" => Keep }
     HealthKind { "tcp" => Tcp, "tls" => Tls, "http" => Http, "https" => Https, "none" => None }

@@ -76,7 +76,7 @@ virtual_services:
 fn the_design_s_example_is_read_with_its_defaults() {
     let config = parse("design", DESIGN).unwrap();
     let service = config.service("Hyperspace").unwrap();
-    assert_eq!(service.persistence, Persistence::SourceIp { timeout: Duration::from_secs(3600) });
+    assert_eq!(service.persistence, Persistence::default());
     assert_eq!(service.idle_timeout, Duration::from_secs(3 * 3600));
     let server = service.server("Hyperspace_Srv_2").unwrap();
     assert_eq!((server.port, server.weight), (443, 100));
@@ -108,7 +108,10 @@ fn the_shipped_example_is_the_guide_s_four_services_without_a_warning() {
 fn a_bare_number_is_minutes_for_persistence_and_seconds_elsewhere() {
     let text = DESIGN.replace("60m }", "90 }\n    idle_timeout: 90").replace("interval: 2s", "interval: 5");
     let service = &parse("f", &text).unwrap().services[0];
-    assert_eq!(service.persistence, Persistence::SourceIp { timeout: Duration::from_secs(90 * 60) });
+    assert_eq!(
+        service.persistence,
+        Persistence::SourceIp { timeout: Duration::from_secs(90 * 60), ipv6_prefix: 128 }
+    );
     assert_eq!(service.idle_timeout, Duration::from_secs(90));
     assert_eq!(service.health_check.interval, Duration::from_secs(5));
 }
@@ -129,7 +132,10 @@ fn shared_sections_can_be_written_once_with_anchors_and_merges() {
         "    force_https: true\n    persistence: { <<: *sticky, timeout: 2h }",
     );
     let config = parse("f", &text).unwrap();
-    assert_eq!(config.services[1].persistence, Persistence::SourceIp { timeout: Duration::from_secs(7200) });
+    assert_eq!(
+        config.services[1].persistence,
+        Persistence::SourceIp { timeout: Duration::from_secs(7200), ipv6_prefix: 128 }
+    );
 }
 
 #[test]
@@ -138,7 +144,10 @@ fn json_has_the_file_s_shape_with_durations_in_seconds() {
     assert_eq!(json["version"], 1);
     assert_eq!(json["node"]["snat_ports"], "1024-32767");
     let service = &json["virtual_services"][0];
-    assert_eq!(service["persistence"], serde_json::json!({ "mode": "source-ip", "timeout": 3600 }));
+    assert_eq!(
+        service["persistence"],
+        serde_json::json!({ "mode": "source-ip", "timeout": 3600, "ipv6_prefix": 128 })
+    );
     assert_eq!(service["health_check"]["interval"], 2);
     assert_eq!(service["real_servers"][1]["weight"], 100);
 }
@@ -182,8 +191,9 @@ fn node() -> impl Strategy<Value = Node> {
 }
 
 fn persistence() -> impl Strategy<Value = Persistence> {
-    option::of(millis(1_000..=DAYS_30))
-        .prop_map(|timeout| timeout.map_or(Persistence::None, |timeout| Persistence::SourceIp { timeout }))
+    option::of(millis(1_000..=DAYS_30)).prop_map(|timeout| {
+        timeout.map_or(Persistence::None, |timeout| Persistence::SourceIp { timeout, ipv6_prefix: 64 })
+    })
 }
 
 fn health_check() -> impl Strategy<Value = HealthCheck> {

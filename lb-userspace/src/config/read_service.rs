@@ -29,7 +29,6 @@ const KEYS: &[&str] = &[
 ];
 const SERVER_KEYS: &[&str] = &["label", "address", "port", "weight"];
 /// Valid words of the contract, refused until they work.
-const LATER_FORWARDING: &[&str] = &["nat", "dr", "tunnel"];
 const LATER_SCHEDULERS: &[&str] =
     &["round-robin", "weighted-round-robin", "least-connections", "weighted-least-connections", "random"];
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -91,7 +90,7 @@ fn rest(
         word(tree, "protocol", Protocol::WORDS, &["udp", "https"], findings)
     });
     let forwarding = fields.or_default("forwarding", Forwarding::default(), findings, |tree, findings| {
-        word(tree, "forwarding", Forwarding::WORDS, LATER_FORWARDING, findings)
+        word(tree, "forwarding", Forwarding::WORDS, &[], findings)
     });
     let scheduler = fields.or_default("scheduler", Scheduler::default(), findings, |tree, findings| {
         word(tree, "scheduler", Scheduler::WORDS, LATER_SCHEDULERS, findings)
@@ -168,24 +167,33 @@ fn port_or_range(tree: &Tree, findings: &mut Findings) -> Option<RangeInclusive<
 }
 
 fn persistence(tree: &Tree, findings: &mut Findings) -> Option<Persistence> {
-    let fields = Fields::open(tree, "persistence", &["mode", "timeout"], findings)?;
+    let fields = Fields::open(tree, "persistence", &["mode", "timeout", "ipv6_prefix"], findings)?;
     let sticky = fields.or_default("mode", true, findings, |tree, findings| {
         word(tree, "persistence mode", &[("source-ip", true), ("none", false)], &[], findings)
     });
     let timeout = fields.or_default("timeout", Persistence::TIMEOUT, findings, |tree, findings| {
         duration(tree, "timeout", Duration::from_secs(60), SHORTEST..=LONGEST, findings)
     });
+    let ipv6_prefix = fields.or_default("ipv6_prefix", Persistence::IPV6_PREFIX, findings, ipv6_prefix);
     if sticky {
-        return Some(Persistence::SourceIp { timeout });
+        return Some(Persistence::SourceIp { timeout, ipv6_prefix });
     }
-    if let Some(at) = fields.key_at("timeout") {
-        findings.error(
-            at,
-            "timeout has no meaning for persistence mode none",
-            "remove it, or use mode source-ip",
-        );
+    for key in ["timeout", "ipv6_prefix"] {
+        if let Some(at) = fields.key_at(key) {
+            let what = format!("{key} has no meaning for persistence mode none");
+            findings.error(at, what, "remove it, or use mode source-ip");
+        }
     }
     Some(Persistence::None)
+}
+
+fn ipv6_prefix(tree: &Tree, findings: &mut Findings) -> Option<u8> {
+    let bits = whole(tree, "ipv6_prefix", 1..=128, findings)?;
+    if !matches!(bits, 64 | 128) {
+        findings.error(tree.at, format!("ipv6_prefix {bits} is not possible"), "write 64 or 128");
+        return None;
+    }
+    Some(bits)
 }
 
 /// In this version an `http` service is a redirect and nothing else.

@@ -163,8 +163,12 @@ pub(crate) fn port_list(ports: &[u16]) -> Vec<String> {
 fn persistence(persistence: Persistence) -> Rendered {
     Rendered::Map(match persistence {
         Persistence::None => vec![("mode", "none".to_owned())],
-        Persistence::SourceIp { timeout } => {
-            vec![("mode", "source-ip".to_owned()), ("timeout", display_duration(timeout))]
+        Persistence::SourceIp { timeout, ipv6_prefix } => {
+            let mut fields = vec![("mode", "source-ip".to_owned()), ("timeout", display_duration(timeout))];
+            if ipv6_prefix != Persistence::IPV6_PREFIX {
+                fields.push(("ipv6_prefix", ipv6_prefix.to_string()));
+            }
+            fields
         }
     })
 }

@@ -7,9 +7,9 @@ use std::net::IpAddr;
 
 use super::error::{Findings, Position};
 use super::model::{Protocol, Service, Tables};
+use super::pairings;
 use super::read_node::NodeDraft;
 use super::read_service::Draft;
-use super::values::At;
 
 /// Checks everything that one section alone cannot know.
 pub(super) fn check(node: Option<&NodeDraft>, drafts: &[Draft], findings: &mut Findings) {
@@ -18,7 +18,10 @@ pub(super) fn check(node: Option<&NodeDraft>, drafts: &[Draft], findings: &mut F
         unique_servers(draft, findings);
         useful_servers(draft, findings);
     }
-    families(node, drafts, findings);
+    for draft in drafts {
+        pairings::check(draft, findings);
+    }
+    pairings::nat_servers_apart(drafts, findings);
     addresses_apart(node, drafts, findings);
     endpoints_apart(drafts, findings);
     room_in_index(drafts, findings);
@@ -100,36 +103,6 @@ fn useful_servers(draft: &Draft, findings: &mut Findings) {
     } else if real_servers.iter().all(|server| server.weight == 0) {
         let what = format!("every real server of \"{label}\" has weight 0: it takes no new client");
         findings.warn(draft.at, what, "give one of them a weight");
-    }
-}
-
-/// One family in a service, and only IPv4 in this version.
-fn families(node: Option<&NodeDraft>, drafts: &[Draft], findings: &mut Findings) {
-    let later = |address: &At<IpAddr>, findings: &mut Findings| {
-        if address.value.is_ipv6() {
-            let what = format!("IPv6 address {} is not supported in this version yet", address.value);
-            findings.error(address.at, what, "use an IPv4 address");
-        }
-    };
-    for source in node.map(|node| node.snat_addresses.as_slice()).unwrap_or_default() {
-        later(source, findings);
-    }
-    for draft in drafts {
-        if let Some(service) = &draft.address {
-            later(service, findings);
-        }
-        for address in draft.servers.iter().filter_map(|server| server.address) {
-            match draft.address {
-                Some(service) if service.value.is_ipv4() != address.value.is_ipv4() => {
-                    let what = format!(
-                        "address {} is not of its service's family ({})",
-                        address.value, service.value
-                    );
-                    findings.error(address.at, what, "use addresses of one family in a service");
-                }
-                _ => later(&address, findings),
-            }
-        }
     }
 }
 

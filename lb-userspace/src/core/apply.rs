@@ -404,6 +404,7 @@ pub fn live_index(maps: &Maps) -> Vec<IndexEntry> {
                 2 => EntryKind::Local,
                 3 => EntryKind::Endpoint,
                 4 => EntryKind::Address,
+                5 => EntryKind::NatEndpoint,
                 _ => return None,
             };
             Some(IndexEntry {
@@ -412,6 +413,7 @@ pub fn live_index(maps: &Maps) -> Vec<IndexEntry> {
                 protocol: (words[2] >> 16) as u8,
                 kind,
                 id: (words[2] >> 32) as u16,
+                service_port: words[3] as u16,
             })
         })
         .collect()

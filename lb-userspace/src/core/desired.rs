@@ -7,6 +7,7 @@ use std::time::Duration;
 use lb_common::TCP;
 use lb_common::address::Address;
 use lb_common::clock::Ticks;
+use lb_common::forwarding::Forwarding;
 use lb_common::maglev::{self, Candidate};
 use lb_common::maps::{ServerInfo, ServiceInfo};
 use lb_common::server::{Server, ServerState, Servers as _};
@@ -100,13 +101,16 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, NoId> {
     let ports = ports_by_service(inputs);
     for (server, _) in out.servers.values() {
         let named = place(server);
-        index.entry(named).or_insert_with(|| endpoint(server, server.port));
-        if server.state.has(ServerState::SAME_PORT) {
-            for port in ports.get(&server.service).into_iter().copied().flatten() {
-                let place = SocketAddr::new(named.ip(), *port);
-                index.entry(place).or_insert_with(|| endpoint(server, port.to_be()));
+        let asked = ports.get(&server.service).copied().unwrap_or_default();
+        let mut answers_from = |port: u16, asked: u16| {
+            if let Some(entry) = endpoint(server, port.to_be(), asked.to_be()) {
+                index.entry(SocketAddr::new(named.ip(), port)).or_insert(entry);
             }
+        };
+        if server.state.has(ServerState::SAME_PORT) {
+            asked.iter().for_each(|port| answers_from(*port, *port));
         }
+        answers_from(named.port(), asked.first().copied().unwrap_or_default());
     }
     out.index = index.into_values().collect();
     Ok(out)
@@ -212,6 +216,7 @@ fn one_service(
         protocol: TCP,
         kind,
         id,
+        service_port: 0,
     };
     for port in &service.ports {
         index.insert(SocketAddr::new(service.address, *port), entry(*port, kind, number.id));
@@ -246,7 +251,7 @@ fn one_service(
 fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (Service, ServiceInfo) {
     let address = Address::from(service.address);
     let persistence_ms = match service.persistence {
-        Persistence::SourceIp { timeout } if service.protocol == Protocol::Tcp => millis(timeout),
+        Persistence::SourceIp { timeout, .. } if service.protocol == Protocol::Tcp => millis(timeout),
         _ => 0,
     };
     let idle_ms = millis(service.idle_timeout);
@@ -257,6 +262,8 @@ fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (
             timeout => Ticks::span_of_millis(timeout, hz),
         },
         idle: Ticks::span_of_millis(idle_ms, hz),
+        forwarding: service.forwarding.mode(),
+        by_prefix: by_prefix(service),
     };
     let info = ServiceInfo {
         label: padded(service.label.as_str()),
@@ -269,7 +276,7 @@ fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (
             Protocol::Tcp => 1,
             Protocol::Http => 2,
         },
-        forwarding: 1,
+        forwarding: 1 + service.forwarding.mode() as u8,
         reserved: 0,
     };
     (entry, info)
@@ -299,6 +306,8 @@ fn server_entry(
         port: server.port.to_be(),
         endpoint,
         service: service_id,
+        forwarding: service.forwarding.mode(),
+        arm: 0,
         mac: mac.unwrap_or_default(),
         state,
     };
@@ -336,13 +345,25 @@ fn leave(leaving: &Leaving, mac: Option<&Mac>) -> (Server, ServerInfo) {
     (server, info)
 }
 
-const fn endpoint(server: &Server, port: u16) -> IndexEntry {
-    IndexEntry {
+/// Whether IPv6 clients of one /64 are one client.
+const fn by_prefix(service: &config::Service) -> bool {
+    matches!(service.persistence, Persistence::SourceIp { ipv6_prefix: ..128, .. })
+}
+
+/// What a server's answers from this port (as on the wire) are found by; `asked` is the service's port.
+fn endpoint(server: &Server, port: u16, asked: u16) -> Option<IndexEntry> {
+    let entry = |kind, id, service_port| IndexEntry {
         address: server.address,
         port,
         protocol: TCP,
-        kind: EntryKind::Endpoint,
-        id: server.endpoint,
+        kind,
+        id,
+        service_port,
+    };
+    match server.forwarding {
+        Forwarding::Snat => Some(entry(EntryKind::Endpoint, server.endpoint, 0)),
+        Forwarding::Nat => Some(entry(EntryKind::NatEndpoint, server.service, asked)),
+        Forwarding::Dr | Forwarding::Tunnel => None,
     }
 }
 

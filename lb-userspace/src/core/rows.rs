@@ -14,7 +14,7 @@ use lb_common::flow::{
 use lb_common::hash::hash3;
 use lb_common::life::{Life, SlotState};
 use lb_common::ports::{Cells as _, Owner, PortCell, PortRange, give_back};
-use lb_common::sticky::{STICKY_WORDS, Stickies, Sticky, StickyKey, StickyServer, StickySlot, let_go};
+use lb_common::sticky::{STICKY_WORDS, Stickies, Sticky, StickyServer, StickySlot, let_go};
 use lb_common::table::{Insert, Kind as _, Slot, find, insert_if_absent, release};
 use lb_common::tcp::TcpState;
 
@@ -158,7 +158,7 @@ fn let_go_of_record(maps: &Maps, words: &[u64; FLOW_WORDS], now: Ticks) {
     if let Some(record) = FlowSticky::from_word(words[STICKY_WORD]).record {
         let FlowKey { client, service, .. } = FlowKey::from_words(words);
         let persistence = persistence(maps, service).unwrap_or(Ticks(1));
-        let_go(&maps.sticky, record, StickyKey { client, service }, now.plus(persistence));
+        let_go(&maps.sticky, record, maps.sticky_key(client, service), now.plus(persistence));
     }
 }
 
@@ -169,7 +169,7 @@ fn give_port_back(maps: &Maps, to: &FlowServer, index: u32, is_half_open: bool, 
         return;
     }
     let range = PortRange {
-        pair: u32::from(to.endpoint) * u32::from(snat.sources) + u32::from(to.source),
+        pair: u32::from(to.endpoint) * u32::from(snat.rows()) + u32::from(to.source),
         count: snat.ports,
     };
     let cells = PortMaps(maps);
@@ -213,7 +213,7 @@ fn free_sticky(slot: &StickySlot, seen: Life) -> bool {
 
 /// Forgets a client's record with a service. Its open flows stay where they are.
 pub fn forget(maps: &Maps, service: u16, client: Address, now: Ticks) -> bool {
-    let key = StickyKey { client, service }.words();
+    let key = maps.sticky_key(client, service).words();
     find::<STICKY_WORDS, Stickies, _>(&maps.sticky, hash3(&maps.key(), key), key, now)
         .is_some_and(|found| free_sticky(found.slot, found.life))
 }
@@ -221,7 +221,7 @@ pub fn forget(maps: &Maps, service: u16, client: Address, now: Ticks) -> bool {
 /// The server of a client's record with a service.
 #[must_use]
 pub fn recorded(maps: &Maps, service: u16, client: Address, now: Ticks) -> Option<u16> {
-    let key = StickyKey { client, service }.words();
+    let key = maps.sticky_key(client, service).words();
     let found = find::<STICKY_WORDS, Stickies, _>(&maps.sticky, hash3(&maps.key(), key), key, now)?;
     let to = StickyServer::from_word(found.slot.words[2].load());
     found.still().then_some(to.server)
@@ -247,7 +247,7 @@ pub enum Assigned {
 
 /// Makes a client's record with a service name `server`, for its next connection.
 pub fn assign(maps: &Maps, service: u16, client: Address, server: u16, now: Ticks) -> Assigned {
-    let key = StickyKey { client, service }.words();
+    let key = maps.sticky_key(client, service).words();
     let hash = hash3(&maps.key(), key);
     for _ in 0..ATTEMPTS {
         if let Some(found) = find::<STICKY_WORDS, Stickies, _>(&maps.sticky, hash, key, now) {

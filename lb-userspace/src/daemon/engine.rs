@@ -30,7 +30,7 @@ use crate::core::{Applied, Ids, Overlay, ServerName};
 use crate::dataplane::Maps;
 use crate::health::state::Verdict;
 use crate::health::{HealthEvent, HealthNews, HealthTable};
-use crate::net::Mac;
+use crate::net::{Link, Mac};
 
 use doubt::Doubts;
 
@@ -321,8 +321,10 @@ impl Engine {
     }
 
     /// Tells the data path which frames are for us.
-    pub fn set_own_mac(&self, mac: Mac) {
-        self.maps.control().mac.store(lb_common::flow::mac_word(mac));
+    pub fn set_arm(&self, link: &Link) {
+        let arm = &self.maps.control().arms[0];
+        arm.mac.store(lb_common::flow::mac_word(link.mac));
+        arm.interface.store(u64::from(link.index) | u64::from(link.mtu.min(0xffff)) << 32);
     }
 
     /// The next hop of each server's address, anew.
@@ -567,7 +569,7 @@ impl Engine {
     fn endpoints(&self) -> u32 {
         let snat = lb_common::control::Snat::from_word(self.maps.control().snat.load());
         let pairs = u32::try_from(self.maps.port_cursors.len()).unwrap_or(u32::MAX);
-        pairs / u32::from(snat.sources.max(1))
+        pairs / u32::from(snat.rows().max(1))
     }
 
     fn unix(&self) -> u64 {

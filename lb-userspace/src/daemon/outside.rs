@@ -72,7 +72,7 @@ impl Outside {
         engine: &mut Engine,
         seed: u64,
     ) -> anyhow::Result<(Self, News)> {
-        engine.set_own_mac(link.mac);
+        engine.set_arm(&link);
         let (sender, health) = unbounded_channel();
         let checker = Checker::new(Environment::real(seed), engine.known_health(), sender);
         engine.set_health_table(checker.table());
@@ -215,7 +215,7 @@ impl Outside {
                     _ => {}
                 }
                 self.link = link;
-                engine.set_own_mac(self.link.mac);
+                engine.set_arm(&self.link);
                 if came_up || renumbered {
                     self.announced.clear();
                     self.follow_addresses(engine).await;

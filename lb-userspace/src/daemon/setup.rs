@@ -20,17 +20,20 @@ use crate::dataplane::{Geometry, Maps};
 /// More source addresses than there can be.
 pub fn geometry(config: &Config, sources: &[IpAddr]) -> anyhow::Result<Geometry> {
     let node = &config.node;
+    let of_family = |v4: bool| sources.iter().filter(|source| source.is_ipv4() == v4).count();
+    let (v4, v6) = (of_family(true), of_family(false));
     ensure!(
-        !sources.is_empty() && sources.len() <= MAX_SOURCES,
-        "{} source addresses are not possible: name 1 to {MAX_SOURCES} in node.snat_addresses",
-        sources.len()
+        v4.max(v6) <= MAX_SOURCES,
+        "{} source addresses of a family are not possible: name up to {MAX_SOURCES} in node.snat_addresses",
+        v4.max(v6)
     );
     Ok(Geometry {
         flows: node.tables.flows,
         half_open: node.tables.half_open,
         sticky: node.tables.sticky,
         endpoints: node.tables.endpoints,
-        sources: u16::try_from(sources.len())?,
+        sources: u8::try_from(v4)?,
+        sources_v6: u8::try_from(v6)?,
         first_port: node.snat_ports.first,
         ports: node.snat_ports.count(),
     })
@@ -106,10 +109,10 @@ pub fn settle_adopted(maps: &Maps, geometry: &Geometry, sources: &[IpAddr]) -> a
          depend on them; put node.snat_ports and node.snat_addresses back, or `steadfastd detach` and start again, \
          which ends all connections"
     );
-    for (number, source) in (0u8..).zip(sources) {
-        let live = IpAddr::from(control.source(number));
+    for (number, source) in numbered(sources) {
+        let live = IpAddr::from(control.source(number, Address::from(source)));
         ensure!(
-            live == *source,
+            live == source,
             "the running data path speaks to the servers from {live}, the configuration (or the interface) says \
              {source}: put it back, or `steadfastd detach` and start again, which ends all connections"
         );
@@ -129,13 +132,21 @@ fn settle_times(maps: &Maps, hz: u64) {
 }
 
 fn settle_sources(maps: &Maps, sources: &[IpAddr]) -> anyhow::Result<()> {
-    for (number, source) in sources.iter().enumerate() {
-        let words = maps.control().sources.get(number).context("more source addresses than there can be")?;
-        for (word, value) in words.iter().zip(Address::from(*source).0) {
+    let control = maps.control();
+    for (number, source) in numbered(sources) {
+        let family = if source.is_ipv4() { &control.sources } else { &control.sources_v6 };
+        let words = family.get(usize::from(number)).context("more source addresses than there can be")?;
+        for (word, value) in words.iter().zip(Address::from(source).0) {
             word.store(value);
         }
     }
     Ok(())
+}
+
+/// The source addresses with their numbers, which count in each family.
+fn numbered(sources: &[IpAddr]) -> impl Iterator<Item = (u8, IpAddr)> {
+    let family = |v4: bool| (0u8..).zip(sources.iter().copied().filter(move |source| source.is_ipv4() == v4));
+    family(true).chain(family(false))
 }
 
 /// Puts fresh maps in force.
@@ -192,6 +203,7 @@ mod tests {
             sticky: 4096,
             endpoints: 16,
             sources: 1,
+            sources_v6: 0,
             first_port: 1024,
             ports: 1024,
         };

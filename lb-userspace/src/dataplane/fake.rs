@@ -83,7 +83,7 @@ impl Kernel for FakeKernel {
 /// endpoints, tables of 4,096 slots, HZ 1000.
 #[must_use]
 pub fn maps(kernel: FakeKernel) -> Maps {
-    let snat = Snat { first_port: 1024, ports: 1024, sources: 1 };
+    let snat = Snat { first_port: 1024, ports: 1024, sources: 1, sources_v6: 0 };
     let maps = Maps {
         control: Region::<Control>::heap(1),
         service_index: Region::heap(maps::SERVICE_INDEX.max_entries as usize),

@@ -20,8 +20,10 @@ pub struct Geometry {
     pub sticky: u32,
     /// Endpoints (address and port of real servers) at most.
     pub endpoints: u32,
-    /// Source addresses towards the servers.
-    pub sources: u16,
+    /// IPv4 source addresses towards the servers.
+    pub sources: u8,
+    /// IPv6 source addresses towards the servers.
+    pub sources_v6: u8,
     /// The first SNAT port.
     pub first_port: u16,
     /// SNAT ports of each source address towards each endpoint.
@@ -31,7 +33,7 @@ pub struct Geometry {
 impl Geometry {
     /// The entries of a map, if this decides them.
     pub(super) fn entries(&self, map: &MapSpec) -> u32 {
-        let pairs = self.endpoints * u32::from(self.sources);
+        let pairs = self.endpoints * self.rows();
         match map.name {
             name if name == maps::FLOWS.name => self.flows,
             name if name == maps::HALF_OPEN.name => self.half_open,
@@ -42,10 +44,24 @@ impl Geometry {
         }
     }
 
+    /// Rows of port cells that an endpoint has.
+    const fn rows(&self) -> u32 {
+        match self.snat().rows() {
+            // No service needs a source address; there is no table without entries.
+            0 => 1,
+            rows => rows as u32,
+        }
+    }
+
     /// The SNAT ports and sources.
     #[must_use]
     pub const fn snat(&self) -> Snat {
-        Snat { first_port: self.first_port, ports: self.ports, sources: self.sources }
+        Snat {
+            first_port: self.first_port,
+            ports: self.ports,
+            sources: self.sources,
+            sources_v6: self.sources_v6,
+        }
     }
 
     /// Says what can't be.
@@ -66,9 +82,9 @@ impl Geometry {
             );
         }
         ensure!(
-            self.sources > 0 && usize::from(self.sources) <= MAX_SOURCES,
-            "{} source addresses can't be: take 1 to {MAX_SOURCES}",
-            self.sources
+            usize::from(self.snat().rows()) <= MAX_SOURCES,
+            "{} source addresses of a family can't be: take up to {MAX_SOURCES}",
+            self.snat().rows()
         );
         let last = u64::from(self.first_port) + u64::from(self.ports);
         ensure!(
@@ -77,13 +93,13 @@ impl Geometry {
             self.ports,
             self.first_port
         );
-        let cells = u64::from(self.endpoints) * u64::from(self.sources) * u64::from(self.ports);
+        let cells = u64::from(self.endpoints) * u64::from(self.rows()) * u64::from(self.ports);
         if self.endpoints == 0 || cells > 1 << 31 {
             bail!(
                 "{} endpoints x {} source addresses x {} ports can't be: at least one endpoint, and at most 2^31 \
                  ports in all",
                 self.endpoints,
-                self.sources,
+                self.rows(),
                 self.ports
             );
         }
@@ -100,7 +116,7 @@ impl fmt::Display for Geometry {
             self.half_open,
             self.sticky,
             self.endpoints,
-            self.sources,
+            u32::from(self.sources) + u32::from(self.sources_v6),
             self.ports,
             self.first_port
         )
@@ -118,6 +134,7 @@ mod tests {
             sticky: 1 << 11,
             endpoints: 8,
             sources: 2,
+            sources_v6: 0,
             first_port: 1024,
             ports: 31_744,
         }

@@ -171,10 +171,10 @@ fn settle_pins(pins: &Pins, geometry: &Geometry) -> anyhow::Result<()> {
         "the running data path has {} source addresses with {} SNAT ports from {} on, and {} with {} from {} on are \
          wanted: open connections are found by these, so keep them, or end all sessions with `steadfastd detach` and \
          start again",
-        snat.sources,
+        u32::from(snat.sources) + u32::from(snat.sources_v6),
         snat.ports,
         snat.first_port,
-        wanted.sources,
+        u32::from(wanted.sources) + u32::from(wanted.sources_v6),
         wanted.ports,
         wanted.first_port
     );

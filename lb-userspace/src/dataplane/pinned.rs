@@ -141,7 +141,7 @@ pub(super) fn open_map(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::R
 /// Bytes of a key.
 const fn key_size(kind: MapKind) -> u32 {
     match kind {
-        MapKind::Array | MapKind::PerCpuArray | MapKind::ArrayOfMaps => 4,
+        MapKind::Array | MapKind::PerCpuArray | MapKind::ArrayOfMaps | MapKind::DevMap => 4,
         MapKind::RingBuf => 0,
     }
 }

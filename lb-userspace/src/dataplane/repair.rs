@@ -12,7 +12,7 @@ use lb_common::{
     flow::{FLOW_WORDS, FlowKey, FlowSlot, FlowSticky, STICKY_WORD},
     life::{Life, SlotState},
     ports::{Owner, PortCell, give_back},
-    sticky::{StickyKey, reference},
+    sticky::reference,
     table::{self, Slot},
     tcp::TcpState,
 };
@@ -172,7 +172,7 @@ fn held_by(maps: &Maps, slot: &FlowSlot) -> Option<usize> {
     let words: [u64; FLOW_WORDS] = slot.read();
     let record = FlowSticky::from_word(words[STICKY_WORD]).record?;
     let key = FlowKey::from_words(&words);
-    let key = StickyKey { client: key.client, service: key.service }.words();
+    let key = maps.sticky_key(key.client, key.service).words();
     let held = maps.sticky.get(record.slot as usize)?;
     let same = reference(record.slot, held.life()) == record
         && held.words[0].load() == key[0]

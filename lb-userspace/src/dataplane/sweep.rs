@@ -12,7 +12,7 @@ use lb_common::{
     life::{Life, SlotState},
     ports::{Owner, PortCell, PortRange, give_back},
     service::Service,
-    sticky::{Stickies, StickyKey, let_go},
+    sticky::{Stickies, let_go},
     table::{Kind as _, release},
     tcp::TcpState,
     word::Word,
@@ -96,7 +96,7 @@ fn retire(maps: &Maps, index: u32, words: &[u64; FLOW_WORDS], life: Life, now: T
     {
         let key = FlowKey::from_words(words);
         let deadline = now.plus(persistence(maps, key.service));
-        let key = StickyKey { client: key.client, service: key.service };
+        let key = maps.sticky_key(key.client, key.service);
         let_go(&maps.sticky, record, key, deadline);
     }
     if let Some(cell) = cell_of(maps, words) {
@@ -143,7 +143,7 @@ pub(super) fn cell_of<'a>(maps: &'a Maps, words: &[u64; FLOW_WORDS]) -> Option<&
     if offset >= snat.ports {
         return None;
     }
-    let pair = u64::from(to.endpoint) * u64::from(snat.sources) + u64::from(to.source);
+    let pair = u64::from(to.endpoint) * u64::from(snat.rows()) + u64::from(to.source);
     // Refuses numbers that would wrap: a torn row must not free another's port.
     let last = (pair + 1).checked_mul(u64::from(snat.ports))?;
     u32::try_from(last).ok()?;

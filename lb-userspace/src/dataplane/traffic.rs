@@ -4,6 +4,7 @@ use lb_common::{
     address::Address,
     clock::Ticks,
     flow::{FLOW_WORDS, Flow, FlowKey, FlowServer, FlowSticky, Flows, STICKY_WORD, Sequences, StickyRef},
+    forwarding::Forwarding,
     hash::{hash3, mix},
     life::{Life, SlotState},
     ports::{Owner, PortCell, PortRange, claim, promote},
@@ -45,7 +46,13 @@ pub(super) fn maps() -> Maps {
         word.store(mix(value));
     }
     for id in 0..4 {
-        let service = Service { address: Address([0, 1 + id]), persistence: PERSISTENCE, idle: IDLE };
+        let service = Service {
+            address: Address([0, 1 + id]),
+            persistence: PERSISTENCE,
+            idle: IDLE,
+            forwarding: Forwarding::Snat,
+            by_prefix: false,
+        };
         let slot = &maps.services[usize::try_from(id).unwrap()];
         for (word, value) in slot.iter().zip(service.words()) {
             word.store(value);
@@ -84,6 +91,7 @@ impl Connection {
                 source: 0,
             },
             return_hop: [2; 6],
+            arm: 0,
             sequences: Sequences { client: 1, server: 2 },
             sticky: FlowSticky { made_at: now, record: None },
             state: TcpState::SynSent,

@@ -1,15 +1,21 @@
 //! Flows as records.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use lb_common::{
     address::Address,
     clock::Ticks,
-    control::{Control, MAX_SOURCES},
-    flow::Flow,
+    control::{Control, MAX_SOURCES, Snat},
+    flow::{Flow, FlowServer},
+    server::Servers as _,
     tcp::TcpState,
 };
 use serde::Serialize;
+
+use crate::dataplane::Maps;
 
 use super::{
     Snapshot, Time, census,
@@ -32,10 +38,10 @@ pub struct FlowRecord {
     pub service_port: u16,
     /// The real server's label.
     pub server: String,
-    /// The source address towards the server.
+    /// The source address towards the server; none where it sees the client's own.
     pub snat_address: Option<IpAddr>,
-    /// The source port towards the server.
-    pub snat_port: u16,
+    /// The source port towards the server; none where it sees the client's own.
+    pub snat_port: Option<u16>,
     /// Where the connection stands.
     pub state: &'static str,
     /// Seconds since its SYN.
@@ -82,15 +88,16 @@ pub fn state(text: &str) -> Result<TcpState, String> {
 
 impl FlowRecord {
     fn new(snapshot: &Snapshot<'_>, flow: &Flow) -> Self {
-        let (clock, control) = (&snapshot.clock, snapshot.maps().control());
+        let clock = &snapshot.clock;
+        let snat = snat(snapshot.maps(), &flow.to);
         Self {
             service: snapshot.names.service_label(flow.key.service),
             client: flow.key.client.into(),
             client_port: u16::from_be(flow.key.client_port),
             service_port: u16::from_be(flow.key.service_port),
             server: snapshot.names.server_label(flow.to.server),
-            snat_address: source(control, flow.to.source),
-            snat_port: u16::from_be(flow.to.snat_port),
+            snat_address: snat.map(|snat| snat.ip()),
+            snat_port: snat.map(|snat| snat.port()),
             state: word(flow.state),
             age: clock.seconds_since(flow.sticky.made_at),
             idle: clock.seconds_since(last_packet(snapshot, flow)),
@@ -110,11 +117,34 @@ fn last_packet(snapshot: &Snapshot<'_>, flow: &Flow) -> Ticks {
     Ticks(flow.deadline.0.wrapping_sub(idle.0))
 }
 
-/// The source address with this number, if there is one.
+/// The source address with this number, of the family of `like`, if there is one.
 #[must_use]
-pub fn source(control: &Control, number: u8) -> Option<IpAddr> {
-    let address = control.source(number);
+pub fn source(control: &Control, number: u8, like: Address) -> Option<IpAddr> {
+    let address = control.source(number, like);
     (usize::from(number) < MAX_SOURCES && address != Address::default()).then(|| address.into())
+}
+
+/// The source addresses of both families.
+pub fn sources(control: &Control) -> impl Iterator<Item = IpAddr> {
+    let snat = Snat::from_word(control.snat.load());
+    let families = [
+        (Address::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), snat.sources),
+        (Address::from(IpAddr::V6(Ipv6Addr::UNSPECIFIED)), snat.sources_v6),
+    ];
+    families
+        .into_iter()
+        .flat_map(move |(like, count)| (0..count).filter_map(move |number| source(control, number, like)))
+}
+
+/// The source address and port that a flow's server sees, if they are the balancer's.
+#[must_use]
+pub fn snat(maps: &Maps, to: &FlowServer) -> Option<SocketAddr> {
+    if !to.has_port() {
+        return None;
+    }
+    let server = maps.servers.present(to.server)?;
+    let address = source(maps.control(), to.source, server.address)?;
+    Some(SocketAddr::new(address, u16::from_be(to.snat_port)))
 }
 
 /// Which flows are wanted.
@@ -180,16 +210,15 @@ pub fn table(records: &[FlowRecord], total: usize) -> String {
         ("AGE", Align::Right),
         ("IDLE", Align::Right),
     ];
-    let socket = |address: Option<IpAddr>, port: u16| match address {
-        Some(address) => std::net::SocketAddr::new(address, port).to_string(),
-        None => format!("?:{port}"),
-    };
     let rows = records.iter().map(|flow| {
         vec![
             flow.service.clone(),
-            socket(Some(flow.client), flow.client_port),
+            SocketAddr::new(flow.client, flow.client_port).to_string(),
             flow.server.clone(),
-            socket(flow.snat_address, flow.snat_port),
+            match (flow.snat_address, flow.snat_port) {
+                (Some(address), Some(port)) => SocketAddr::new(address, port).to_string(),
+                _ => "-".to_owned(),
+            },
             flow.state.to_owned(),
             duration(flow.age),
             duration(flow.idle),

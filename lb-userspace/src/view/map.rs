@@ -57,6 +57,7 @@ pub fn list(maps: &Maps) -> Vec<MapRecord> {
             MapKind::Array => "array",
             MapKind::PerCpuArray => "percpu_array",
             MapKind::ArrayOfMaps => "array_of_maps",
+            MapKind::DevMap => "devmap",
             MapKind::RingBuf => "ringbuf",
         },
         entries: entries(maps, spec) as u64,

@@ -4,14 +4,14 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
     address::Address,
-    control::{Control, LAYOUT_VERSION, Snat},
-    flow::{Flow, FlowSlot},
+    control::{Arm, Control, LAYOUT_VERSION, Snat},
+    flow::{Flow, FlowSlot, mac_bytes},
     life::SlotState,
     maglev::{NOBODY, Table},
     maps::{MapSpec, Traffic},
     ports::{Owner, PortCell},
     reason::Reason,
-    server::{Server, ServerState},
+    server::{Server, ServerState, Servers as _},
     service::{INDEX_CAPACITY, Service},
     sticky::{Sticky, StickySlot},
     word::Word,
@@ -34,6 +34,7 @@ pub(super) fn decode(snapshot: &Snapshot<'_>, spec: &MapSpec, index: usize) -> a
         "SERVICE_INDEX" => maps.service_index.get(index).and_then(|slot| index_entry(snapshot, index, slot)),
         "SERVICES" => maps.services.get(index).and_then(|slot| service(snapshot, index, slot)),
         "SERVERS" => maps.servers.get(index).and_then(|slot| server(snapshot, index, slot)),
+        "ARMS" => maps.control().arms.get(index).and_then(arm),
         "FLOWS" => maps.flows.get(index).and_then(|slot| flow_slot(snapshot, index, slot)),
         "HALF_OPEN" => maps.half_open.get(index).and_then(|slot| flow_slot(snapshot, index, slot)),
         "STICKY" => maps.sticky.get(index).and_then(|slot| sticky(snapshot, index, slot)),
@@ -72,14 +73,25 @@ pub(super) fn hex_of(words: &[u64]) -> String {
     bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn arm(arm: &Arm) -> Option<Value> {
+    let interface = arm.interface.load();
+    (interface != 0).then(|| {
+        json!({
+            "interface": interface & 0xffff_ffff,
+            "mtu": interface >> 32 & 0xffff,
+            "mac": mac(mac_bytes(arm.mac.load())),
+        })
+    })
+}
+
 /// The settings; the secrets stay secret, here and in the raw bytes.
 fn control(snapshot: &Snapshot<'_>, control: &Control) -> Value {
     let snat = Snat::from_word(control.snat.load());
     let clock = &snapshot.clock;
     #[expect(clippy::cast_possible_truncation, reason = "the words hold 32 bits of ticks")]
     let seconds = |word: &Word| clock.seconds(lb_common::clock::Ticks(word.load() as u32));
-    let sources: Vec<Option<IpAddr>> =
-        (0..8u8).take(usize::from(snat.sources)).map(|number| flow::source(control, number)).collect();
+    let sources: Vec<IpAddr> = flow::sources(control).collect();
+    let arms: Vec<Value> = control.arms.iter().filter_map(arm).collect();
     json!({
         "index": 0,
         "layout": control.layout.load(),
@@ -89,6 +101,7 @@ fn control(snapshot: &Snapshot<'_>, control: &Control) -> Value {
         "snat_first_port": snat.first_port,
         "snat_ports": snat.ports,
         "snat_addresses": sources,
+        "arms": arms,
         "hash_key": "secret",
         "maglev_seed": "secret",
         "quarantine": seconds(&control.quarantine),
@@ -184,6 +197,7 @@ fn flow_slot(snapshot: &Snapshot<'_>, index: usize, slot: &FlowSlot) -> Option<V
         return None;
     }
     let flow = Flow::unpack(&words, life);
+    let snat = flow::snat(snapshot.maps(), &flow.to);
     let raw: Vec<u64> = [life.word()].into_iter().chain(words).collect();
     Some(json!({
         "index": index,
@@ -195,12 +209,13 @@ fn flow_slot(snapshot: &Snapshot<'_>, index: usize, slot: &FlowSlot) -> Option<V
         "service_port": u16::from_be(flow.key.service_port),
         "server": snapshot.names.server_label(flow.to.server),
         "endpoint": flow.to.endpoint,
-        "snat_address": flow::source(snapshot.maps().control(), flow.to.source),
-        "snat_port": u16::from_be(flow.to.snat_port),
+        "snat_address": snat.map(|snat| snat.ip()),
+        "snat_port": snat.map(|snat| snat.port()),
         "state": flow::word(flow.state),
         "client_sequence": flow.sequences.client,
         "server_sequence": flow.sequences.server,
         "return_hop": mac(flow.return_hop),
+        "arm": flow.arm,
         "made_at": snapshot.clock.at(flow.sticky.made_at),
         "sticky_slot": flow.sticky.record.map(|record| record.slot),
         "deadline": snapshot.clock.at(flow.deadline),
@@ -235,9 +250,14 @@ fn sticky(snapshot: &Snapshot<'_>, index: usize, slot: &StickySlot) -> Option<Va
 /// The (source address, endpoint) pair of a cell or cursor.
 fn pair(snapshot: &Snapshot<'_>, pair: usize) -> (usize, Option<IpAddr>) {
     let control = snapshot.maps().control();
-    let sources = usize::from(Snat::from_word(control.snat.load()).sources).max(1);
-    let source = u8::try_from(pair % sources).unwrap_or(0);
-    (pair / sources, flow::source(control, source))
+    let rows = usize::from(Snat::from_word(control.snat.load()).rows()).max(1);
+    let (endpoint, source) = (pair / rows, u8::try_from(pair % rows).unwrap_or(0));
+    let servers = snapshot.names.servers();
+    let like = servers
+        .into_iter()
+        .filter_map(|(id, _)| snapshot.maps().servers.present(id))
+        .find(|server| usize::from(server.endpoint) == endpoint);
+    (endpoint, like.and_then(|server| flow::source(control, source, server.address)))
 }
 
 fn port_cell(snapshot: &Snapshot<'_>, index: usize, word: &Word) -> Option<Value> {

@@ -313,6 +313,7 @@ fn every_map_can_be_listed_dumped_and_looked_up() {
             ("PORT_CELLS", 1),
             ("PORT_CURSORS", 1),
             ("SCHEDULE", 2),
+            ("ARMS", 0),
             ("REASONS", lb_common::reason::REASONS),
             ("SERVICE_COUNTERS", 3),
             ("SERVER_COUNTERS", 5),

@@ -12,6 +12,7 @@ use crate::dataplane::Maps;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Scheduler {
     seed: u64,
+    service: Option<Service>,
     values: Vec<u64>,
 }
 
@@ -20,6 +21,7 @@ impl Scheduler {
     pub(crate) fn read(maps: &Maps, service: u16) -> anyhow::Result<Self> {
         Ok(Self {
             seed: maps.control().maglev_seed.load(),
+            service: self::service(maps, service),
             values: maps.kernel.schedule(service)?.unwrap_or_default(),
         })
     }
@@ -32,6 +34,7 @@ impl Scheduler {
 
     /// The place of a client at an attempt.
     pub(crate) fn place(&self, client: Address, attempt: u32) -> Option<u32> {
+        let client = self.service.map_or(client, |service| service.client(client));
         (self.size() != 0).then(|| place(self.seed, client, self.size(), attempt))
     }
 

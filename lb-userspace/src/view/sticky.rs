@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use lb_common::{
     address::Address,
     hash::hash3,
-    sticky::{STICKY_WORDS, Stickies, Sticky, StickyKey},
+    sticky::{STICKY_WORDS, Stickies, Sticky},
     table::find,
 };
 use serde::Serialize;
@@ -84,7 +84,7 @@ pub fn records(snapshot: &Snapshot<'_>, filter: Filter, limit: Option<usize>) ->
 /// A client's record with a service, found as the data path finds it.
 #[must_use]
 pub fn lookup(snapshot: &Snapshot<'_>, service: u16, client: Address) -> Option<Sticky> {
-    let key = StickyKey { client, service }.words();
+    let key = snapshot.maps().sticky_key(client, service).words();
     let hash = hash3(&snapshot.key(), key);
     let table = &snapshot.maps().sticky;
     let found = find::<STICKY_WORDS, Stickies, _>(table, hash, key, snapshot.clock.now)?;

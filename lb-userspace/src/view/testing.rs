@@ -11,6 +11,7 @@ use lb_common::{
     address::Address,
     clock::Ticks,
     flow::{FLOW_WORDS, Flow, FlowKey, FlowServer, FlowSticky, Flows, Sequences},
+    forwarding::Forwarding,
     hash::hash3,
     maglev::{Candidate, build, size_for},
     maps::{ServerInfo, ServiceInfo, Traffic},
@@ -137,7 +138,13 @@ impl Builder {
     }
 
     pub(crate) fn service(&self, id: u16, label: &str, at: &str, persistence: Ticks) {
-        let service = Service { address: address(at), persistence, idle: Ticks(HOUR.0 * 3) };
+        let service = Service {
+            address: address(at),
+            persistence,
+            idle: Ticks(HOUR.0 * 3),
+            forwarding: Forwarding::Snat,
+            by_prefix: false,
+        };
         for (word, value) in self.maps.services[usize::from(id)].iter().zip(service.words()) {
             word.store(value);
         }
@@ -148,6 +155,7 @@ impl Builder {
             protocol: TCP,
             kind: EntryKind::Service,
             id,
+            service_port: 0,
         };
         let generation = layout(&self.maps.key(), &[entry]).unwrap();
         for (slot, words) in self.maps.service_index.iter().zip(generation) {
@@ -202,6 +210,8 @@ impl Builder {
             port: 443u16.to_be(),
             endpoint: id,
             service,
+            forwarding: Forwarding::Snat,
+            arm: 0,
             mac: [2, 0, 0, 0, 0, id.to_le_bytes()[0]],
             state: ServerState(bits),
         };
@@ -271,6 +281,7 @@ impl Builder {
             },
             to: FlowServer { server, endpoint: server, snat_port: (1024 + port % 1024).to_be(), source: 0 },
             return_hop: [2, 0, 0, 0, 0, 9],
+            arm: 0,
             sequences: Sequences { client: 1, server: 2 },
             sticky: FlowSticky { made_at: Ticks(now.0 - 1000), record: None },
             state,

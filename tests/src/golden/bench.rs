@@ -5,7 +5,7 @@ use std::{env, fs, os::fd::AsFd as _, path::PathBuf};
 use anyhow::{Context as _, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, ArrayOfMaps, Map, MapData, PerCpuArray},
+    maps::{Array, ArrayOfMaps, DevMap, Map, MapData, PerCpuArray},
     programs::{Program, TestRun as _, TestRunOptions, Xdp},
 };
 use lb_common::{
@@ -13,6 +13,7 @@ use lb_common::{
     clock::Ticks,
     control::{Control, LAYOUT_VERSION, Snat},
     flow::mac_word,
+    forwarding::Forwarding,
     hash::HashKey,
     maglev::Table,
     maps::{self, INNER_MAP, MapSpec, Traffic},
@@ -33,6 +34,8 @@ use super::{
 };
 use crate::lab::bpf_object;
 
+/// The index of the interface that a test run comes by.
+pub(super) const LOOPBACK: u64 = 1;
 pub(super) const HALF_OPEN: u32 = 64;
 const KEY: HashKey = HashKey([0x1111_2222_3333_4444, 0x5555_6666_7777_8888, 0x9999_aaaa_bbbb_cccc, 0xdddd]);
 
@@ -136,6 +139,7 @@ impl Bench {
             protocol: TCP,
             kind,
             id,
+            service_port: 0,
         };
         let mut entries = vec![entry(HYPERSPACE.address, 80, EntryKind::Local, LOCAL_SERVICE)];
         for service in SERVICES {
@@ -147,7 +151,15 @@ impl Bench {
         }
         // As of a server that other services reach at more ports.
         entries.push(entry(SRV_1.address, OTHER_PORT, EntryKind::Endpoint, SRV_1.endpoint));
-        let Ok(layout) = service::layout(&KEY, &entries) else { bail!("the index does not fit") };
+        self.fill_index(&entries)
+    }
+
+    /// Puts an index in force.
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub(super) fn fill_index(&self, entries: &[IndexEntry]) -> Result<()> {
+        let Ok(layout) = service::layout(&KEY, entries) else { bail!("the index does not fit") };
         for (slot, words) in self.index.iter().zip(layout) {
             for (cell, word) in slot.iter().zip(words) {
                 cell.store(word);
@@ -173,6 +185,8 @@ impl Bench {
                 port: 443_u16.to_be(),
                 endpoint: server.endpoint,
                 service: server.service,
+                forwarding: Forwarding::Snat,
+                arm: 0,
                 mac: server.mac,
                 state: ServerState(USABLE),
             };
@@ -196,7 +210,8 @@ impl Bench {
             word.store(value);
         }
         control.maglev_seed.store(SEED);
-        control.mac.store(mac_word(BALANCER));
+        control.arms[0].mac.store(mac_word(BALANCER));
+        control.arms[0].interface.store(LOOPBACK | 1500 << 32);
         set(&control.quarantine, span::QUARANTINE);
         set(&control.idle_syn, span::SYN);
         set(&control.idle_handshake, span::HANDSHAKE);
@@ -217,7 +232,8 @@ impl Bench {
 
     /// Sets how many source addresses and ports of each are in use; the tables must be empty.
     pub(crate) fn set_snat(&mut self, sources: u16, ports: u16) {
-        let snat = Snat { first_port: FIRST_PORT, ports: u32::from(ports), sources };
+        let count = u8::try_from(sources).unwrap_or(u8::MAX);
+        let snat = Snat { first_port: FIRST_PORT, ports: u32::from(ports), sources: count, sources_v6: 0 };
         self.control[0].snat.store(snat.word());
         self.tables.sources = sources;
     }
@@ -239,6 +255,8 @@ impl Bench {
             address: address(service.address),
             persistence: ticks(persistence),
             idle: ticks(idle),
+            forwarding: Forwarding::Snat,
+            by_prefix: false,
         };
         for (cell, word) in self.services[usize::from(service.id)].iter().zip(entry.words()) {
             cell.store(word);
@@ -260,7 +278,39 @@ impl Bench {
         self.replace_schedule(service.id, table)
     }
 
-    fn replace_schedule(&mut self, service: u16, table: &Table) -> Result<()> {
+    /// The settings.
+    pub(super) fn control(&self) -> &Control {
+        &self.control[0]
+    }
+
+    /// Makes the id a service's.
+    pub(super) fn put_service(&self, id: u16, entry: &ServiceEntry) {
+        for (cell, word) in self.services[usize::from(id)].iter().zip(entry.words()) {
+            cell.store(word);
+        }
+    }
+
+    /// Makes the id a server's.
+    pub(super) fn put_server(&self, id: u16, entry: &server::Server) {
+        for (cell, word) in self.servers[usize::from(id)].iter().zip(entry.words()) {
+            cell.store(word);
+        }
+    }
+
+    /// Makes every arm the interface that test runs come by: whether a packet leaves by another is known before that.
+    ///
+    /// # Errors
+    /// The kernel refused it.
+    pub(super) fn connect_arms(&mut self) -> Result<()> {
+        let mut arms: DevMap<&mut MapData> =
+            self.ebpf.map_mut(maps::ARMS.name).context("no map ARMS")?.try_into()?;
+        for arm in 0..maps::ARMS.max_entries {
+            arms.set(arm, u32::try_from(LOOPBACK)?, None, 0)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn replace_schedule(&mut self, service: u16, table: &Table) -> Result<()> {
         let values = table.to_values();
         let mut inner: Array<MapData, u64> = Array::create(u32::try_from(values.len())?, INNER_MAP)?;
         for (index, value) in (0..).zip(values) {

@@ -52,7 +52,7 @@ fn other_protocols() -> Vec<Case> {
     let tagged = Link { tags: vec![(0x8100, 85)], ..inbound() };
     vec![
         case("ARP passes").passes(arp, Reason::NotIp),
-        case("IPv6 passes").passes(ipv6, Reason::NotIp),
+        case("IPv6 to others passes").passes(ipv6, Reason::NotOurs),
         case("precision time protocol, LLDP and spanning tree pass")
             .passes(ptp, Reason::NotIp)
             .passes(lldp, Reason::NotIp)

@@ -366,6 +366,7 @@ impl Tables {
                 source: row.source,
             },
             return_hop: row.hop,
+            arm: 0,
             sequences: lb_common::flow::Sequences {
                 client: row.client_sequence,
                 server: row.server_sequence,

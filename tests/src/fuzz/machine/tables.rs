@@ -119,6 +119,7 @@ impl Machine {
                 source: row.source,
             },
             return_hop: row.hop,
+            arm: 0,
             sequences: Sequences { client: row.numbers[0], server: row.numbers[1] },
             sticky: FlowSticky { made_at: self.tick, record },
             state: packed_state(row.state),

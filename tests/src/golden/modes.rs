@@ -1,0 +1,41 @@
+//! Every forwarding mode, family, number of VLAN tags and number of interfaces, through the built program.
+//!
+//! A [`World`] has one service and one server; [`Story`] plays the same packets in each of them, with what must come out
+//! written down once (`modes/expected.rs`).
+
+mod expected;
+mod packet;
+mod story;
+mod world;
+
+use std::{collections::BTreeSet, fmt::Write as _};
+
+use lb_common::reason::Reason;
+
+use self::{story::Story, world::World};
+use super::bench::{Bench, Sizes};
+
+/// Plays all stories.
+///
+/// # Errors
+/// What was not as it must be, world by world.
+pub fn run() -> Result<BTreeSet<Reason>, String> {
+    let sizes = Sizes { flows: 1024, half_open: 64, sticky: 64 };
+    let mut bench = Bench::load_sized(sizes).map_err(|error| format!("{error:#}"))?;
+    bench.schedule_the_server().map_err(|error| format!("{error:#}"))?;
+    let (mut report, mut seen) = (String::new(), BTreeSet::new());
+    for world in World::all() {
+        bench.install(&world).map_err(|error| format!("{error:#}"))?;
+        for (name, play) in story::ALL {
+            bench.begin(&world);
+            let mut story = Story::new(&bench, &world);
+            match play(&mut story) {
+                Ok(()) => seen.extend(story.seen),
+                Err(problem) => {
+                    let _ = writeln!(report, "\n{world}: {name}\n  - {problem}");
+                }
+            }
+        }
+    }
+    if report.is_empty() { Ok(seen) } else { Err(report) }
+}
