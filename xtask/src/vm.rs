@@ -5,6 +5,7 @@ mod image;
 mod kernels;
 mod machine;
 mod plan;
+mod programs;
 mod report;
 mod spoilt;
 mod table;
@@ -26,17 +27,15 @@ use self::{
     kernels::{Kernel, Unpacked},
     machine::Lines,
     plan::Plan,
+    programs::TARGET,
     table::Row,
     tools::Tools,
 };
-use crate::{
-    build,
-    command::{Cmd, find_program},
-    workspace::Workspace,
-};
+use crate::{build, command::Cmd, workspace::Workspace};
 
-/// Where the machine has what the build leaves in the target directory here.
-const TARGET: &str = "/target";
+const OBJECTS: [&str; 2] = ["steadfast.o", "xdp-pass.o"];
+/// nginx wants to know whom it must not be.
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -69,7 +68,7 @@ pub(crate) fn vm(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         wanted.into_iter().map(|kernel| Ok((kernel, kernel.fetch(workspace, arguments.update)?))).collect();
     let ready = ready?;
     build::objects(workspace)?;
-    let programs = programs(workspace, &plan)?;
+    let programs = programs::collect(workspace, &plan)?;
     let limit = Duration::from_secs(arguments.limit * 60);
     let mut rows = Vec::new();
     for (kernel, unpacked) in &ready {
@@ -89,40 +88,6 @@ pub(crate) fn vm(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         table::record(workspace, &rows)?;
     }
     Ok(())
-}
-
-/// Builds what runs in the machines: each program by the path it has there.
-fn programs(workspace: &Workspace, plan: &Plan) -> Result<BTreeMap<String, PathBuf>> {
-    println!("build: what runs in the machines");
-    workspace.cargo().args(["build", "--package", "tests", "--bin", "probe"]).run()?;
-    let mut cargo = workspace.cargo();
-    cargo.args(["test", "--no-run", "--package", "tests", "--message-format", "json-render-diagnostics"]);
-    for test in plan.tests() {
-        cargo.args(["--test", test]);
-    }
-    let mut programs: BTreeMap<_, _> = executables(&cargo.output()?)
-        .into_iter()
-        .map(|(name, path)| (format!("{TARGET}/debug/deps/{name}"), path))
-        .collect();
-    programs.insert(format!("{TARGET}/debug/probe"), workspace.program("debug", "probe"));
-    for (name, package) in [("ip", "iproute2"), ("ethtool", "ethtool")] {
-        let found = find_program(name);
-        let found = found
-            .with_context(|| format!("{name} is missing: install {package}, or run `cargo xtask setup`"));
-        programs.insert(format!("/usr/sbin/{name}"), found?);
-    }
-    Ok(programs)
-}
-
-/// The tests that cargo says it has built, by name.
-fn executables(messages: &str) -> Vec<(String, PathBuf)> {
-    let read = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let name = message["target"]["name"].as_str()?.to_owned();
-        let is_test = message["target"]["kind"].as_array()?.iter().any(|kind| kind == "test");
-        is_test.then_some((name, PathBuf::from(message["executable"].as_str()?)))
-    };
-    messages.lines().filter_map(read).collect()
 }
 
 /// Runs the plan on a kernel; what the machine reported.
@@ -151,27 +116,19 @@ fn boot(
 
 /// Everything that is neither a program nor a module.
 fn fill(image: &Image<'_>, workspace: &Workspace, script: &str) -> Result<()> {
-    let object = workspace.bpf().join("steadfast.o");
-    let object = fs::read(&object).with_context(|| format!("cannot read {}", object.display()))?;
-    image.file(&format!("{TARGET}/bpf/steadfast.o"), &object)?;
-    image.file(plan::SPOILT, spoilt::spoil(&object)?)?;
+    let object = |name: &str| {
+        let path = workspace.bpf().join(name);
+        fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    for name in OBJECTS {
+        image.file(&format!("{TARGET}/bpf/{name}"), object(name)?)?;
+    }
+    image.file(plan::SPOILT, spoilt::spoil(&object(OBJECTS[0])?)?)?;
     // By this file the tests know the directory where the objects are.
     image.file(&format!("{TARGET}/CACHEDIR.TAG"), "")?;
     image.file("/steps", script)?;
-    image.file("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")?;
+    image.file("/etc/passwd", PASSWD)?;
+    image.file("/etc/group", "root:x:0:\nnogroup:x:65534:\n")?;
     image.file("/init", include_str!("vm/init.sh"))?;
     Cmd::new("chmod").arg("755").arg(image.path(Path::new("/init"))).run()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cargo_names_the_tests_it_has_built() {
-        let messages = r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"tests"},"executable":null}
-{"reason":"compiler-artifact","target":{"kind":["test"],"name":"golden"},"executable":"/t/debug/deps/golden-1"}
-{"reason":"build-finished","success":true}"#;
-        assert_eq!(executables(messages), [("golden".to_owned(), PathBuf::from("/t/debug/deps/golden-1"))]);
-    }
 }

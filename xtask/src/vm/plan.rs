@@ -47,6 +47,11 @@ impl Plan {
         &self.chosen
     }
 
+    /// Whether a test may build the lab, with the daemon, servers and clients in it.
+    pub(crate) fn needs_the_lab(&self) -> bool {
+        self.chosen.iter().any(|test| test != GOLDEN)
+    }
+
     fn steps(&self, wanted: Wanted) -> Vec<Planned> {
         let step = |name: &str, command: String, must| Planned { name: name.to_owned(), command, must };
         let probe = |interfaces: &str| format!("/target/debug/probe {interfaces}");
