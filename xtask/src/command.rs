@@ -44,12 +44,27 @@ impl Cmd {
         self
     }
 
-    /// Runs it with our own standard streams.
+    pub(crate) fn stdin(&mut self, from: Stdio) -> &mut Self {
+        self.0.stdin(from);
+        self
+    }
+
+    pub(crate) fn stdout(&mut self, to: Stdio) -> &mut Self {
+        self.0.stdout(to);
+        self
+    }
+
+    pub(crate) fn stderr(&mut self, to: Stdio) -> &mut Self {
+        self.0.stderr(to);
+        self
+    }
+
+    /// Runs it with our own standard streams, or those it was given.
     pub(crate) fn status(&mut self) -> Result<ExitStatus> {
         self.0.status().with_context(|| format!("cannot start `{self}`"))
     }
 
-    /// Starts it with our own standard streams.
+    /// Starts it with our own standard streams, or those it was given.
     pub(crate) fn spawn(&mut self) -> Result<Child> {
         self.0.spawn().with_context(|| format!("cannot start `{self}`"))
     }

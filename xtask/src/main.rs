@@ -11,6 +11,7 @@ mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 mod workspace;
 
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum Command {
     Test(test::Arguments),
     /// Feed random packets and states to the XDP program and its model, and compare
     Fuzz(fuzz::Arguments),
+    /// Boot other kernels in QEMU, attach the program in their drivers and run the golden packets there
+    Vm(vm::Arguments),
     /// Take the balancer off this machine's interfaces (what `steadfastd detach` does)
     Detach,
     /// Remove what a lab that was killed left behind
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&workspace, &arguments),
         Command::Test(arguments) => test::test(&workspace, &arguments),
         Command::Fuzz(arguments) => fuzz::fuzz(&workspace, &arguments),
+        Command::Vm(arguments) => vm::vm(&workspace, &arguments),
         Command::Detach => detach::detach(&workspace),
         Command::Clean => clean::clean(&workspace),
     });

@@ -29,6 +29,11 @@ impl Workspace {
         Ok(Self { root, target })
     }
 
+    /// The sources.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Cargo's target directory.
     pub(crate) fn target(&self) -> &Path {
         &self.target
