@@ -103,6 +103,11 @@ impl Machine {
                 self.bench.set_server(&SERVERS[*number], *state);
                 model.servers[*number].0 = *state;
             }
+            Step::Busy(slots) => {
+                self.occupy(*slots);
+                self.look();
+                model.occupy(*slots);
+            }
             Step::Ticks(ticks) => {
                 self.age(*ticks);
                 self.look();

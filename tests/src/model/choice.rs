@@ -83,11 +83,21 @@ impl Model {
         }
     }
 
+    /// Whether another is writing this half-open slot.
+    const fn is_busy(&self, slot: usize) -> bool {
+        self.busy >> slot & 1 == 1
+    }
+
+    /// Whether others are writing every half-open slot of this key.
+    pub(super) fn all_are_busy(&self, key: Key) -> bool {
+        flow_slots(key, self.half_open.len()).into_iter().all(|slot| self.is_busy(slot))
+    }
+
     /// Whether a half-open flow may be written here: a free slot first, else the row that expires first gives way.
     pub(super) fn check_half_open_slot(&self, key: Key, slot: usize) -> Result<(), String> {
         let slots = flow_slots(key, self.half_open.len());
-        let best = slots.iter().map(|slot| self.rank(*slot)).min();
-        if slots.contains(&slot) && Some(self.rank(slot)) == best {
+        let best = slots.iter().filter(|slot| !self.is_busy(**slot)).map(|slot| self.rank(*slot)).min();
+        if slots.contains(&slot) && !self.is_busy(slot) && Some(self.rank(slot)) == best {
             return Ok(());
         }
         Err(format!("the half-open row of {key:?} must not lie in slot {slot}"))

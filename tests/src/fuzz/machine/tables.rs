@@ -212,6 +212,19 @@ impl Machine {
         (word != 0).then(|| Cell { owner, since: self.moment(cell.stamp, model) })
     }
 
+    /// Claims the half-open slots of these bits as another core would that overwrites them, and frees all that were claimed.
+    pub(super) fn occupy(&self, slots: u16) {
+        for (bit, slot) in self.bench.tables.half_open.iter().enumerate() {
+            let (life, busy) = (slot.life(), slots >> bit & 1 == 1);
+            match life.state() {
+                SlotState::Claimed if !busy => slot.life.store(life.with_state(SlotState::Free).word()),
+                SlotState::Claimed => {}
+                _ if busy => slot.life.store(life.claimed().word()),
+                _ => {}
+            }
+        }
+    }
+
     /// Moves every stamp that decides something back by so many ticks.
     pub(super) fn age(&self, ticks: u32) {
         fn back<const N: usize>(slot: &Slot<N>, ticks: u32) {
