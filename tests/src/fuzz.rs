@@ -12,6 +12,7 @@
 //! runs a frame of 14 bytes at least, so shorter ones are not seen.
 
 mod collect;
+mod day;
 mod generate;
 mod machine;
 mod mistake;
@@ -32,7 +33,11 @@ use lb_common::{
     reason::{REASONS, Reason},
 };
 
-pub use self::{collect::collect, mistake::Mistake};
+pub use self::{
+    collect::collect,
+    day::{Day, day},
+    mistake::Mistake,
+};
 use self::{
     collect::{Kind, kind},
     machine::{Ended, Machine},

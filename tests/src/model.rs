@@ -16,6 +16,7 @@ mod parse;
 mod rewrite;
 mod server;
 mod state;
+mod sweep;
 
 use std::net::Ipv4Addr;
 
@@ -36,9 +37,10 @@ use crate::golden::{
 };
 
 pub(crate) use self::{
-    choice::{Chosen, flow_slots, record_slots},
+    choice::{Chosen, flow_slots, is_set, record_slots},
     parse::{Ends, flag},
     state::{Cell, Flow, Hold, Key, Limits, Owner, Place, Record, State},
+    sweep::Freed,
 };
 use self::{
     parse::{Parsed, parse},

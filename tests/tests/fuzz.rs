@@ -4,7 +4,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use lb_common::reason::Reason;
-use tests::fuzz::{Mistake, Options, Report, fuzz, replay};
+use tests::fuzz::{Day, Mistake, Options, Report, day, fuzz, replay};
 
 /// Longer than any of these takes, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -63,4 +63,15 @@ fn a_difference_is_told_with_the_shortest_sequence_that_shows_it() {
     let (steps, _) = shortest.split_once(" steps)").unwrap();
     assert!((1..=6).contains(&steps.parse::<u32>().unwrap()), "{found}");
     assert!(found.contains("seed ") && found.contains("\nsetup "), "{found}");
+}
+
+#[test]
+fn a_day_of_clients_coming_and_going_ends_with_exact_counts_and_empty_tables() {
+    let Day { packets, connections, most_open, server_gone, sweeps, .. } = day(1, 24).unwrap();
+    println!(
+        "24 hours: {packets} packets of {connections} connections, {most_open} open at most, \
+         {server_gone} reset for a server that was down, {sweeps} sweeps"
+    );
+    assert!(connections > 2_000, "{connections}");
+    assert!(most_open > 30 && server_gone > 10, "{most_open}, {server_gone}");
 }

@@ -36,8 +36,9 @@ pub(super) fn step(random: &mut Random, model: &Model) -> Step {
         0..3 => Step::Configured(false),
         3..5 => Step::Schedule(random.below(SCHEDULES)),
         5..15 => Step::Busy(busy(random)),
-        15..60 => Step::Server(random.below(SERVERS.len()), server_state(random)),
-        60..140 => Step::Ticks(ticks(random)),
+        15..25 => Step::Sweep,
+        25..70 => Step::Server(random.below(SERVERS.len()), server_state(random)),
+        70..150 => Step::Ticks(ticks(random)),
         _ => Step::Frame(frame(random, model)),
     }
 }
@@ -101,7 +102,7 @@ fn some_flow<'a>(random: &mut Random, model: &'a Model) -> Option<&'a Flow> {
 }
 
 /// Nothing out of the ordinary.
-fn plain(random: &mut Random) -> Shape {
+pub(super) fn plain(random: &mut Random) -> Shape {
     let length = if random.one_in(3) { random.below(90) } else { 0 };
     Shape {
         to: BALANCER,

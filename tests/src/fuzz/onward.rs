@@ -14,7 +14,7 @@ use crate::{
 
 /// Segments of a connection, and who sends them.
 #[derive(Clone, Copy)]
-enum Next {
+pub(super) enum Next {
     Syn,
     SynAck,
     /// Completes the handshake, with these flags beside ACK.
@@ -41,7 +41,7 @@ pub(super) fn frame(random: &mut Random, model: &Model, shape: &Shape) -> Vec<u8
     segment(shape, flow, next(random, flow), any_number(random))
 }
 
-fn any_number(random: &mut Random) -> u32 {
+pub(super) fn any_number(random: &mut Random) -> u32 {
     u32::try_from(random.next() >> 32).unwrap_or_default()
 }
 
@@ -65,7 +65,7 @@ fn next(random: &mut Random, flow: &Flow) -> Next {
     }
 }
 
-fn segment(shape: &Shape, flow: &Flow, next: Next, number: u32) -> Vec<u8> {
+pub(super) fn segment(shape: &Shape, flow: &Flow, next: Next, number: u32) -> Vec<u8> {
     let [client, server] = flow.numbers;
     let (after_client, after_server) = (client.wrapping_add(1), server.wrapping_add(1));
     match next {
@@ -84,7 +84,7 @@ fn segment(shape: &Shape, flow: &Flow, next: Next, number: u32) -> Vec<u8> {
     }
 }
 
-fn from_client(shape: &Shape, key: Key, sequence: u32, acknowledgment: u32, flags: u8) -> Vec<u8> {
+pub(super) fn from_client(shape: &Shape, key: Key, sequence: u32, acknowledgment: u32, flags: u8) -> Vec<u8> {
     let ends = Ends {
         source: key.client,
         source_port: key.port,

@@ -10,7 +10,7 @@ use lb_common::{
 use super::machine::SIZES;
 use crate::{
     golden::{
-        bench::USABLE,
+        bench::{Sizes, USABLE},
         frame::Mac,
         hospital::{FIRST_PORT, OTHER_ROUTER, ROUTER, SEED, SERVERS, SERVICES, address, span},
         random::Random,
@@ -89,15 +89,15 @@ pub(super) const KNOWN: [u64; 3] = [0, 1, 2];
 /// The state of this number, and which of the schedulers' tables are in force.
 pub(super) fn state(number: u64) -> (Model, usize) {
     match number {
-        0 => (plain(64), 0),
+        0 => (plain(SIZES, 64), 0),
         1 => (crowded(), 0),
-        2 => (plain(3), 0),
+        2 => (plain(SIZES, 3), 0),
         _ => any(&mut Random(number)),
     }
 }
 
 /// Nothing in the tables, and so many SNAT ports to each server.
-fn plain(ports: u16) -> Model {
+pub(super) fn plain(sizes: Sizes, ports: u16) -> Model {
     let settings = Settings {
         sources: 1,
         ports,
@@ -106,12 +106,12 @@ fn plain(ports: u16) -> Model {
         schedules: schedules()[0].clone(),
         limits: Limits::default(),
     };
-    Model::new(settings, SIZES.half_open, SIZES.flows, SIZES.sticky)
+    Model::new(settings, sizes.half_open, sizes.flows, sizes.sticky)
 }
 
 /// Strangers in every slot of the tables of flows and sticky records.
 fn crowded() -> Model {
-    let mut model = plain(64);
+    let mut model = plain(SIZES, 64);
     let random = &mut Random(1);
     for number in 0..=u16::MAX {
         let [high, low] = number.to_be_bytes();

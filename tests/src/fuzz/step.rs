@@ -17,6 +17,8 @@ pub(crate) enum Step {
     Schedule(usize),
     /// Others are writing the half-open slots of these bits, and have thrown away those that they were writing.
     Busy(u16),
+    /// The daemon frees what has expired.
+    Sweep,
 }
 
 impl fmt::Display for Step {
@@ -27,6 +29,7 @@ impl fmt::Display for Step {
             Self::Ticks(ticks) => write!(f, "ticks {ticks}"),
             Self::Configured(done) => write!(f, "configured {done}"),
             Self::Schedule(number) => write!(f, "schedule {number}"),
+            Self::Sweep => write!(f, "sweep"),
             Self::Busy(slots) => write!(f, "busy {slots:#x}"),
         }
     }
@@ -79,6 +82,7 @@ fn step(words: &[&str], setup: &mut u64) -> Option<Option<Step>> {
         }
         ["frame", bytes] => Step::Frame(unhex(bytes)?),
         ["server", number, state] => Step::Server(number.parse().ok()?, bits(state)?),
+        ["sweep"] => Step::Sweep,
         ["busy", slots] => Step::Busy(bits(slots)?),
         ["ticks", ticks] => Step::Ticks(ticks.parse().ok()?),
         ["configured", done] => Step::Configured(done.parse().ok()?),
@@ -109,6 +113,7 @@ mod tests {
             Step::Configured(false),
             Step::Schedule(2),
             Step::Busy(0x8001),
+            Step::Sweep,
         ];
         let sequence = Sequence { setup: u64::MAX, steps };
         assert_eq!(Sequence::parse(&format!("# why\n{sequence}")), Ok(sequence));

@@ -63,6 +63,11 @@ pub(crate) fn record_slots(client: Ipv4Addr, service: u16, slots: usize) -> [usi
     ways(StickyKey { client: address(client), service }.words(), slots)
 }
 
+/// Whether a bit is set; of those beyond the last one none is.
+pub(crate) fn is_set(bits: u16, bit: usize) -> bool {
+    u32::try_from(bit).ok().and_then(|bit| bits.checked_shr(bit)).is_some_and(|bits| bits & 1 == 1)
+}
+
 fn ways(words: [u64; 3], slots: usize) -> [usize; WAYS as usize] {
     let hash = hash3(&Bench::key(), words);
     let mask = u32::try_from(slots).unwrap_or(u32::MAX) / BUCKET - 1;
@@ -84,8 +89,8 @@ impl Model {
     }
 
     /// Whether another is writing this half-open slot.
-    const fn is_busy(&self, slot: usize) -> bool {
-        self.busy >> slot & 1 == 1
+    fn is_busy(&self, slot: usize) -> bool {
+        is_set(self.busy, slot)
     }
 
     /// Whether others are writing every half-open slot of this key.

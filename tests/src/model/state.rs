@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use lb_common::server::ServerState;
 
 use super::{
-    Model,
+    Model, is_set,
     parse::{Segment, flag},
     server_number,
 };
@@ -158,7 +158,7 @@ impl Model {
     pub(crate) fn occupy(&mut self, slots: u16) {
         self.busy = slots;
         for (slot, row) in self.half_open.iter_mut().enumerate() {
-            if slots >> slot & 1 == 1 {
+            if is_set(slots, slot) {
                 *row = None;
             }
         }
