@@ -18,6 +18,7 @@ pub mod icmp;
 pub mod malformed;
 pub mod open;
 pub mod passing;
+pub mod race;
 pub mod random;
 pub mod sticky;
 pub mod tags;
