@@ -155,6 +155,10 @@ const CONTENDED: u32 = u32::MAX;
 /// How often an insertion that lost a race tries again.
 const ATTEMPTS: u32 = 3;
 
+/// How often a client's record is looked for and made in turn, while another core makes it. That takes the other as long as a
+/// few looks; a flow that gave up would not be counted in the record, which could then expire under it.
+const RECORD_ATTEMPTS: u32 = 32;
+
 /// Copies the half-open flow in a slot, which the caller is promoting, into the flow table: the new slot's index, [`FULL`]
 /// or [`CONTENDED`].
 ///
@@ -215,7 +219,7 @@ extern "C" fn stick(first: u64, second: u64, to: u32) -> u64 {
         return 0;
     }
     let mut attempt = 0;
-    while attempt < ATTEMPTS {
+    while attempt < RECORD_ATTEMPTS {
         attempt += 1;
         let held = hold_record(first, second, to);
         if held != 0 {

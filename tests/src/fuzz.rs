@@ -2,16 +2,21 @@
 //! and every row of every table.
 //!
 //! A sequence begins with settings and tables at random (`fuzz/setup.rs`) and goes on with what may happen: packets of the
-//! connections that are remembered and of others, good, spoilt and at the edges of what is accepted, servers that change
-//! their state, time that goes by (`fuzz/generate.rs`). It is the same for the same seed.
+//! connections that are remembered (`fuzz/onward.rs`) and of others, good, spoilt and at the edges of what is accepted,
+//! servers that change their state, half-open slots that others write, time that goes by (`fuzz/generate.rs`). It is the same
+//! for the same seed. Sequences that are worth keeping (`fuzz/collect.rs`) are in `tests/corpus`.
 //!
 //! # What is not covered
-//! Two packets at a time (`table_loom.rs` in `lb-common` explores that), services on several ports, IPv6, a change of index
-//! or settings in a sequence, slots that a killed process left, and the choice of a port beyond what is forbidden. The kernel
+//! Two packets at a time (`table_loom.rs` in `lb-common` explores that, `tests/tests/race.rs` tries it), services on several
+//! ports, IPv6, a change of index or settings in a sequence, slots of the other tables that a killed process left, and the choice of a port beyond what is forbidden. The kernel
 //! runs a frame of 14 bytes at least, so shorter ones are not seen.
 
+mod collect;
+mod day;
 mod generate;
 mod machine;
+mod mistake;
+mod onward;
 mod packet;
 mod setup;
 mod shrink;
@@ -28,11 +33,17 @@ use lb_common::{
     reason::{REASONS, Reason},
 };
 
+pub use self::{
+    collect::collect,
+    day::{Day, day},
+    mistake::Mistake,
+};
 use self::{
+    collect::{Kind, kind},
     machine::{Ended, Machine},
     step::{Sequence, Step, hex},
 };
-use crate::golden::random::Random;
+use crate::{golden::random::Random, model::Model};
 
 /// Steps in a sequence.
 const STEPS: usize = 200;
@@ -48,6 +59,10 @@ pub struct Options {
     pub time: Duration,
     /// or so many sequences were played.
     pub sequences: u64,
+    /// What the model gets wrong on purpose.
+    pub mistake: Option<Mistake>,
+    /// Whether the shortest sequence is looked for that shows the difference.
+    pub shrink: bool,
 }
 
 /// What was seen.
@@ -73,18 +88,20 @@ struct Difference {
 struct Played {
     sequence: Sequence,
     reasons: [u64; REASONS],
+    /// What became of its packets, with their steps.
+    kinds: Vec<(usize, Kind)>,
     different: Option<Difference>,
 }
 
-/// The program, and who feeds it.
-struct Player(Machine);
+/// The program, who feeds it, and what the model gets wrong on purpose.
+struct Player(Machine, Option<Mistake>);
 
 /// Plays sequences until time or number is over, or a difference is found.
 ///
 /// # Errors
 /// The program is not built, or the kernel refuses it.
 pub fn fuzz(options: &Options) -> Result<Report> {
-    let mut player = Player(Machine::load()?);
+    let mut player = Player(Machine::load()?, options.mistake);
     let mut report = Report::default();
     let end = Instant::now() + options.time;
     for number in 0..options.sequences {
@@ -92,29 +109,41 @@ pub fn fuzz(options: &Options) -> Result<Report> {
             break;
         }
         let seed = options.seed.wrapping_add(number);
-        let played = player.play(mix(seed))?;
+        let played = player.play(setup_of(seed), mix(seed))?;
         report.add(&played);
-        if let Some(difference) = &played.different {
-            let shortest = shrink::shrink(&mut player, &played.sequence)?;
-            report.difference = Some(player.tell(seed, &played.sequence, difference, &shortest)?);
-        }
+        let Some(difference) = &played.different else { continue };
+        let shown = |played: &Played| played.different.as_ref().map(|difference| difference.step);
+        let shortest = match options.shrink {
+            true => shrink::shrink(&mut player, &played.sequence, shown)?,
+            false => played.sequence.clone(),
+        };
+        report.difference = Some(player.tell(seed, &played.sequence, difference, &shortest)?);
     }
     Ok(report)
 }
 
-/// Plays a recorded sequence.
+/// Plays sequences that were kept, and reports on each.
 ///
 /// # Errors
-/// It can't be read, the program is not built, or the kernel refuses it.
-pub fn replay(text: &str) -> Result<Report> {
-    let sequence = Sequence::parse(text).map_err(anyhow::Error::msg)?;
-    let mut player = Player(Machine::load()?);
-    let played = player.replay(&sequence)?;
-    let mut report = Report::default();
-    report.add(&played);
-    report.difference =
-        played.different.map(|difference| format!("step {}: {}", difference.step, difference.what));
-    Ok(report)
+/// One can't be read, the program is not built, or the kernel refuses it.
+pub fn replay(texts: &[&str]) -> Result<Vec<Report>> {
+    let mut player = Player(Machine::load()?, None);
+    let report = |text: &&str| {
+        let sequence = Sequence::parse(text).map_err(anyhow::Error::msg)?;
+        let played = player.replay(&sequence)?;
+        let mut report = Report::default();
+        report.add(&played);
+        report.difference =
+            played.different.map(|difference| format!("step {}: {}", difference.step, difference.what));
+        Ok(report)
+    };
+    texts.iter().map(report).collect()
+}
+
+/// The state that the sequence of a seed begins with: one of those that are known, or any.
+fn setup_of(seed: u64) -> u64 {
+    let known = usize::try_from(seed % 24).unwrap_or_default();
+    setup::KNOWN.get(known).copied().unwrap_or_else(|| mix(seed))
 }
 
 impl Report {
@@ -133,24 +162,23 @@ impl Report {
 }
 
 impl Player {
-    /// Plays the sequence of this number, which makes itself up as it goes.
-    fn play(&mut self, number: u64) -> Result<Played> {
-        self.in_time(number, |random, model, at| (at < STEPS).then(|| generate::step(random, model)))
+    /// Plays a sequence that makes itself up as it goes, from this state on and by this number.
+    fn play(&mut self, setup: u64, number: u64) -> Result<Played> {
+        self.in_time(setup, |model, at| {
+            let random = &mut Random(mix(number ^ at as u64));
+            (at < STEPS).then(|| generate::step(random, model))
+        })
     }
 
     /// Plays a sequence that is known.
     fn replay(&mut self, sequence: &Sequence) -> Result<Played> {
-        self.in_time(sequence.setup, |_, _, at| sequence.steps.get(at).cloned())
+        self.in_time(sequence.setup, |_, at| sequence.steps.get(at).cloned())
     }
 
     /// Plays, and plays again if a tick went by.
-    fn in_time(
-        &mut self,
-        number: u64,
-        next: impl Fn(&mut Random, &crate::model::Model, usize) -> Option<Step>,
-    ) -> Result<Played> {
+    fn in_time(&mut self, setup: u64, next: impl Fn(&Model, usize) -> Option<Step>) -> Result<Played> {
         for _ in 0..ATTEMPTS {
-            let played = self.attempt(number, &next)?;
+            let played = self.attempt(setup, &next)?;
             if !self.0.is_late()? {
                 return Ok(played);
             }
@@ -158,23 +186,24 @@ impl Player {
         bail!("{ATTEMPTS} times a tick went by within a sequence: this machine is too slow or too busy")
     }
 
-    fn attempt(
-        &mut self,
-        number: u64,
-        next: impl Fn(&mut Random, &crate::model::Model, usize) -> Option<Step>,
-    ) -> Result<Played> {
-        let (mut model, schedule) = setup::state(number);
-        let mut random = Random(!number);
+    fn attempt(&mut self, setup: u64, next: impl Fn(&Model, usize) -> Option<Step>) -> Result<Played> {
+        let (mut model, schedule) = setup::state(setup);
         self.0.begin(&model, schedule)?;
-        let sequence = Sequence { setup: number, steps: Vec::new() };
-        let mut played = Played { sequence, reasons: [0; REASONS], different: None };
-        while let Some(step) = next(&mut random, &model, played.sequence.steps.len()) {
+        if let Some(mistake) = self.1 {
+            mistake.make(&mut model);
+        }
+        let sequence = Sequence { setup, steps: Vec::new() };
+        let mut played = Played { sequence, reasons: [0; REASONS], kinds: Vec::new(), different: None };
+        while let Some(step) = next(&model, played.sequence.steps.len()) {
             let at = played.sequence.steps.len();
             let ended = self.0.step(&mut model, &step).with_context(|| format!("step {at}: {step}"))?;
             played.sequence.steps.push(step);
             match ended {
                 Ended::Same(None) => {}
-                Ended::Same(Some(reason)) => played.reasons[reason as usize] += 1,
+                Ended::Same(Some(reason)) => {
+                    played.reasons[reason as usize] += 1;
+                    played.kinds.push((at, kind(reason, &model)));
+                }
                 Ended::Different(what) => {
                     played.different = Some(Difference { step: at, what });
                     return Ok(played);

@@ -19,6 +19,7 @@ pub mod malformed;
 pub mod modes;
 pub mod open;
 pub mod passing;
+pub mod race;
 pub mod random;
 pub mod sticky;
 pub mod tags;

@@ -16,6 +16,7 @@ mod parse;
 mod rewrite;
 mod server;
 mod state;
+mod sweep;
 
 use std::net::Ipv4Addr;
 
@@ -36,9 +37,10 @@ use crate::golden::{
 };
 
 pub(crate) use self::{
-    choice::{Chosen, flow_slots, record_slots},
+    choice::{Chosen, flow_slots, is_set, record_slots},
     parse::{Ends, flag},
-    state::{Cell, Flow, Hold, Key, Owner, Place, Record, State},
+    state::{Cell, Flow, Hold, Key, Limits, Owner, Place, Record, State},
+    sweep::Freed,
 };
 use self::{
     parse::{Parsed, parse},
@@ -58,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) idle: [i64; 2],
     /// The schedulers' tables.
     pub(crate) schedules: [Table; 2],
+    /// What the data path has built in.
+    pub(crate) limits: Limits,
 }
 
 /// What becomes of a frame.
@@ -82,6 +86,8 @@ pub(crate) struct Model {
     /// Services, then servers.
     pub(crate) traffic: [Traffic; SERVICES.len() + SERVERS.len()],
     pub(crate) half_open: Vec<Option<Flow>>,
+    /// The half-open slots that others are writing, as bits.
+    pub(crate) busy: u16,
     pub(crate) flows: Vec<Option<Flow>>,
     pub(crate) sticky: Vec<Option<Record>>,
     /// By pair of endpoint and source address, then by port; none: never used.
@@ -117,6 +123,7 @@ impl Model {
             servers: [ServerState(USABLE); SERVERS.len()],
             traffic: [Traffic::default(); SERVICES.len() + SERVERS.len()],
             half_open: vec![None; half_open as usize],
+            busy: 0,
             flows: vec![None; flows as usize],
             sticky: vec![None; sticky as usize],
             ports: vec![None; pairs * usize::from(settings.ports)],

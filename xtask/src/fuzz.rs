@@ -18,8 +18,8 @@ pub(crate) struct Arguments {
 pub(crate) fn fuzz(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     setup::setup(workspace)?;
     build::objects(workspace)?;
-    workspace.cargo().args(["build", "--package", "tests", "--bin", "fuzz"]).run()?;
-    let program = workspace.program("debug", "fuzz");
+    workspace.cargo().args(["build", "--release", "--package", "tests", "--bin", "fuzz"]).run()?;
+    let program = workspace.program("release", "fuzz");
     let mut fuzz = Privilege::find().command(program, "to load the XDP program")?;
     fuzz.args(["--seconds", &arguments.seconds.to_string(), "--seed", &arguments.seed.to_string()]);
     if !fuzz.status()?.success() {

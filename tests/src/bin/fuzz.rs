@@ -1,13 +1,14 @@
 //! `cargo xtask fuzz`'s program: the data path against its model, for a while.
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use clap::Parser;
 use lb_common::reason::Reason;
-use tests::fuzz::{Options, Report, fuzz};
+use tests::fuzz::{Options, Report, collect, fuzz};
 
 /// Feeds random sequences to the built XDP program and to its model, and compares them packet by packet.
 #[derive(Parser)]
@@ -21,12 +22,20 @@ struct Arguments {
     /// Stop after so many sequences
     #[arg(long, default_value_t = u64::MAX)]
     sequences: u64,
+    /// Instead, play as many sequences as given from each known state, and write the shortest of each outcome to here
+    #[arg(long, value_name = "DIRECTORY", requires = "sequences")]
+    collect: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let Arguments { seconds, seed, sequences } = Arguments::parse();
+    let Arguments { seconds, seed, sequences, collect: directory } = Arguments::parse();
     let start = Instant::now();
-    match fuzz(&Options { seed, time: Duration::from_secs(seconds), sequences }) {
+    let time = Duration::from_secs(seconds);
+    let report = match directory {
+        Some(directory) => collect(&directory, sequences),
+        None => fuzz(&Options { seed, time, sequences, mistake: None, shrink: true }),
+    };
+    match report {
         Ok(report) => {
             print(&report, start.elapsed());
             if report.difference.is_some() { ExitCode::FAILURE } else { ExitCode::SUCCESS }

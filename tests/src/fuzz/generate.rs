@@ -3,6 +3,8 @@
 use std::net::Ipv4Addr;
 
 use super::{
+    machine::SIZES,
+    onward,
     packet::{Numbers, Shape, mend},
     setup::{self, SCHEDULES, STATES, router, small},
     step::Step,
@@ -27,13 +29,25 @@ pub(super) fn step(random: &mut Random, model: &Model) -> Step {
     if !model.configured && random.one_in(3) {
         return Step::Configured(true);
     }
+    if model.busy != 0 && random.one_in(12) {
+        return Step::Busy(0);
+    }
     match random.below(2_000) {
-        0 => Step::Configured(false),
-        1 => Step::Schedule(random.below(SCHEDULES)),
-        2..60 => Step::Server(random.below(SERVERS.len()), server_state(random)),
-        60..140 => Step::Ticks(ticks(random)),
+        0..3 => Step::Configured(false),
+        3..5 => Step::Schedule(random.below(SCHEDULES)),
+        5..15 => Step::Busy(busy(random)),
+        15..25 => Step::Sweep,
+        25..70 => Step::Server(random.below(SERVERS.len()), server_state(random)),
+        70..150 => Step::Ticks(ticks(random)),
         _ => Step::Frame(frame(random, model)),
     }
+}
+
+/// All of the half-open slots, or some.
+fn busy(random: &mut Random) -> u16 {
+    const _: () = assert!(SIZES.half_open == u16::BITS);
+    let [first, second] = [random.byte(), random.byte()];
+    if random.one_in(3) { u16::from_be_bytes([first, second]) } else { u16::MAX }
 }
 
 fn server_state(random: &mut Random) -> u16 {
@@ -62,6 +76,10 @@ fn ticks(random: &mut Random) -> u32 {
 }
 
 fn frame(random: &mut Random, model: &Model) -> Vec<u8> {
+    if random.one_in(2) {
+        let shape = if random.one_in(16) { shape(random) } else { plain(random) };
+        return onward::frame(random, model, &shape);
+    }
     let shape = shape(random);
     let flow = if random.one_in(3) { None } else { some_flow(random, model) };
     let mut frame = match random.below(20) {
@@ -83,9 +101,10 @@ fn some_flow<'a>(random: &mut Random, model: &'a Model) -> Option<&'a Flow> {
     table[first..].iter().chain(&table[..first]).flatten().next()
 }
 
-fn shape(random: &mut Random) -> Shape {
-    let seldom = |random: &mut Random| random.one_in(24);
-    let mut shape = Shape {
+/// Nothing out of the ordinary.
+pub(super) fn plain(random: &mut Random) -> Shape {
+    let length = if random.one_in(3) { random.below(90) } else { 0 };
+    Shape {
         to: BALANCER,
         from: router(random),
         tags: Vec::new(),
@@ -93,13 +112,14 @@ fn shape(random: &mut Random) -> Shape {
         ip_options: 0,
         fragment: 0x4000,
         tcp_options: [0, 0, 12, 20, 40][random.below(5)],
-        payload: Vec::new(),
+        payload: (0..length).map(|_| random.byte()).collect(),
         trailer: Vec::new(),
-    };
-    if random.one_in(3) {
-        let length = random.below(90);
-        shape.payload = (0..length).map(|_| random.byte()).collect();
     }
+}
+
+fn shape(random: &mut Random) -> Shape {
+    let seldom = |random: &mut Random| random.one_in(24);
+    let mut shape = plain(random);
     if random.one_in(8) {
         shape.tags = (0..random.below(4)).map(|_| [0x8100, 0x88a8][random.below(2)]).collect();
     }
@@ -158,7 +178,7 @@ fn to_service(random: &mut Random, key: Key) -> Ends {
         source: key.client,
         source_port: key.port,
         destination: SERVICES[service_number(key.service)].address,
-        destination_port: if random.one_in(100) { [80, 444, 0][random.below(3)] } else { 443 },
+        destination_port: if random.one_in(20) { [80, 80, 444, 0][random.below(4)] } else { 443 },
     }
 }
 

@@ -3,7 +3,10 @@
 //! The program's time stands still during a sequence: nothing here takes as long as one of its ticks, and a sequence in
 //! which one went by is begun again. Time goes by where a sequence says so: then every stamp in the tables is moved back.
 
+mod sweep;
 mod tables;
+
+use std::fmt::Debug;
 
 use anyhow::{Context as _, Result};
 use lb_common::{
@@ -11,6 +14,8 @@ use lb_common::{
     maps::Traffic,
     reason::{Action, REASONS, Reason},
 };
+
+use lb_userspace::dataplane::Maps;
 
 use super::{
     setup::schedules,
@@ -21,7 +26,7 @@ use crate::{
         bench::{Bench, Sizes, Verdict},
         hospital::{SERVERS, SERVICES},
     },
-    model::{Model, Outcome, Place},
+    model::{Chosen, Model, Outcome, Place},
 };
 
 /// Few slots, so that they run out.
@@ -30,6 +35,10 @@ pub(crate) const SIZES: Sizes = Sizes { flows: 64, half_open: 16, sticky: 16 };
 /// The program, and what its tables held after the last step.
 pub(crate) struct Machine {
     bench: Bench,
+    /// What the daemon sees of it.
+    maps: Maps,
+    /// The program's time when the sequence began.
+    begun: Ticks,
     /// The program's time during the sequence.
     tick: Ticks,
     flows: Vec<[u64; 8]>,
@@ -50,8 +59,15 @@ pub(crate) enum Ended {
 
 impl Machine {
     pub(crate) fn load() -> Result<Self> {
+        Self::load_sized(SIZES)
+    }
+
+    pub(crate) fn load_sized(sizes: Sizes) -> Result<Self> {
+        let bench = Bench::load_sized(sizes)?;
         Ok(Self {
-            bench: Bench::load_sized(SIZES)?,
+            maps: bench.maps()?,
+            bench,
+            begun: Ticks(0),
             tick: Ticks(0),
             flows: Vec::new(),
             half_open: Vec::new(),
@@ -76,6 +92,7 @@ impl Machine {
             self.set_schedule(schedule)?;
         }
         self.tick = self.bench.now()?;
+        self.begun = self.tick;
         self.write(model);
         self.look();
         self.counts = self.bench.reasons()?;
@@ -103,6 +120,16 @@ impl Machine {
                 self.bench.set_server(&SERVERS[*number], *state);
                 model.servers[*number].0 = *state;
             }
+            Step::Busy(slots) => {
+                self.occupy(*slots);
+                self.look();
+                model.occupy(*slots);
+            }
+            Step::Sweep => {
+                if let Err(what) = self.sweep(model) {
+                    return Ok(Ended::Different(what));
+                }
+            }
             Step::Ticks(ticks) => {
                 self.age(*ticks);
                 self.look();
@@ -126,7 +153,42 @@ impl Machine {
 
     fn frame(&mut self, model: &mut Model, frame: &[u8]) -> Result<Ended> {
         let verdict = self.bench.run(frame)?;
-        let compared = self.compare(model, frame, &verdict);
+        let compared = self.changes(model).and_then(|chosen| self.compare(model, frame, &verdict, &chosen));
+        self.counted(compared)
+    }
+
+    /// As a step with this frame, but at the program's own time, which goes on and takes the model's along.
+    pub(crate) fn frame_in_time(&mut self, model: &mut Model, frame: &[u8]) -> Result<Ended> {
+        self.catch_up(model)?;
+        let verdict = self.bench.run(frame)?;
+        let gone_by = self.catch_up(model)?;
+        let compared = self.changes(model).and_then(|chosen| {
+            // If ticks went by at this moment, it may have been at any of them.
+            let (end, tick, before) = (model.now, self.tick, (gone_by != 0).then(|| model.clone()));
+            let mut compared = self.compare(model, frame, &verdict, &chosen);
+            for back in 1..=gone_by {
+                let Some(before) = before.as_ref().filter(|_| compared.is_err()) else { break };
+                model.clone_from(before);
+                model.now = end - back;
+                self.tick = Ticks(self.tick.0.wrapping_sub(1));
+                compared = self.compare(model, frame, &verdict, &chosen);
+            }
+            (model.now, self.tick) = (end, tick);
+            compared
+        });
+        self.counted(compared)
+    }
+
+    /// Takes the model's time along with the program's: so many ticks.
+    fn catch_up(&mut self, model: &mut Model) -> Result<i64> {
+        let now = self.bench.now()?;
+        let gone_by = i64::from(now.since(self.tick).0);
+        self.tick = now;
+        model.now += gone_by;
+        Ok(gone_by)
+    }
+
+    fn counted(&mut self, compared: Result<Reason, String>) -> Result<Ended> {
         let reason = match compared {
             Ok(reason) => reason,
             Err(what) => return Ok(Ended::Different(what)),
@@ -139,10 +201,15 @@ impl Machine {
         Ok(Ended::Same(Some(reason)))
     }
 
-    fn compare(&mut self, model: &mut Model, frame: &[u8], verdict: &Verdict) -> Result<Reason, String> {
-        let chosen = self.changes(model)?;
+    fn compare(
+        &self,
+        model: &mut Model,
+        frame: &[u8],
+        verdict: &Verdict,
+        chosen: &Chosen,
+    ) -> Result<Reason, String> {
         model.written.clear();
-        let outcome = model.judge(frame, &chosen)?;
+        let outcome = model.judge(frame, chosen)?;
         if let Some(what) = difference(&outcome, verdict) {
             return Err(what);
         }
@@ -178,20 +245,23 @@ impl Machine {
     /// Compares what the model wrote, also where the program wrote nothing.
     fn compare_written(&self, model: &Model) -> Result<(), String> {
         for place in &model.written {
-            let same = match *place {
-                Place::Flow(slot) => self.flow(&self.flows[slot], model)? == model.flows[slot],
-                Place::HalfOpen(slot) => self.flow(&self.half_open[slot], model)? == model.half_open[slot],
-                Place::Sticky(slot) => self.record(&self.sticky[slot], model)? == model.sticky[slot],
-                Place::Port(slot) => self.cell(self.cells[slot], model) == model.ports[slot],
-            };
-            if !same {
-                let must = match *place {
-                    Place::Flow(slot) => format!("{:?}", model.flows[slot]),
-                    Place::HalfOpen(slot) => format!("{:?}", model.half_open[slot]),
-                    Place::Sticky(slot) => format!("{:?}", model.sticky[slot]),
-                    Place::Port(slot) => format!("{:?}", model.ports[slot]),
-                };
-                return Err(format!("{place:?} was left as it was and must be\n    {must}"));
+            let (is, must) = match *place {
+                Place::Flow(slot) => {
+                    told(self.flow(&self.flows[slot], model)?.as_ref(), model.flows[slot].as_ref())
+                }
+                Place::HalfOpen(slot) => {
+                    told(self.flow(&self.half_open[slot], model)?.as_ref(), model.half_open[slot].as_ref())
+                }
+                Place::Sticky(slot) => {
+                    told(self.record(&self.sticky[slot], model)?.as_ref(), model.sticky[slot].as_ref())
+                }
+                Place::Port(slot) => {
+                    told(self.cell(self.cells[slot], model).as_ref(), model.ports[slot].as_ref())
+                }
+            }
+            .unwrap_or_default();
+            if is != must {
+                return Err(format!("{place:?} was left as it was,\n    {is}\n  and must be\n    {must}"));
             }
         }
         Ok(())
@@ -229,6 +299,11 @@ impl Machine {
         let servers = SERVERS.iter().map(|server| self.bench.server_traffic(server.id));
         services.chain(servers).collect::<Result<_>>().context("cannot read the counters")
     }
+}
+
+/// The two in words, if they differ.
+fn told<T: PartialEq + Debug>(is: Option<&T>, must: Option<&T>) -> Option<(String, String)> {
+    (is != must).then(|| (format!("{is:?}"), format!("{must:?}")))
 }
 
 /// How a verdict differs from what it must be.

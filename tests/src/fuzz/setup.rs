@@ -10,12 +10,12 @@ use lb_common::{
 use super::machine::SIZES;
 use crate::{
     golden::{
-        bench::USABLE,
+        bench::{Sizes, USABLE},
         frame::Mac,
         hospital::{FIRST_PORT, OTHER_ROUTER, ROUTER, SEED, SERVERS, SERVICES, address, span},
         random::Random,
     },
-    model::{Cell, Flow, Hold, Key, Model, Owner, Record, Settings, State, flow_slots, record_slots},
+    model::{Cell, Flow, Hold, Key, Limits, Model, Owner, Record, Settings, State, flow_slots, record_slots},
 };
 
 /// How many pairs of schedulers' tables there are.
@@ -82,9 +82,52 @@ fn between(random: &mut Random, from: i64, to: i64) -> i64 {
     from + i64::try_from(random.below(span)).unwrap_or_default()
 }
 
+/// The numbers of the states that are not made at random, for sequences that are kept: nothing in the tables, no slot
+/// free in the tables of flows and sticky records, three SNAT ports to each server.
+pub(super) const KNOWN: [u64; 3] = [0, 1, 2];
+
 /// The state of this number, and which of the schedulers' tables are in force.
 pub(super) fn state(number: u64) -> (Model, usize) {
-    let random = &mut Random(number);
+    match number {
+        0 => (plain(SIZES, 64), 0),
+        1 => (crowded(), 0),
+        2 => (plain(SIZES, 3), 0),
+        _ => any(&mut Random(number)),
+    }
+}
+
+/// Nothing in the tables, and so many SNAT ports to each server.
+pub(super) fn plain(sizes: Sizes, ports: u16) -> Model {
+    let settings = Settings {
+        sources: 1,
+        ports,
+        persistence: [span::PERSISTENCE; 2],
+        idle: [span::IDLE, 2_000],
+        schedules: schedules()[0].clone(),
+        limits: Limits::default(),
+    };
+    Model::new(settings, sizes.half_open, sizes.flows, sizes.sticky)
+}
+
+/// Strangers in every slot of the tables of flows and sticky records.
+fn crowded() -> Model {
+    let mut model = plain(SIZES, 64);
+    let random = &mut Random(1);
+    for number in 0..=u16::MAX {
+        let [high, low] = number.to_be_bytes();
+        let key = Key { client: Ipv4Addr::new(172, 16, high, low), ..key(random) };
+        if model.flows.contains(&None) {
+            let flow = Flow { until: span::IDLE, ..flow(random, key, State::Established) };
+            put(&mut model, random, flow);
+        } else if model.sticky.contains(&None) {
+            let flow = flow(random, key, State::TimeWait);
+            hold(&mut model, span::PERSISTENCE, &flow);
+        }
+    }
+    model
+}
+
+fn any(random: &mut Random) -> (Model, usize) {
     let schedule = if random.one_in(8) { random.below(SCHEDULES) } else { 0 };
     let persistence = [span::PERSISTENCE, if random.one_in(3) { 0 } else { span::PERSISTENCE }];
     let settings = Settings {
@@ -93,6 +136,7 @@ pub(super) fn state(number: u64) -> (Model, usize) {
         persistence,
         idle: [span::IDLE, 2_000],
         schedules: schedules()[schedule].clone(),
+        limits: Limits::default(),
     };
     let mut model = Model::new(settings, SIZES.half_open, SIZES.flows, SIZES.sticky);
     for server in &mut model.servers {
@@ -100,14 +144,14 @@ pub(super) fn state(number: u64) -> (Model, usize) {
             server.0 = STATES[random.below(STATES.len())];
         }
     }
-    let rows = [0, 4, 20, 60][random.below(4)];
+    let rows = [0, 4, 20, 60, 300][random.below(5)];
     for _ in 0..rows {
         put_flow(&mut model, random);
     }
-    for _ in 0..rows / 4 {
+    for _ in 0..rows.min(60) / 4 {
         put_half_open(&mut model, random);
     }
-    for _ in 0..[0, 0, 20][random.below(3)] {
+    for _ in 0..[0, 0, 20, 60][random.below(4)] {
         put_record(&mut model, random);
     }
     rest_ports(&mut model, random);
@@ -139,9 +183,6 @@ fn put_flow(model: &mut Model, random: &mut Random) {
     if stranger {
         key.client = Ipv4Addr::new(172, 16, random.byte(), random.byte());
     }
-    let slots = flow_slots(key, model.flows.len());
-    let there = model.flows.iter().flatten().any(|flow| flow.key == key);
-    let Some(slot) = slots.into_iter().find(|slot| model.flows[*slot].is_none() && !there) else { return };
     let states = [
         State::Established,
         State::Established,
@@ -154,12 +195,22 @@ fn put_flow(model: &mut Model, random: &mut Random) {
     let state = states[random.below(states.len())];
     let mut flow = flow(random, key, state);
     flow.until = between(random, -200, 4_000);
+    put(model, random, flow);
+}
+
+/// Puts a flow where there is room for it, with a port and perhaps its client's record.
+fn put(model: &mut Model, random: &mut Random, mut flow: Flow) {
+    let key = flow.key;
+    let slots = flow_slots(key, model.flows.len());
+    let there = model.flows.iter().flatten().any(|flow| flow.key == key);
+    let Some(slot) = slots.into_iter().find(|slot| model.flows[*slot].is_none() && !there) else { return };
     if !take_port(model, random, &mut flow, Owner::Flow(slot)) {
         return;
     }
     let persistence = model.settings.persistence[usize::from(key.service != SERVICES[0].id)];
     if persistence != 0 && !random.one_in(8) {
-        flow.hold = hold(model, random, &flow);
+        let until = between(random, -200, span::PERSISTENCE);
+        flow.hold = hold(model, until, &flow);
     }
     model.flows[slot] = Some(flow);
 }
@@ -196,13 +247,12 @@ fn take_port(model: &mut Model, random: &mut Random, flow: &mut Flow, owner: Own
 }
 
 /// The record of the flow's client, made if there is room, with one more open flow if this one is open.
-fn hold(model: &mut Model, random: &mut Random, flow: &Flow) -> Option<Hold> {
+fn hold(model: &mut Model, until: i64, flow: &Flow) -> Option<Hold> {
     let Key { client, service, .. } = flow.key;
     let of_client = |record: &Record| (record.client, record.service) == (client, service);
     let there = model.sticky.iter().position(|row| row.as_ref().is_some_and(of_client));
     let slots = record_slots(client, service, model.sticky.len());
     let slot = there.or_else(|| slots.into_iter().find(|slot| model.sticky[*slot].is_none()))?;
-    let until = between(random, -200, span::PERSISTENCE);
     let fresh = Record { service, client, server: flow.server, flows: 0, until, version: 1 };
     let record = model.sticky[slot].get_or_insert(fresh);
     record.flows += u32::from(!flow.state.is_closed());
@@ -217,7 +267,8 @@ fn put_record(model: &mut Model, random: &mut Random) {
         flow.key.client = Ipv4Addr::new(172, 17, random.byte(), random.byte());
     }
     if model.settings.persistence[usize::from(flow.key.service != SERVICES[0].id)] != 0 {
-        hold(model, random, &flow);
+        let until = between(random, -200, span::PERSISTENCE);
+        hold(model, until, &flow);
     }
 }
 

@@ -1,11 +1,15 @@
-//! The shortest sequence that still shows a difference.
+//! The shortest sequence that still shows something.
 
 use anyhow::Result;
 
 use super::{Played, Player, step::Sequence};
 
-/// Leaves out steps, by halves, quarters and so on down to single ones, as long as there is a difference.
-pub(super) fn shrink(player: &mut Player, sequence: &Sequence) -> Result<Sequence> {
+/// Leaves out steps, by halves, quarters and so on down to single ones, as long as `shows` says at which step it is shown.
+pub(super) fn shrink(
+    player: &mut Player,
+    sequence: &Sequence,
+    shows: impl Fn(&Played) -> Option<usize>,
+) -> Result<Sequence> {
     let mut best = sequence.clone();
     let mut size = best.steps.len().div_ceil(2);
     while size > 0 {
@@ -14,12 +18,12 @@ pub(super) fn shrink(player: &mut Player, sequence: &Sequence) -> Result<Sequenc
             let to = (from + size).min(best.steps.len());
             let mut shorter = best.clone();
             shorter.steps.drain(from..to);
-            match player.replay(&shorter)? {
-                Played { different: Some(found), .. } => {
-                    shorter.steps.truncate(found.step + 1);
+            match shows(&player.replay(&shorter)?) {
+                Some(step) => {
+                    shorter.steps.truncate(step + 1);
                     best = shorter;
                 }
-                _ => from = to,
+                None => from = to,
             }
         }
         size /= 2;

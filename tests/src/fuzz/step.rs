@@ -15,6 +15,10 @@ pub(crate) enum Step {
     Configured(bool),
     /// The schedulers' tables become those of this number.
     Schedule(usize),
+    /// Others are writing the half-open slots of these bits, and have thrown away those that they were writing.
+    Busy(u16),
+    /// The daemon frees what has expired.
+    Sweep,
 }
 
 impl fmt::Display for Step {
@@ -25,6 +29,8 @@ impl fmt::Display for Step {
             Self::Ticks(ticks) => write!(f, "ticks {ticks}"),
             Self::Configured(done) => write!(f, "configured {done}"),
             Self::Schedule(number) => write!(f, "schedule {number}"),
+            Self::Sweep => write!(f, "sweep"),
+            Self::Busy(slots) => write!(f, "busy {slots:#x}"),
         }
     }
 }
@@ -75,15 +81,18 @@ fn step(words: &[&str], setup: &mut u64) -> Option<Option<Step>> {
             return Some(None);
         }
         ["frame", bytes] => Step::Frame(unhex(bytes)?),
-        ["server", number, state] => {
-            let state = u16::from_str_radix(state.strip_prefix("0x")?, 16).ok()?;
-            Step::Server(number.parse().ok()?, state)
-        }
+        ["server", number, state] => Step::Server(number.parse().ok()?, bits(state)?),
+        ["sweep"] => Step::Sweep,
+        ["busy", slots] => Step::Busy(bits(slots)?),
         ["ticks", ticks] => Step::Ticks(ticks.parse().ok()?),
         ["configured", done] => Step::Configured(done.parse().ok()?),
         ["schedule", number] => Step::Schedule(number.parse().ok()?),
         _ => return None,
     }))
+}
+
+fn bits(text: &str) -> Option<u16> {
+    u16::from_str_radix(text.strip_prefix("0x")?, 16).ok()
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -103,6 +112,8 @@ mod tests {
             Step::Ticks(401),
             Step::Configured(false),
             Step::Schedule(2),
+            Step::Busy(0x8001),
+            Step::Sweep,
         ];
         let sequence = Sequence { setup: u64::MAX, steps };
         assert_eq!(Sequence::parse(&format!("# why\n{sequence}")), Ok(sequence));

@@ -1,5 +1,7 @@
 //! The bench: the built program, loaded and not attached, with small tables mapped into the test.
 
+mod daemon;
+
 use std::{env, fs, os::fd::AsFd as _, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};

@@ -63,6 +63,11 @@ pub(crate) fn record_slots(client: Ipv4Addr, service: u16, slots: usize) -> [usi
     ways(StickyKey { client: address(client), service }.words(), slots)
 }
 
+/// Whether a bit is set; of those beyond the last one none is.
+pub(crate) fn is_set(bits: u16, bit: usize) -> bool {
+    u32::try_from(bit).ok().and_then(|bit| bits.checked_shr(bit)).is_some_and(|bits| bits & 1 == 1)
+}
+
 fn ways(words: [u64; 3], slots: usize) -> [usize; WAYS as usize] {
     let hash = hash3(&Bench::key(), words);
     let mask = u32::try_from(slots).unwrap_or(u32::MAX) / BUCKET - 1;
@@ -83,11 +88,21 @@ impl Model {
         }
     }
 
+    /// Whether another is writing this half-open slot.
+    fn is_busy(&self, slot: usize) -> bool {
+        is_set(self.busy, slot)
+    }
+
+    /// Whether others are writing every half-open slot of this key.
+    pub(super) fn all_are_busy(&self, key: Key) -> bool {
+        flow_slots(key, self.half_open.len()).into_iter().all(|slot| self.is_busy(slot))
+    }
+
     /// Whether a half-open flow may be written here: a free slot first, else the row that expires first gives way.
     pub(super) fn check_half_open_slot(&self, key: Key, slot: usize) -> Result<(), String> {
         let slots = flow_slots(key, self.half_open.len());
-        let best = slots.iter().map(|slot| self.rank(*slot)).min();
-        if slots.contains(&slot) && Some(self.rank(slot)) == best {
+        let best = slots.iter().filter(|slot| !self.is_busy(**slot)).map(|slot| self.rank(*slot)).min();
+        if slots.contains(&slot) && !self.is_busy(slot) && Some(self.rank(slot)) == best {
             return Ok(());
         }
         Err(format!("the half-open row of {key:?} must not lie in slot {slot}"))

@@ -13,9 +13,6 @@ use crate::golden::{
     hospital::{SERVERS, SOURCES},
 };
 
-/// How far behind the SYN the segment that completes the handshake may begin.
-const FIRST_WINDOW: i64 = 0xffff;
-
 /// A client's segment as it is looked at here.
 struct Heard<'a> {
     key: Key,
@@ -76,6 +73,9 @@ impl Model {
         };
         if !self.reachable(number) {
             return Ok(Verdict::Left(Reason::NoNeighbour));
+        }
+        if self.all_are_busy(heard.key) {
+            return Ok(Verdict::Left(Reason::HalfOpenBusy));
         }
         self.take_retired(heard.chosen);
         let Some((slot, chosen)) = heard.chosen.half_open(heard.key) else {
@@ -164,7 +164,7 @@ impl Model {
         let acknowledges = heard.segment.has(flag::ACK) && !heard.segment.has(flag::RST);
         let right = heard.segment.acknowledgment == flow.numbers[1].wrapping_add(1);
         let behind = ahead(flow.numbers[0], heard.segment.sequence) - 1;
-        let in_sequence = (0..=FIRST_WINDOW).contains(&behind);
+        let in_sequence = (0..=self.settings.limits.first_window).contains(&behind);
         if flow.state == State::SynReceived && acknowledges && right && in_sequence {
             return self.establish(heard, slot, flow.clone());
         }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use lb_common::server::ServerState;
 
 use super::{
-    Model,
+    Model, is_set,
     parse::{Segment, flag},
     server_number,
 };
@@ -110,12 +110,24 @@ pub(super) enum From {
     Server = 1,
 }
 
-/// How near a number must be to the recorded one to count (decision 6): 512 KiB.
-const NEAR: i64 = 512 << 10;
-/// How far ahead it must be to be recorded: 32 KiB.
-const STRIDE: i64 = 32 << 10;
-/// A deadline is moved if it moves by at least so many ticks.
-const REFRESH: i64 = 8;
+/// Limits that are built in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// How near a number must be to the recorded one to count (decision 6).
+    pub(crate) near: i64,
+    /// How far ahead it must be to be recorded.
+    pub(crate) stride: i64,
+    /// A deadline is moved if it moves by at least so many ticks.
+    pub(crate) refresh: i64,
+    /// How far behind the SYN the segment that completes the handshake may begin.
+    pub(crate) first_window: i64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { near: 512 << 10, stride: 32 << 10, refresh: 8, first_window: 0xffff }
+    }
+}
 
 /// How far `sequence` is ahead of `recorded`; negative: behind.
 pub(super) fn ahead(recorded: u32, sequence: u32) -> i64 {
@@ -140,6 +152,16 @@ impl Model {
     fn find(&self, table: &[Option<Flow>], key: Key) -> Option<usize> {
         let found = |flow: &Flow| flow.key == key && !self.is_past(flow.until);
         table.iter().position(|row| row.as_ref().is_some_and(found))
+    }
+
+    /// Others overwrite the half-open rows in the slots of these bits, and have thrown away what they wrote before.
+    pub(crate) fn occupy(&mut self, slots: u16) {
+        self.busy = slots;
+        for (slot, row) in self.half_open.iter_mut().enumerate() {
+            if is_set(slots, slot) {
+                *row = None;
+            }
+        }
     }
 
     /// A record is forgotten when it has no open flow and its time is over.
@@ -189,18 +211,19 @@ impl Model {
 
     /// Follows a segment of an established flow: numbers, state, time. Says whether its number was near the recorded one.
     pub(super) fn follow(&mut self, slot: usize, flow: &mut Flow, segment: &Segment, from: From) -> bool {
+        let Limits { near, stride, refresh, .. } = self.settings.limits;
         let number = &mut flow.numbers[from as usize];
         let distance = ahead(*number, segment.sequence);
-        if (STRIDE..=NEAR).contains(&distance) {
+        if (stride..=near).contains(&distance) {
             *number = segment.sequence;
         }
-        let near = distance.abs() <= NEAR;
+        let near = distance.abs() <= near;
         let next = if near { next(flow.state, segment, from) } else { flow.state };
         if next != flow.state {
             self.change_state(flow, next);
         } else if !flow.state.is_closed() {
             let until = self.now + self.patience(flow.state, flow.key.service);
-            if until - flow.until >= REFRESH || flow.until > until {
+            if until - flow.until >= refresh || flow.until > until {
                 flow.until = until;
             }
         }

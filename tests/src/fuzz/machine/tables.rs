@@ -14,7 +14,7 @@ use lb_common::{
 use super::Machine;
 use crate::{
     golden::hospital::{address, v4},
-    model::{Cell, Chosen, Flow, Hold, Key, Model, Owner, Record, State},
+    model::{Cell, Chosen, Flow, Hold, Key, Model, Owner, Record, State, is_set},
 };
 
 fn words<const N: usize, const M: usize>(slot: &Slot<N>) -> [u64; M] {
@@ -138,6 +138,11 @@ impl Machine {
         PortCell { owner, stamp: self.stamp(cell.since, model) }.word()
     }
 
+    /// Whether it is in the time that has really gone by since the beginning.
+    fn is_of_now(&self, made_at: Ticks) -> bool {
+        made_at.since(self.begun).0 <= self.tick.since(self.begun).0 && !made_at.is_past(self.begun)
+    }
+
     /// A moment of the model's as the program's.
     fn stamp(&self, moment: i64, model: &Model) -> Ticks {
         let ticks = i32::try_from(moment - model.now).unwrap_or_default();
@@ -157,7 +162,7 @@ impl Machine {
         }
         let [_, row @ ..] = *words;
         let flow = PackedFlow::unpack(&row, life);
-        if flow.sticky.made_at != self.tick {
+        if !self.is_of_now(flow.sticky.made_at) {
             return Err(format!("{flow:?} was not made at {:?}", self.tick));
         }
         let hold = |record: StickyRef| Hold { slot: record.slot as usize, version: record.version.into() };
@@ -188,8 +193,8 @@ impl Machine {
         }
         let [_, row @ ..] = *words;
         let record = Sticky::unpack(&row, life);
-        let to = StickyServer { made_at: self.tick, verified: true, ..record.to };
-        if to.word() != record.to.word() {
+        // It is kept in units of 16 ticks.
+        if !(0..16).any(|ahead| self.is_of_now(record.to.made_at.plus(Ticks(ahead)))) || !record.to.verified {
             return Err(format!("{record:?} was not made and verified at {:?}", self.tick));
         }
         Ok(Some(Record {
@@ -213,6 +218,19 @@ impl Machine {
         (word != 0).then(|| Cell { owner, since: self.moment(cell.stamp, model) })
     }
 
+    /// Claims the half-open slots of these bits as another core would that overwrites them, and frees all that were claimed.
+    pub(super) fn occupy(&self, slots: u16) {
+        for (bit, slot) in self.bench.tables.half_open.iter().enumerate() {
+            let (life, busy) = (slot.life(), is_set(slots, bit));
+            match life.state() {
+                SlotState::Claimed if !busy => slot.life.store(life.with_state(SlotState::Free).word()),
+                SlotState::Claimed => {}
+                _ if busy => slot.life.store(life.claimed().word()),
+                _ => {}
+            }
+        }
+    }
+
     /// Moves every stamp that decides something back by so many ticks.
     pub(super) fn age(&self, ticks: u32) {
         fn back<const N: usize>(slot: &Slot<N>, ticks: u32) {
@@ -226,6 +244,13 @@ impl Machine {
             let old = PortCell::from_word(cell.load());
             cell.store(PortCell { stamp: Ticks(old.stamp.0.wrapping_sub(ticks)), ..old }.word());
         }
+    }
+}
+
+impl Machine {
+    /// Whether somebody else is writing the slot with this life word.
+    pub(super) fn is_claimed(&self, life: u64) -> bool {
+        matches!(Life::from_word(life).state(), SlotState::Claimed)
     }
 }
 
