@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::error::{Findings, Position};
 use super::model::{Protocol, Service, Tables};
@@ -60,10 +60,8 @@ fn unique_services(drafts: &[Draft], findings: &mut Findings) {
         let Some(address) = &draft.address else { continue };
         for port in &draft.ports {
             if let Some(line) = places.line_before((address.value, port.value), address.at) {
-                let what = format!(
-                    "{}:{} belongs to the virtual service on line {line} already",
-                    address.value, port.value
-                );
+                let place = SocketAddr::new(address.value, port.value);
+                let what = format!("{place} belongs to the virtual service on line {line} already");
                 findings.error(address.at, what, "give one of them another address or port");
             }
         }
@@ -83,7 +81,8 @@ fn unique_servers(draft: &Draft, findings: &mut Findings) {
         if let (Some(address), Some(port)) = (&server.address, server.port)
             && let Some(line) = places.line_before((address.value, port), address.at)
         {
-            let what = format!("{}:{port} is the real server on line {line} already", address.value);
+            let place = SocketAddr::new(address.value, port);
+            let what = format!("{place} is the real server on line {line} already");
             findings.error(address.at, what, "remove one of them");
         }
     }
@@ -103,7 +102,7 @@ fn useful_servers(draft: &Draft, findings: &mut Findings) {
     }
 }
 
-/// One family in a service, and only IPv4 in this version.
+/// One family in a service; and in this version the data path only takes IPv4, while the daemon's redirect takes both.
 fn families(node: Option<&NodeDraft>, drafts: &[Draft], findings: &mut Findings) {
     let later = |address: &At<IpAddr>, findings: &mut Findings| {
         if address.value.is_ipv6() {
@@ -115,7 +114,8 @@ fn families(node: Option<&NodeDraft>, drafts: &[Draft], findings: &mut Findings)
         later(source, findings);
     }
     for draft in drafts {
-        if let Some(service) = &draft.address {
+        let is_balanced = draft.service.as_ref().is_none_or(|service| service.protocol == Protocol::Tcp);
+        if let Some(service) = draft.address.as_ref().filter(|_| is_balanced) {
             later(service, findings);
         }
         for address in draft.servers.iter().filter_map(|server| server.address) {
@@ -170,9 +170,10 @@ fn endpoints_apart(drafts: &[Draft], findings: &mut Findings) {
                 if before == name {
                     continue;
                 }
+                let place = SocketAddr::new(address.value, port);
                 let what = format!(
-                    "{}:{port} answers for the ports from {name} on here, and on line {} for those from {before} on",
-                    address.value, at.line
+                    "{place} answers for the ports from {name} on here, and on line {} for those from {before} on",
+                    at.line
                 );
                 let remedy =
                     "put all these ports into one virtual service, or begin both lists with the same port";
