@@ -174,16 +174,18 @@ impl Outside {
             Ok(addresses) => addresses,
             Err(error) => return warn!("{error}"),
         };
-        let is_there = |source: &IpAddr| present.iter().any(|address| address.address == *source);
-        let missing: Vec<IpAddr> = self.sources.iter().copied().filter(|source| !is_there(source)).collect();
+        let is_usable =
+            |source: &IpAddr| present.iter().any(|address| address.address == *source && !address.duplicate);
+        let missing: Vec<IpAddr> = self.sources.iter().copied().filter(|source| !is_usable(source)).collect();
+        let interface = &self.link.name;
         for source in missing.iter().filter(|source| !self.missing.contains(source)) {
             warn!(
-                "{} has lost {source}, to which the servers answer: put it back (ip addr add)",
-                self.link.name
+                "{source}, to which the servers answer, is not on {interface} any more, or is another machine's too: \
+                 put it back (ip addr add {source}/PREFIX dev {interface})"
             );
         }
         for source in self.missing.iter().filter(|source| !missing.contains(source)) {
-            info!("{} has {source} again", self.link.name);
+            info!("{interface} has {source} again");
         }
         self.missing = missing;
     }
