@@ -196,7 +196,8 @@ fn health_check() -> impl Strategy<Value = HealthCheck> {
     });
     let counts = (1u32..=100, 1u32..=100, option::of(1u16..));
     let http = ("/[!-\"$-~]{0,40}", vec(status, 1..4), option::of(".{1,40}"));
-    (select(kinds), times, counts, option::of("[A-Za-z0-9._-]{1,60}"), http).prop_map(
+    let host = prop_oneof!["[A-Za-z0-9._-]{1,60}", r"\[2001:db8::[1-9a-f]{1,4}\]"];
+    (select(kinds), times, counts, option::of(host), http).prop_map(
         |(kind, (interval, timeout), (fall, rise, port), host, (path, expect_status, expect_body))| {
             let common = HealthCheck { kind, interval, timeout, fall, rise, port, ..HealthCheck::default() };
             match kind {
@@ -263,7 +264,13 @@ fn config() -> impl Strategy<Value = Config> {
     (node(), vec(service(), 0..6)).prop_map(|(node, mut services)| {
         unique(services.iter_mut().map(|service| &mut service.label).collect());
         for (index, service) in (1..).zip(&mut services) {
-            service.address = IpAddr::from([192, 0, 2, index]);
+            // What is balanced is IPv4 in this version.
+            service.address = match service.protocol {
+                Protocol::Http if index % 2 == 0 => {
+                    [0x2001, 0xdb8, 0, 0, u16::from(index) << 8, 0, 0, 0].into()
+                }
+                _ => IpAddr::from([192, 0, 2, index]),
+            };
             unique(service.real_servers.iter_mut().map(|server| &mut server.label).collect());
             for (host, server) in (1..).zip(&mut service.real_servers) {
                 server.address = IpAddr::from([198, 51, index, host]);
