@@ -120,6 +120,23 @@ impl Snat {
         if self.sources > self.sources_v6 { self.sources } else { self.sources_v6 }
     }
 
+    /// These ports and addresses, running, together with those that are `wanted`: a family that is used now stays as it
+    /// is. `None` if connections would not be found any more.
+    #[must_use]
+    pub const fn adopt(self, wanted: Self) -> Option<Self> {
+        let merged = Self {
+            sources: if self.sources == 0 { wanted.sources } else { self.sources },
+            sources_v6: if self.sources_v6 == 0 { wanted.sources_v6 } else { self.sources_v6 },
+            ..self
+        };
+        let same_ports = self.first_port == wanted.first_port && self.ports == wanted.ports;
+        let keeps = (wanted.sources == 0 || wanted.sources == merged.sources)
+            && (wanted.sources_v6 == 0 || wanted.sources_v6 == merged.sources_v6);
+        // An endpoint's cells lie where the number of its rows says.
+        let same_rows = self.rows() == 0 || merged.rows() == self.rows();
+        if same_ports && keeps && same_rows { Some(merged) } else { None }
+    }
+
     /// How far into the SNAT ports this one (as on the wire) is.
     #[inline(always)]
     #[must_use]

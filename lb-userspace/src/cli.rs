@@ -12,6 +12,7 @@ use clap::Parser as _;
 
 use crate::config::ConfigErrors;
 
+mod address;
 pub mod args;
 mod change;
 pub mod client;

@@ -15,6 +15,7 @@ pub mod outside;
 pub mod redirects;
 pub mod run;
 pub mod setup;
+pub mod sources;
 pub mod store;
 
 #[cfg(test)]

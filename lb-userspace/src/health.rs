@@ -24,6 +24,8 @@ mod words;
 #[cfg(test)]
 mod checker_tests;
 #[cfg(test)]
+mod probe_ipv6_tests;
+#[cfg(test)]
 mod probe_tests;
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::PathBuf, str::FromStr};
 use clap::{Args, Parser, Subcommand, value_parser};
 use lb_common::tcp::TcpState;
 
-use super::change::Change;
+use super::{address::address, change::Change};
 use crate::{
     config::{Label, Server},
     paths::Paths,
@@ -113,7 +113,7 @@ pub enum ServerCommand {
         #[arg(value_name = "VIP/SERVER")]
         server: ServerName,
         /// Its address.
-        #[arg(long)]
+        #[arg(long, value_parser = address)]
         address: IpAddr,
         /// Its port; the virtual service's own if not given.
         #[arg(long, value_parser = value_parser!(u16).range(1..))]
@@ -216,11 +216,13 @@ pub enum Sticky {
     /// The records of one client.
     Lookup {
         /// The client's address.
+        #[arg(value_parser = address)]
         client: IpAddr,
     },
     /// Forgets a client's records; its next connection is scheduled anew.
     Forget {
         /// The client's address.
+        #[arg(value_parser = address)]
         client: IpAddr,
         /// Only with this virtual service.
         #[arg(long, value_name = "VIP")]
@@ -232,6 +234,7 @@ pub enum Sticky {
     /// Moves a client to a real server, from its next connection on.
     Move {
         /// The client's address.
+        #[arg(value_parser = address)]
         client: IpAddr,
         /// Where to.
         #[arg(value_name = "VIP/SERVER")]
@@ -283,7 +286,7 @@ pub struct FlowFilter {
     #[arg(long, value_name = "VIP/SERVER")]
     pub server: Option<ServerName>,
     /// Only of this client.
-    #[arg(long, value_name = "CLIENT")]
+    #[arg(long, value_name = "CLIENT", value_parser = address)]
     pub client: Option<IpAddr>,
     /// Only in this state, such as established.
     #[arg(long, value_parser = flow::state)]
@@ -354,6 +357,7 @@ pub struct Top {
 #[derive(Debug, Args)]
 pub struct Explain {
     /// The client's address.
+    #[arg(value_parser = address)]
     pub client: IpAddr,
     /// Only with this virtual service.
     #[arg(long, value_name = "VIP")]

@@ -1,5 +1,7 @@
 //! Looks for what could go wrong, and says what it did not look at.
 
+mod ipv6;
+
 use anyhow::bail;
 use lb_common::{control::Snat, reason::Reason};
 use serde::Serialize;
@@ -387,6 +389,9 @@ async fn network(findings: &mut Findings, interface: &str, maps: Option<&Maps>) 
         );
     }
     let names = crate::view::Names::read(maps);
+    if ipv6::is_served(&names, maps) {
+        ipv6::check(findings, interface, &own);
+    }
     for (_, info) in names.servers() {
         let server = crate::view::names::ip(info.address);
         let label = crate::view::names::text(&info.label);

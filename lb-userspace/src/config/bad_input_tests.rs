@@ -260,21 +260,35 @@ fn a_service_has_a_label_an_address_and_ports() {
         "    address: 192.0.2.10\n" => "":
             "f:5:5: a virtual service has no \"address\"; add \"address: IP\", which clients connect to",
         "192.0.2.10" => "web.example":
-            "f:6:14: address \"web.example\" is not an IP address; write one IPv4 address, as in 192.168.85.150",
+            "f:6:14: address \"web.example\" is not an IP address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
         "192.0.2.10" => "192.0.2.10/24":
-            "f:6:14: address \"192.0.2.10/24\" is not an IP address; write one IPv4 address, as in 192.168.85.150",
+            "f:6:14: address \"192.0.2.10/24\" is not an IP address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
         "192.0.2.10" => "300.0.2.10":
-            "f:6:14: address \"300.0.2.10\" is not an IP address; write one IPv4 address, as in 192.168.85.150",
+            "f:6:14: address \"300.0.2.10\" is not an IP address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
         "192.0.2.10" => "0.0.0.0":
-            "f:6:14: address 0.0.0.0 is the unspecified address; write one IPv4 address, as in 192.168.85.150",
+            "f:6:14: address 0.0.0.0 is the unspecified address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
         "192.0.2.10" => "127.0.0.1":
-            "f:6:14: address 127.0.0.1 is a loopback address; write one IPv4 address, as in 192.168.85.150",
+            "f:6:14: address 127.0.0.1 is a loopback address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
         "192.0.2.10" => "224.0.0.18":
-            "f:6:14: address 224.0.0.18 is a multicast address; write one IPv4 address, as in 192.168.85.150",
+            "f:6:14: address 224.0.0.18 is a multicast address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
         "192.0.2.10" => "255.255.255.255":
-            "f:6:14: address 255.255.255.255 is the broadcast address; write one IPv4 address, as in 192.168.85.150",
+            "f:6:14: address 255.255.255.255 is the broadcast address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
         "192.0.2.10" => "::1":
-            "f:6:14: address ::1 is a loopback address; write one IPv4 address, as in 192.168.85.150",
+            "f:6:14: address ::1 is a loopback address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
+        "192.0.2.10" => "ff02::1":
+            "f:6:14: address ff02::1 is a multicast address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
+        "192.0.2.10" => "fe80::10":
+            "f:6:14: address fe80::10 is a link-local address, which nobody reaches from beyond the link; write one IP address, as in 192.168.85.150 or 2001:db8::150",
+        "192.0.2.10" => "fe80::10%eth0":
+            "f:6:14: address fe80::10 is a link-local address, which nobody reaches from beyond the link; write one IP address, as in 192.168.85.150 or 2001:db8::150",
+        "192.0.2.10" => "2001:db8::10%eth0":
+            "f:6:14: address \"2001:db8::10%eth0\" names an interface; write one IP address, as in 192.168.85.150 or 2001:db8::150",
+        "192.0.2.10" => "::ffff:192.0.2.10":
+            "f:6:14: address ::ffff:192.0.2.10 is an IPv4 address; write 192.0.2.10",
+        "192.0.2.10" => "2001:db8::10/64":
+            "f:6:14: address \"2001:db8::10/64\" is not an IP address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
+        "192.0.2.10" => "[2001:db8::10]":
+            "f:6:14: address is a list, not a single value; write one IP address, as in 192.168.85.150 or 2001:db8::150",
         "    ports: [443]\n" => "":
             "f:5:5: a virtual service has no \"ports\"; add \"ports: [443]\"",
         "[443]" => "[]":
@@ -301,6 +315,37 @@ fn a_service_has_a_label_an_address_and_ports() {
             "f:7:13: port \"0443\" is not a whole number; write a whole number from 1 to 65535",
         "[443]" => "[8000-]":
             "f:7:13: \"8000-\" is not a range of ports; write FIRST-LAST within 1-65535, as in 9000-9010",
+    }
+}
+
+#[test]
+fn a_redirect_may_have_an_ipv6_address_in_any_spelling() {
+    for address in ["2001:db8::10", "\"2001:0DB8:0:0::10\"", "fd00::10"] {
+        let text = format!("{VALID}{}", REDIRECT.replace("192.0.2.10,", &format!("{address},")));
+        let config = parse("f", &text).unwrap();
+        let redirect = config.services.last().unwrap();
+        let meant = address.trim_matches('"').parse::<std::net::Ipv6Addr>().unwrap();
+        assert_eq!(redirect.address, std::net::IpAddr::V6(meant));
+        assert_eq!(parse("f", &config.to_yaml()).unwrap(), config);
+    }
+    let twice = VALID.to_owned()
+        + &REDIRECT.replace("192.0.2.10,", "2001:db8::10,")
+        + &REDIRECT.replace("192.0.2.10,", "2001:db8::10,").replace("Redirect,", "Again,");
+    let error = parse("f", &twice).unwrap_err().to_string();
+    assert!(error.contains("[2001:db8::10]:80 belongs to the virtual service on line 11"), "{error}");
+}
+
+#[test]
+fn the_host_of_a_check_may_be_an_address() {
+    for (host, kept) in [
+        ("192.0.2.21", "192.0.2.21"),
+        ("2001:db8::21", "[2001:db8::21]"),
+        ("\"[2001:DB8::21]\"", "[2001:db8::21]"),
+    ] {
+        let check = format!("    health_check: {{ kind: https, host: {host} }}\n    real_servers:");
+        let config = parse("f", &changed("    real_servers:", &check)).unwrap();
+        assert_eq!(config.services[0].health_check.host.as_deref(), Some(kept));
+        assert_eq!(parse("f", &config.to_yaml()).unwrap(), config);
     }
 }
 
@@ -452,6 +497,8 @@ fn a_health_check_asks_only_what_its_kind_can() {
             "path \"/a\\r\\nX: y\" cannot be requested; write a path as in /health, percent-encoded where needed",
         "{ kind: http, host: \"http://a\" }" @ 39:
             "host \"http://a\" is not a host name; write a host name, without scheme and port",
+        "{ kind: http, host: \"[2001:db8::21]:80\" }" @ 39:
+            "host \"[2001:db8::21]:80\" is not a host name; write a host name, without scheme and port",
         "{ kind: http, expect_status: 200 }" @ 48:
             "expect_status is a single value, not a list; write a list of status codes and ranges, as in [200-399]",
         "{ kind: http, expect_status: [] }" @ 48:
@@ -495,7 +542,7 @@ fn a_real_server_has_a_label_an_address_and_a_weight() {
         "192.0.2.21 }" => "192.0.2.21, port: 0 }":
             "f:9:48: port 0 is out of range; write a whole number from 1 to 65535",
         "192.0.2.21" => "127.0.0.2":
-            "f:9:30: address 127.0.0.2 is a loopback address; write one IPv4 address, as in 192.168.85.150",
+            "f:9:30: address 127.0.0.2 is a loopback address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
         "192.0.2.21" => "\"2001:db8::21\"":
             "f:9:30: address 2001:db8::21 is not of its service's family (192.0.2.10); use addresses of one family in a service, or forwarding: tunnel, which puts packets of one family into the other",
     }
@@ -581,7 +628,7 @@ virtual_services:
 /etc/steadfast.yaml:3:22: more than one interface is not supported in this version yet; name one interface, as in [eth0]
 /etc/steadfast.yaml:4:15: snat_ports 80-443 reaches below 1024; write FIRST-LAST within 1024-65535 and at least 64 ports, as in 1024-32767
 /etc/steadfast.yaml:6:12: label \"Hyper space\" contains ' '; use 1 to 63 letters, digits, \"_\", \".\" or \"-\"
-/etc/steadfast.yaml:7:14: address \"192.168.85.300\" is not an IP address; write one IPv4 address, as in 192.168.85.150
+/etc/steadfast.yaml:7:14: address \"192.168.85.300\" is not an IP address; write one IP address, as in 192.168.85.150 or 2001:db8::150
 /etc/steadfast.yaml:9:17: \"dnat\" is not a known forwarding; did you mean \"snat\"?
 /etc/steadfast.yaml:10:5: unknown key \"persistance\" in a virtual service; did you mean \"persistence\"?
 /etc/steadfast.yaml:11:31: interval \"soon\" is not a duration; write numbers with units, as in 500ms, 2s, 60m, 1h30m or 2d
@@ -618,7 +665,7 @@ fn text_of_the_file_is_shown_shortened_and_escaped() {
     assert_eq!(
         error,
         format!(
-            "f:6:14: address \"{}…\" is not an IP address; write one IPv4 address, as in 192.168.85.150",
+            "f:6:14: address \"{}…\" is not an IP address; write one IP address, as in 192.168.85.150 or 2001:db8::150",
             "x".repeat(60)
         )
     );

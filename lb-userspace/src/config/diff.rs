@@ -1,6 +1,7 @@
 //! What two configurations differ in.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
@@ -154,13 +155,22 @@ fn own(fields: Vec<(&'static str, String)>) -> Entries {
     fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
+/// An address as it stands before a port (RFC 3986 section 3.2.2).
+fn host(address: &IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NodeChanged { fields } => write!(f, "~ node: {}", list(fields)),
             Self::ServiceAdded { service } => {
                 let Service { label, address, ports, protocol, real_servers, .. } = &**service;
-                let (ports, servers) = (port_list(ports).join(","), real_servers.len());
+                let (address, servers) = (host(address), real_servers.len());
+                let ports = port_list(ports).join(",");
                 let plural = if servers == 1 { "" } else { "s" };
                 write!(
                     f,
@@ -173,8 +183,9 @@ impl fmt::Display for Change {
             }
             Self::ServerAdded { service, server } => {
                 let Server { label, address, port, same_port, weight } = server;
-                let port = if *same_port { String::new() } else { format!(":{port}") };
-                write!(f, "+ real server {service}/{label} ({address}{port}, weight {weight})")
+                let place =
+                    if *same_port { address.to_string() } else { format!("{}:{port}", host(address)) };
+                write!(f, "+ real server {service}/{label} ({place}, weight {weight})")
             }
             Self::ServerRemoved { service, server } => write!(f, "- real server {service}/{server}"),
             Self::ServerChanged { service, server, fields } => {
@@ -260,6 +271,27 @@ mod tests {
                 "- real server Hyperspace/Hyperspace_Srv_1",
                 "+ real server Hyperspace/Spare (192.168.85.200:443, weight 100)",
                 "+ virtual service Intranet (192.168.85.151:80, http, 0 real servers)",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_ipv6_address_is_in_brackets_before_a_port() {
+        let mut new = example();
+        let mut added = new.services[0].clone();
+        added.label = "Six".parse().unwrap();
+        added.address = "2001:db8::150".parse().unwrap();
+        added.real_servers.truncate(0);
+        new.services.push(added);
+        let mut server = new.services[0].real_servers[0].clone();
+        server.label = "Spare".parse().unwrap();
+        server.address = "2001:db8::203".parse().unwrap();
+        new.services[0].real_servers.push(server);
+        assert_eq!(
+            lines(&example(), &new),
+            [
+                "+ real server Hyperspace/Spare ([2001:db8::203]:443, weight 100)",
+                "+ virtual service Six ([2001:db8::150]:443, tcp, 0 real servers)",
             ]
         );
     }

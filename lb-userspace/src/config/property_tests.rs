@@ -206,7 +206,8 @@ fn health_check() -> impl Strategy<Value = HealthCheck> {
     });
     let counts = (1u32..=100, 1u32..=100, option::of(1u16..));
     let http = ("/[!-\"$-~]{0,40}", vec(status, 1..4), option::of(".{1,40}"));
-    (select(kinds), times, counts, option::of("[A-Za-z0-9._-]{1,60}"), http).prop_map(
+    let host = prop_oneof!["[A-Za-z0-9._-]{1,60}", r"\[2001:db8::[1-9a-f]{1,4}\]"];
+    (select(kinds), times, counts, option::of(host), http).prop_map(
         |(kind, (interval, timeout), (fall, rise, port), host, (path, expect_status, expect_body))| {
             let common = HealthCheck { kind, interval, timeout, fall, rise, port, ..HealthCheck::default() };
             match kind {
@@ -273,10 +274,19 @@ fn config() -> impl Strategy<Value = Config> {
     (node(), vec(service(), 0..6)).prop_map(|(node, mut services)| {
         unique(services.iter_mut().map(|service| &mut service.label).collect());
         for (index, service) in (1..).zip(&mut services) {
-            service.address = IpAddr::from([192, 0, 2, index]);
+            let v6 = index % 2 == 0;
+            service.address = if v6 {
+                [0x2001, 0xdb8, 0, 0, u16::from(index) << 8, 0, 0, 0].into()
+            } else {
+                IpAddr::from([192, 0, 2, index])
+            };
             unique(service.real_servers.iter_mut().map(|server| &mut server.label).collect());
             for (host, server) in (1..).zip(&mut service.real_servers) {
-                server.address = IpAddr::from([198, 51, index, host]);
+                server.address = if v6 {
+                    [0x2001, 0xdb8, 1, 0, u16::from(index), 0, 0, u16::from(host)].into()
+                } else {
+                    IpAddr::from([198, 51, index, host])
+                };
             }
         }
         Config { node, services }

@@ -1,5 +1,6 @@
 //! The `health_check` section.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use super::duration::display_duration;
@@ -96,9 +97,14 @@ fn path(tree: &Tree, findings: &mut Findings) -> Option<String> {
     Some(given.to_owned())
 }
 
+/// A host name or an address; an IPv6 address comes out in brackets, as `Host` has it (RFC 3986 section 3.2.2).
 fn host(tree: &Tree, findings: &mut Findings) -> Option<String> {
     let remedy = "write a host name, without scheme and port";
     let given = text(tree, "host", remedy, findings)?;
+    let bare = given.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(given);
+    if let Ok(address) = bare.parse::<Ipv6Addr>() {
+        return Some(format!("[{address}]"));
+    }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     if given.is_empty() || given.len() > MAX_HOST || !given.bytes().all(allowed) {
         findings.error(tree.at, format!("host {} is not a host name", quoted(given)), remedy);

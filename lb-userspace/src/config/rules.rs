@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::error::{Findings, Position};
 use super::model::{Protocol, Service, Tables};
@@ -63,10 +63,8 @@ fn unique_services(drafts: &[Draft], findings: &mut Findings) {
         let Some(address) = &draft.address else { continue };
         for port in &draft.ports {
             if let Some(line) = places.line_before((address.value, port.value), address.at) {
-                let what = format!(
-                    "{}:{} belongs to the virtual service on line {line} already",
-                    address.value, port.value
-                );
+                let place = SocketAddr::new(address.value, port.value);
+                let what = format!("{place} belongs to the virtual service on line {line} already");
                 findings.error(address.at, what, "give one of them another address or port");
             }
         }
@@ -86,7 +84,8 @@ fn unique_servers(draft: &Draft, findings: &mut Findings) {
         if let (Some(address), Some(port)) = (&server.address, server.port)
             && let Some(line) = places.line_before((address.value, port), address.at)
         {
-            let what = format!("{}:{port} is the real server on line {line} already", address.value);
+            let place = SocketAddr::new(address.value, port);
+            let what = format!("{place} is the real server on line {line} already");
             findings.error(address.at, what, "remove one of them");
         }
     }
@@ -143,9 +142,10 @@ fn endpoints_apart(drafts: &[Draft], findings: &mut Findings) {
                 if before == name {
                     continue;
                 }
+                let place = SocketAddr::new(address.value, port);
                 let what = format!(
-                    "{}:{port} answers for the ports from {name} on here, and on line {} for those from {before} on",
-                    address.value, at.line
+                    "{place} answers for the ports from {name} on here, and on line {} for those from {before} on",
+                    at.line
                 );
                 let remedy =
                     "put all these ports into one virtual service, or begin both lists with the same port";

@@ -184,15 +184,28 @@ pub(super) fn label(tree: &Tree, findings: &mut Findings) -> Option<Label> {
     }
 }
 
-/// An address of one machine: neither unspecified, loopback, multicast nor broadcast.
+/// An address of one machine that other networks reach: not unspecified, loopback, link-local IPv6, multicast or
+/// broadcast.
 pub(super) fn address(tree: &Tree, what: &str, findings: &mut Findings) -> Option<IpAddr> {
-    let remedy = "write one IPv4 address, as in 192.168.85.150";
+    let remedy = "write one IP address, as in 192.168.85.150 or 2001:db8::150";
     let given = text(tree, what, remedy, findings)?;
-    let Ok(address) = given.parse::<IpAddr>() else {
+    // fe80::1%eth0 (RFC 4007 section 11) is no address here, but it is clear what was meant.
+    let Ok(address) = given.split_once('%').map_or(given, |(address, _zone)| address).parse::<IpAddr>()
+    else {
         findings.error(tree.at, format!("{what} {} is not an IP address", quoted(given)), remedy);
         return None;
     };
+    if let IpAddr::V6(v6) = address
+        && let Some(v4) = v6.to_ipv4_mapped()
+    {
+        findings.error(tree.at, format!("{what} {address} is an IPv4 address"), format!("write {v4}"));
+        return None;
+    }
     match refused_kind(address) {
+        None if given.contains('%') => {
+            findings.error(tree.at, format!("{what} {} names an interface", quoted(given)), remedy);
+            None
+        }
         None => Some(address),
         Some(kind) => {
             findings.error(tree.at, format!("{what} {address} is {kind}"), remedy);
@@ -210,6 +223,8 @@ fn refused_kind(address: IpAddr) -> Option<&'static str> {
         Some("a loopback address")
     } else if address.is_multicast() {
         Some("a multicast address")
+    } else if matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+        Some("a link-local address, which nobody reaches from beyond the link")
     } else {
         None
     }

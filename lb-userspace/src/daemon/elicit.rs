@@ -91,23 +91,52 @@ fn frame(maps: &Maps, link: &Link, flow: &OpenFlow, seed: u32) -> Option<Vec<u8>
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
+    use lb_common::address::Address;
+
     use super::*;
     use crate::core::testing::{Case, client, config, flow};
     use crate::core::{AdminState, ServerName};
     use crate::net::Net;
-    use crate::net::testing::Lab;
+    use crate::net::testing::{Lab, ip};
 
-    #[test]
-    fn each_client_of_a_halted_server_is_sent_a_syn_until_its_flow_is_closed() {
+    /// The IPv4 or IPv6 header of a frame, and after it the TCP segment.
+    fn split(frame: &[u8]) -> Option<(&[u8], &[u8])> {
+        let header = match frame.get(12..14)? {
+            [8, 0] => 20,
+            [0x86, 0xdd] => 40,
+            _ => return None,
+        };
+        frame.get(14..)?.split_at_checked(header)
+    }
+
+    /// Whether it is a SYN from port 443 to the port of the client of this number.
+    fn is_syn_to(frame: &[u8], service: IpAddr, number: u16) -> bool {
+        let Some((header, segment)) = split(frame).filter(|(_, segment)| segment.len() >= 20) else {
+            return false;
+        };
+        let from = match service {
+            IpAddr::V4(v4) => header[12..16] == v4.octets(),
+            IpAddr::V6(v6) => header[8..24] == v6.octets(),
+        };
+        from && segment[..2] == 443u16.to_be_bytes()
+            && segment[2..4] == (5000 + number).to_be_bytes()
+            && segment[13] == 2
+    }
+
+    fn each_client_is_sent_a_syn_until_its_flow_is_closed(service: IpAddr, clients: fn(u16) -> Address) {
         let lab = Lab::new();
         let ear = lab.server_ear();
-        let mut case = Case::new(config(&[("V", 150, &[("a", 1), ("b", 2)])]));
+        let mut config = config(&[("V", 150, &[("a", 1), ("b", 2)])]);
+        config.services[0].address = service;
+        let mut case = Case::new(config);
         case.overlay.set_state(ServerName::new("V", "a"), AdminState::Halt);
         case.apply().unwrap();
         let (a, b) = (case.id("V", "a"), case.id("V", "b"));
         let now = case.maps.now().unwrap();
         let at = |number: u16, server, state| {
-            flow(&case.maps, 0, client(u32::from(number)), 5000 + number, server, 443, state, now)
+            flow(&case.maps, 0, clients(number), 5000 + number, server, 443, state, now)
         };
         at(1, a, TcpState::Established);
         at(2, a, TcpState::ServerReset);
@@ -120,17 +149,22 @@ mod tests {
                 tokio::time::timeout(Duration::from_millis(300), elicit(maps, link, a, "V/a".to_owned(), 7))
                     .await;
         });
-        // Destination MAC, then the IPv4 TCP segment from the service to the client.
-        let syn_to = |frame: &[u8], number: u16| {
-            frame.len() >= 54
-                && frame[12..14] == [8, 0]
-                && frame[26..30] == [192, 0, 2, 150]
-                && frame[34..36] == 443u16.to_be_bytes()
-                && frame[36..38] == (5000 + number).to_be_bytes()
-                && frame[47] == 2
-        };
-        assert!(ear.hears(Duration::from_secs(2), |frame| syn_to(frame, 1)).is_some());
-        let others = |frame: &[u8]| syn_to(frame, 2) || syn_to(frame, 3);
+        assert!(ear.hears(Duration::from_secs(2), |frame| is_syn_to(frame, service, 1)).is_some());
+        let others = |frame: &[u8]| is_syn_to(frame, service, 2) || is_syn_to(frame, service, 3);
         assert!(ear.hears(Duration::from_millis(300), others).is_none());
+    }
+
+    #[test]
+    fn each_client_of_a_halted_server_is_sent_a_syn_until_its_flow_is_closed() {
+        each_client_is_sent_a_syn_until_its_flow_is_closed(ip("192.0.2.150"), |number| {
+            client(u32::from(number))
+        });
+    }
+
+    #[test]
+    fn each_ipv6_client_of_a_halted_server_is_sent_a_syn_too() {
+        each_client_is_sent_a_syn_until_its_flow_is_closed(ip("2001:db8::150"), |number| {
+            IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, number]).into()
+        });
     }
 }

@@ -353,7 +353,8 @@ impl Engine {
         match mac {
             Some(mac) => info!("{address} is at {}: the way to {}", mac_text(mac), behind.join(", ")),
             None => warn!(
-                "{address} does not answer (ARP): packets to {} are dropped until it does or they are down",
+                "{address} does not answer ({}): packets to {} are dropped until it does or they are down",
+                if address.is_ipv4() { "ARP" } else { "neighbour discovery" },
                 behind.join(", ")
             ),
         }

@@ -12,12 +12,13 @@ use tracing::{info, warn};
 
 use super::engine::Engine;
 use super::redirects::Redirects;
+use super::sources::of_family;
 use super::store::OwnAddress;
 use crate::config::{self, HealthKind};
 use crate::health::spec::{HttpCheck, ProbeKind, ProbeSpec, Rhythm, SpecError, TargetSpec, TlsName};
 use crate::health::{Checker, Environment, HealthNews};
 use crate::net::{
-    ANNOUNCE_SCHEDULE, Added, Link, LinkEvent, Neighbours, Net, NetEvent, Removed, Timing, announce,
+    ANNOUNCE_SCHEDULE, Added, Family, Link, LinkEvent, Neighbours, Net, NetEvent, Removed, Timing, announce,
 };
 
 /// How often a refused question to the kernel is asked again, and after which pause.
@@ -47,8 +48,10 @@ pub struct Outside {
     neighbours: Neighbours,
     checker: Checker,
     redirects: Redirects,
-    /// The address that health checks come from.
-    source: Option<IpAddr>,
+    /// The addresses that packets to the servers and health checks come from.
+    sources: Vec<IpAddr>,
+    /// Those of them that the interface has not.
+    missing: Vec<IpAddr>,
     announced: BTreeSet<IpAddr>,
 }
 
@@ -68,7 +71,7 @@ impl Outside {
     pub fn start(
         net: Net,
         link: Link,
-        source: Option<IpAddr>,
+        sources: Vec<IpAddr>,
         engine: &mut Engine,
         seed: u64,
     ) -> anyhow::Result<(Self, News)> {
@@ -84,7 +87,8 @@ impl Outside {
             neighbours,
             checker,
             redirects: Redirects::default(),
-            source,
+            sources,
+            missing: Vec::new(),
             announced: BTreeSet::new(),
         };
         Ok((outside, News { health, network }))
@@ -160,6 +164,30 @@ impl Outside {
         let fresh: BTreeSet<IpAddr> = wanted.difference(&self.announced).copied().collect();
         self.announced = wanted;
         self.announce(fresh);
+        self.look_for_sources().await;
+    }
+
+    /// An address of the interface's own is not the daemon's to put back: an IPv6 one goes whenever the interface is set
+    /// down (`net.ipv6.conf.NAME.keep_addr_on_down`).
+    async fn look_for_sources(&mut self) {
+        let present = match patiently!(self.net.addresses(self.link.index).await) {
+            Ok(addresses) => addresses,
+            Err(error) => return warn!("{error}"),
+        };
+        let is_usable =
+            |source: &IpAddr| present.iter().any(|address| address.address == *source && !address.duplicate);
+        let missing: Vec<IpAddr> = self.sources.iter().copied().filter(|source| !is_usable(source)).collect();
+        let interface = &self.link.name;
+        for source in missing.iter().filter(|source| !self.missing.contains(source)) {
+            warn!(
+                "{source}, to which the servers answer, is not on {interface} any more, or is another machine's too: \
+                 put it back (ip addr add {source}/PREFIX dev {interface})"
+            );
+        }
+        for source in self.missing.iter().filter(|source| !missing.contains(source)) {
+            info!("{interface} has {source} again");
+        }
+        self.missing = missing;
     }
 
     /// The next time the interface is up, everything is announced again.
@@ -185,7 +213,8 @@ impl Outside {
     fn follow_checks(&mut self, engine: &mut Engine) {
         let mut targets = Vec::new();
         for (id, service, server) in engine.checked_servers() {
-            match target(id, service, server, self.source) {
+            let source = of_family(&self.sources, Family::of(server.address));
+            match target(id, service, server, source) {
                 Ok(target) => targets.push(target),
                 Err(error) => {
                     warn!("{}/{} is not checked, and counts as up: {error}", service.label, server.label);

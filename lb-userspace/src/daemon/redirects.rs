@@ -86,13 +86,37 @@ mod tests {
     use tokio::net::TcpStream;
 
     use super::*;
+    use crate::net::Net;
+    use crate::net::testing::{Lab, within};
 
-    async fn ask(address: SocketAddr) -> io::Result<String> {
+    async fn ask(address: SocketAddr, host: &str) -> io::Result<String> {
         let mut stream = TcpStream::connect(address).await?;
-        stream.write_all(b"GET /a HTTP/1.1\r\nHost: mychart.example\r\nConnection: close\r\n\r\n").await?;
+        let request = format!("GET /a HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
         Ok(answer)
+    }
+
+    #[test]
+    fn both_families_are_redirected_on_one_port_from_before_their_addresses_are_there() {
+        let lab = Lab::new();
+        lab.balancer.run(async move || {
+            let mut redirects = Redirects::default();
+            let places: [SocketAddr; 2] =
+                ["192.0.2.150:80", "[2001:db8::150]:80"].map(|place| place.parse().unwrap());
+            redirects.follow(&BTreeSet::from(places));
+            tokio::task::yield_now().await;
+            let net = Net::open().unwrap();
+            let index = net.link("lb0").await.unwrap().index;
+            for (place, host) in places.iter().zip(["192.0.2.150", "[2001:db8::150]"]) {
+                net.add_address(index, place.ip()).await.unwrap();
+                let answer = within("an answer", async || ask(*place, host).await.ok()).await;
+                assert!(answer.starts_with("HTTP/1.1 301"), "{answer}");
+                let location = format!("location: https://{host}/a\r\n");
+                assert!(answer.to_lowercase().contains(&location), "{answer}");
+            }
+        });
     }
 
     #[tokio::test]
@@ -105,7 +129,7 @@ mod tests {
         drop(taken);
         let mut answer = String::new();
         for _ in 0..100 {
-            match ask(address).await {
+            match ask(address, "mychart.example").await {
                 Ok(text) => {
                     answer = text;
                     break;
@@ -117,7 +141,7 @@ mod tests {
         assert!(answer.to_lowercase().contains("location: https://mychart.example/a"), "{answer}");
         redirects.follow(&BTreeSet::new());
         for _ in 0..100 {
-            if ask(address).await.is_err() {
+            if ask(address, "mychart.example").await.is_err() {
                 return;
             }
             sleep(Duration::from_millis(20)).await;

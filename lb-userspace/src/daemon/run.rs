@@ -19,6 +19,7 @@ use super::kernel_log;
 use super::lock::RunLock;
 use super::outside::{News, Outside};
 use super::setup;
+use super::sources::sources;
 use super::store::Store;
 use crate::api::{self, Job};
 use crate::config::{self, Config, XdpMode};
@@ -29,7 +30,7 @@ use crate::dataplane::program::Mode;
 use crate::dataplane::repair::{Suspects, repair, suspects};
 use crate::dataplane::sweep::sweep;
 use crate::dataplane::{Geometry, Maps};
-use crate::net::{Family, Link, Net, NetEvent, ephemeral_range};
+use crate::net::{Link, Net, NetEvent, ephemeral_range};
 use crate::paths::Paths;
 
 /// How long a fresh start waits for the servers' MAC addresses before it takes clients.
@@ -145,22 +146,6 @@ fn interface_of(options: &Options, config: &Config) -> anyhow::Result<String> {
     }
 }
 
-/// Where packets to the servers come from.
-async fn sources(net: &Net, link: &Link, config: &Config) -> anyhow::Result<Vec<IpAddr>> {
-    if !config.node.snat_addresses.is_empty() {
-        return Ok(config.node.snat_addresses.clone());
-    }
-    let services: Vec<IpAddr> = config.services.iter().map(|service| service.address).collect();
-    match net.primary_address(link.index, Family::V4, &services).await? {
-        Some(address) => Ok(vec![address]),
-        None => bail!(
-            "{} has no IPv4 address of its own, from which to speak to the real servers: give it one, or name \
-             node.snat_addresses",
-            link.name
-        ),
-    }
-}
-
 struct Daemon {
     engine: Engine,
     outside: Outside,
@@ -210,7 +195,7 @@ async fn bring_up(
     let mut engine = Engine::new(Arc::clone(&maps), memory, about, clock, adopted);
     let seed =
         getrandom::u64().map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
-    let (mut outside, mut news) = Outside::start(net, link, sources.first().copied(), &mut engine, seed)?;
+    let (mut outside, mut news) = Outside::start(net, link, sources.to_vec(), &mut engine, seed)?;
     outside.follow_hops(&mut engine).await;
     if !adopted {
         wait_for_neighbours(&mut outside, &mut news, &mut engine).await?;

@@ -1,6 +1,7 @@
 //! The whole daemon in a network namespace, over maps on the heap.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use super::detach::detach;
 use super::run::{Attach, Attached, Options, run};
 use crate::dataplane::fake::{FakeKernel, maps};
 use crate::dataplane::{IndexMap, Kernel, Maps};
-use crate::net::Net;
-use crate::net::testing::{Lab, ip, within};
+use crate::net::frames::unsolicited_advertisement;
+use crate::net::testing::{Ear, Lab, add_address, ip, set_link_up, within};
+use crate::net::{ANNOUNCE_SCHEDULE, Net};
 use crate::paths::Paths;
 
 /// A fake kernel whose jiffies run as the machine's clock does, at 250 Hz.
@@ -189,5 +191,73 @@ fn what_is_wrong_is_said_before_anything_is_touched() {
         let nowhere = start(&CONFIG.replace("[lb0]", "[eth7]")).await;
         assert!(nowhere.contains("eth7"), "{nowhere}");
         assert!(!addresses().await.contains(&ip("192.0.2.150")));
+    });
+}
+
+/// Asks the redirect of that host, which is an address, for a page; gives the answer in small letters.
+fn ask_redirect(host: &str) -> Option<String> {
+    let mut stream = std::net::TcpStream::connect(format!("{host}:80")).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    write!(stream, "GET /a HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer.to_lowercase())
+}
+
+/// Whether the redirect's address is announced as often as one announcement is sent, each time within five seconds.
+async fn hears_announcements(ear: Ear) -> bool {
+    let announced = unsolicited_advertisement(Lab::BALANCER_MAC, "2001:db8::150".parse().unwrap());
+    let hear = move || {
+        ANNOUNCE_SCHEDULE
+            .iter()
+            .all(|_| ear.hears(Duration::from_secs(5), |frame| frame == announced).is_some())
+    };
+    tokio::task::spawn_blocking(hear).await.unwrap()
+}
+
+#[test]
+fn an_ipv6_redirect_is_announced_served_and_put_back_after_the_interface_was_down() {
+    let lab = Arc::new(Lab::new());
+    let place = place();
+    let text = format!(
+        "{CONFIG}  - {{ label: R6, address: 2001:db8::150, ports: [80], protocol: http, force_https: true }}\n"
+    );
+    fs::write(&place.options.config, text).unwrap();
+    let (options, paths, maps) = (place.options.clone(), place.options.paths.clone(), fresh_maps());
+    let there = Arc::clone(&lab);
+    lab.balancer.run(async move || {
+        let six = ip("2001:db8::150");
+        let ear = there.server_ear();
+        let daemon = tokio::spawn(run(options, attach(&maps)));
+        within("the socket", async || paths.socket().exists().then_some(())).await;
+        assert!(addresses().await.contains(&six));
+        assert!(hears_announcements(ear).await);
+        let asked = async || {
+            let there = Arc::clone(&there);
+            let ask = move || there.server.run(async || ask_redirect("[2001:db8::150]"));
+            tokio::task::spawn_blocking(ask).await.unwrap()
+        };
+        let answer = within("an answer", asked).await;
+        assert!(answer.starts_with("http/1.1 301"), "{answer}");
+        assert!(answer.contains("\r\nlocation: https://[2001:db8::150]/a\r\n"), "{answer}");
+
+        // The kernel takes IPv6 addresses away with the link, unlike IPv4 ones.
+        let net = Net::open().unwrap();
+        set_link_up(&net, "lb0", false).await;
+        let ear = there.server_ear();
+        set_link_up(&net, "lb0", true).await;
+        // Its own address, and the route with it, is not the daemon's to put back.
+        let index = net.link("lb0").await.unwrap().index;
+        add_address(&net, index, ip(Lab::BALANCER_V6), 64).await;
+        within("the address again", async || addresses().await.contains(&six).then_some(())).await;
+        assert!(hears_announcements(ear).await);
+        let answer = within("an answer again", asked).await;
+        assert!(answer.starts_with("http/1.1 301"), "{answer}");
+        daemon.abort();
+        let _killed = daemon.await;
+
+        let said = detach(&paths, || Ok(Vec::new())).await.unwrap();
+        assert!(said.contains(&"removed 2001:db8::150 from lb0".to_owned()), "{said:?}");
+        assert!(!addresses().await.contains(&six));
     });
 }

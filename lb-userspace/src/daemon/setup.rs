@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use anyhow::{Context as _, bail, ensure};
 use lb_common::address::Address;
 use lb_common::clock::Ticks;
-use lb_common::control::{LAYOUT_VERSION, MAX_SOURCES, idle_seconds};
+use lb_common::control::{LAYOUT_VERSION, MAX_SOURCES, Snat, idle_seconds};
 use lb_common::ports::QUARANTINE_SECONDS;
 use lb_common::tcp::TcpState;
 
@@ -103,13 +103,19 @@ pub fn settle_fresh(
 /// The maps were set up for other ports or source addresses.
 pub fn settle_adopted(maps: &Maps, geometry: &Geometry, sources: &[IpAddr]) -> anyhow::Result<()> {
     let control = maps.control();
-    ensure!(
-        control.snat.load() == geometry.snat().word(),
-        "the running data path was set up with other SNAT ports or another number of source addresses: its connections \
+    let live = Snat::from_word(control.snat.load());
+    let Some(adopted) = live.adopt(geometry.snat()) else {
+        bail!(
+            "the running data path was set up with other SNAT ports or another number of source addresses: its connections \
          depend on them; put node.snat_ports and node.snat_addresses back, or `steadfastd detach` and start again, \
          which ends all connections"
-    );
+        );
+    };
     for (number, source) in numbered(sources) {
+        let is_new = live.sources_like(Address::from(source)) == 0;
+        if is_new {
+            settle_source(maps, number, source)?;
+        }
         let live = IpAddr::from(control.source(number, Address::from(source)));
         ensure!(
             live == source,
@@ -117,6 +123,7 @@ pub fn settle_adopted(maps: &Maps, geometry: &Geometry, sources: &[IpAddr]) -> a
              {source}: put it back, or `steadfastd detach` and start again, which ends all connections"
         );
     }
+    control.snat.store(adopted.word());
     settle_times(maps, control.hz.load());
     Ok(())
 }
@@ -132,13 +139,15 @@ fn settle_times(maps: &Maps, hz: u64) {
 }
 
 fn settle_sources(maps: &Maps, sources: &[IpAddr]) -> anyhow::Result<()> {
+    numbered(sources).try_for_each(|(number, source)| settle_source(maps, number, source))
+}
+
+fn settle_source(maps: &Maps, number: u8, source: IpAddr) -> anyhow::Result<()> {
     let control = maps.control();
-    for (number, source) in numbered(sources) {
-        let family = if source.is_ipv4() { &control.sources } else { &control.sources_v6 };
-        let words = family.get(usize::from(number)).context("more source addresses than there can be")?;
-        for (word, value) in words.iter().zip(Address::from(source).0) {
-            word.store(value);
-        }
+    let family = if source.is_ipv4() { &control.sources } else { &control.sources_v6 };
+    let words = family.get(usize::from(number)).context("more source addresses than there can be")?;
+    for (word, value) in words.iter().zip(Address::from(source).0) {
+        word.store(value);
     }
     Ok(())
 }
@@ -175,6 +184,7 @@ pub fn draw_secrets() -> anyhow::Result<Secrets> {
 mod tests {
     use super::*;
     use crate::dataplane::fake::{FakeKernel, maps};
+    use crate::view::flow;
 
     fn range(first: u16, last: u16) -> PortRange {
         PortRange { first, last }
@@ -215,6 +225,13 @@ mod tests {
         let other = settle_adopted(&maps, &sizes, &[[192, 0, 2, 11].into()]).unwrap_err();
         assert!(other.to_string().contains("192.0.2.10"), "{other}");
         assert!(settle_adopted(&maps, &Geometry { ports: 2048, ..sizes }, &[source]).is_err());
+        assert!(settle_adopted(&maps, &Geometry { sources: 2, ..sizes }, &[source]).is_err());
+
+        // A family that nobody needed until now has no connections; one that nobody needs any more keeps its own.
+        let v6: IpAddr = "2001:db8::10".parse().unwrap();
+        settle_adopted(&maps, &Geometry { sources: 0, sources_v6: 1, ..sizes }, &[v6]).unwrap();
+        settle_adopted(&maps, &Geometry { sources_v6: 1, ..sizes }, &[source, v6]).unwrap();
+        assert_eq!(flow::sources(maps.control()).collect::<Vec<_>>(), [source, v6]);
     }
 
     #[test]

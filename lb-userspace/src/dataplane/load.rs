@@ -167,7 +167,7 @@ fn settle_pins(pins: &Pins, geometry: &Geometry) -> anyhow::Result<()> {
     let snat = control.map_or(0, |control| control[0].snat.load());
     let (snat, wanted) = (Snat::from_word(snat), geometry.snat());
     ensure!(
-        layout == 0 || snat == wanted,
+        layout == 0 || snat.adopt(wanted).is_some(),
         "the running data path has {} source addresses with {} SNAT ports from {} on, and {} with {} from {} on are \
          wanted: open connections are found by these, so keep them, or end all sessions with `steadfastd detach` and \
          start again",

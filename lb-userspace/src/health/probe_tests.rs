@@ -41,7 +41,19 @@ where
     F: Future<Output = T> + Send + 'static,
     T: Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener_on("127.0.0.1:0", serve).await
+}
+
+/// The same at an address of the caller's.
+pub(super) async fn listener_on<F, T>(
+    place: &str,
+    serve: impl FnOnce(TcpStream) -> F + Send + 'static,
+) -> (SocketAddr, JoinHandle<T>)
+where
+    F: Future<Output = T> + Send + 'static,
+    T: Send + 'static,
+{
+    let listener = TcpListener::bind(place).await.unwrap();
     let address = listener.local_addr().unwrap();
     let task = tokio::spawn(async move { serve(listener.accept().await.unwrap().0).await });
     (address, task)
@@ -57,7 +69,10 @@ async fn answering(answer: impl AsRef<[u8]> + Send + Sync + 'static) -> (SocketA
     listener(|mut stream| async move { answer_request(&mut stream, answer.as_ref()).await }).await
 }
 
-async fn answer_request(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), answer: &[u8]) -> String {
+pub(super) async fn answer_request(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    answer: &[u8],
+) -> String {
     let mut request = Vec::new();
     while !request.ends_with(b"\r\n\r\n") {
         match stream.read_u8().await {
@@ -82,12 +97,12 @@ fn http_body(body: &str) -> ProbeKind {
     ProbeKind::Http(http("/", None, Some(body)))
 }
 
-struct Certificate {
+pub(super) struct Certificate {
     der: CertificateDer<'static>,
     key: PrivateKeyDer<'static>,
 }
 
-fn certificate(not_after_year: i32) -> Certificate {
+pub(super) fn certificate(not_after_year: i32) -> Certificate {
     let mut params = rcgen::CertificateParams::new(vec!["mychart.example".to_owned()]).unwrap();
     params.not_before = rcgen::date_time_ymd(2001, 1, 1);
     params.not_after = rcgen::date_time_ymd(not_after_year, 2, 3);
@@ -96,7 +111,7 @@ fn certificate(not_after_year: i32) -> Certificate {
     Certificate { der, key: PrivateKeyDer::try_from(key.serialize_der()).unwrap() }
 }
 
-fn server_config(
+pub(super) fn server_config(
     version: &'static rustls::SupportedProtocolVersion,
     certificate: Certificate,
 ) -> ServerConfig {

@@ -1,7 +1,7 @@
 //! What to probe and how: checked once, here, so that a probe has nothing left to doubt.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -94,13 +94,17 @@ pub enum ProbeKind {
 pub struct TlsName(pub(super) ServerName<'static>);
 
 impl TlsName {
-    /// A DNS name, or an IP address (which is asked for by not sending SNI, RFC 6066 3).
+    /// A DNS name, or an IP address, IPv6 also in brackets (which is asked for by not sending SNI, RFC 6066 3).
     ///
     /// # Errors
     /// Neither of them.
     pub fn new(name: &str) -> Result<Self, SpecError> {
-        let name = ServerName::try_from(name.to_owned()).map_err(|_| SpecError::Name(name.to_owned()))?;
-        Ok(Self(name))
+        let bare = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let found = match bare.map(str::parse::<Ipv6Addr>) {
+            Some(address) => address.map(ServerName::from).ok(),
+            None => ServerName::try_from(name.to_owned()).ok(),
+        };
+        found.map(Self).ok_or_else(|| SpecError::Name(name.to_owned()))
     }
 }
 
@@ -146,8 +150,7 @@ fn parse_host(host: &str) -> Result<(HeaderValue, TlsName), SpecError> {
         return Err(bad());
     }
     let value = HeaderValue::from_str(host).map_err(|_| bad())?;
-    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
-    Ok((value, TlsName::new(name)?))
+    Ok((value, TlsName::new(authority.host())?))
 }
 
 /// The statuses that count as an answer.
@@ -218,7 +221,9 @@ mod tests {
         assert_eq!(Rhythm::new(second, 0, 2).unwrap_err(), SpecError::Zero("fall"));
         assert_eq!(Rhythm::new(second, 3, 0).unwrap_err(), SpecError::Zero("rise"));
         assert!(ProbeSpec::new(ProbeKind::Tcp, Duration::ZERO, None).is_err());
-        assert!(TlsName::new("not a name").is_err());
+        for name in ["not a name", "[mychart.example]", "[10.0.0.1]", "[2001:db8::1", "[2001:db8::1]:443"] {
+            assert!(TlsName::new(name).is_err(), "{name}");
+        }
         assert_eq!(http("health", None, vec![]), Err(SpecError::Path("health".to_owned())));
         for path in ["", "/a b", "/\r\nX: y", "/\u{e9}"] {
             assert!(http(path, None, vec![]).is_err(), "{path:?}");
@@ -237,6 +242,9 @@ mod tests {
     fn ordinary_specifications_are_taken() {
         for host in ["mychart.example", "mychart.example:8443", "10.0.0.1", "[2001:db8::1]:443", "epic_prd"] {
             assert!(HttpCheck::new("/a?b=c", Some(host), vec![200..=204], None).is_ok(), "{host}");
+        }
+        for name in ["mychart.example", "10.0.0.1", "2001:db8::1", "[2001:db8::1]"] {
+            assert!(TlsName::new(name).is_ok(), "{name}");
         }
         let default = HttpCheck::new("/", None, vec![], Some(String::new())).unwrap();
         assert_eq!((default.expect_status.to_string().as_str(), &default.expect_body), ("200-399", &None));

@@ -1,6 +1,7 @@
 //! The addresses of an interface: listing, choosing the primary one, adding and removing service addresses.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
@@ -8,7 +9,14 @@ use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope, CacheInfo,
 };
 
+use tokio::time::{Instant, sleep};
+
 use super::{Net, NetError};
+
+/// How long an address is given to pass duplicate address detection: one probe of a second, and up to a second
+/// of random delay before it (RFC 4862 sections 5.1 and 5.4.2).
+const DETECTION: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// An IP address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +34,15 @@ impl Family {
         match address {
             IpAddr::V4(_) => Self::V4,
             IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// `IPv4` or `IPv6`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
         }
     }
 
@@ -57,6 +74,8 @@ pub struct Address {
     pub tentative: bool,
     /// Another machine has it: duplicate address detection failed.
     pub duplicate: bool,
+    /// It has no end of life, as addresses have that are not learnt (DHCP, router advertisements).
+    pub permanent: bool,
 }
 
 /// What adding an address did.
@@ -78,11 +97,13 @@ pub enum Removed {
 }
 
 impl Net {
-    /// The address that this host speaks from on the interface: the first of the family that is global,
-    /// neither secondary nor deprecated nor a duplicate, and not in `except` (the service addresses).
+    /// The address that this host speaks from on the interface: one of the family that is global, neither
+    /// secondary nor deprecated nor a duplicate, and not in `except` (the service addresses). One that is still
+    /// being looked for on the link (tentative) is waited for, a few seconds.
     ///
-    /// Among those, one past duplicate address detection comes before a tentative one, and one with a
-    /// prefix of its network before a bare host address, which is how other software adds service addresses.
+    /// One with a prefix of its network comes before a bare host address, which is how other software adds
+    /// service addresses. For IPv4 the first one counts. For IPv6, whose order in the kernel changes with every
+    /// one added, a permanent one comes before one that was learnt, then the lowest.
     ///
     /// # Errors
     /// A netlink error, in words.
@@ -92,7 +113,19 @@ impl Net {
         family: Family,
         except: &[IpAddr],
     ) -> Result<Option<IpAddr>, NetError> {
-        Ok(choose_primary(&self.addresses(index).await?, family, except))
+        let until = Instant::now() + DETECTION;
+        loop {
+            let mut addresses = self.addresses(index).await?;
+            match choose_primary(&addresses, family, except) {
+                Some(chosen) if !chosen.tentative => return Ok(Some(chosen.address)),
+                None => return Ok(None),
+                Some(_) if Instant::now() < until => sleep(PAUSE).await,
+                Some(_) => {
+                    addresses.retain(|address| !address.tentative);
+                    return Ok(choose_primary(&addresses, family, except).map(|chosen| chosen.address));
+                }
+            }
+        }
     }
 
     /// The addresses of an interface, in the kernel's order.
@@ -131,7 +164,12 @@ impl Net {
             Ok(()) => Ok(Added::ByUs),
             Err(error) => {
                 let error = NetError::netlink(format!("adding {address} to interface {index}"), error);
-                if error.errno() == Some(libc::EEXIST) { Ok(Added::AlreadyThere) } else { Err(error) }
+                match error.errno() {
+                    Some(libc::EEXIST) => Ok(Added::AlreadyThere),
+                    // Missing privileges are EPERM.
+                    Some(libc::EACCES) if address.is_ipv6() => Err(NetError::Ipv6Off { address, index }),
+                    _ => Err(error),
+                }
             }
         }
     }
@@ -183,23 +221,37 @@ impl Address {
             deprecated: flags.contains(AddressFlags::Deprecated),
             tentative: flags.contains(AddressFlags::Tentative),
             duplicate: flags.contains(AddressFlags::Dadfailed),
+            permanent: flags.contains(AddressFlags::Permanent),
         })
     }
 }
 
-fn choose_primary(addresses: &[Address], family: Family, except: &[IpAddr]) -> Option<IpAddr> {
+/// The best one, tentative or not.
+fn choose_primary<'a>(addresses: &'a [Address], family: Family, except: &[IpAddr]) -> Option<&'a Address> {
     addresses
         .iter()
         .filter(|candidate| Family::of(candidate.address) == family)
         .filter(|candidate| candidate.global && !candidate.secondary)
         .filter(|candidate| !candidate.deprecated && !candidate.duplicate)
         .filter(|candidate| !except.contains(&candidate.address))
-        .min_by_key(|candidate| (candidate.tentative, candidate.prefix == family.host_prefix()))
-        .map(|candidate| candidate.address)
+        .min_by_key(|candidate| (candidate.prefix == family.host_prefix(), candidate.order()))
+}
+
+impl Address {
+    /// What decides among equals instead of the kernel's order, where that is not to be relied on: learnt or not,
+    /// and the address.
+    fn order(&self) -> Option<(bool, Ipv6Addr)> {
+        match self.address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some((!self.permanent, address)),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::net::testing::{Lab, ip};
 
@@ -212,7 +264,12 @@ mod tests {
             deprecated: false,
             tentative: false,
             duplicate: false,
+            permanent: true,
         }
+    }
+
+    fn chosen(list: &[Address], family: Family, except: &[IpAddr]) -> Option<IpAddr> {
+        choose_primary(list, family, except).map(|chosen| chosen.address)
     }
 
     #[test]
@@ -223,9 +280,9 @@ mod tests {
             plain("192.0.2.5", 24),
             plain("192.0.2.6", 24),
         ];
-        assert_eq!(choose_primary(&list, Family::V4, &[]), Some(ip("192.0.2.5")));
-        assert_eq!(choose_primary(&list, Family::V6, &[]), Some(ip("2001:db8::5")));
-        assert_eq!(choose_primary(&list[..1], Family::V4, &[]), None);
+        assert_eq!(chosen(&list, Family::V4, &[]), Some(ip("192.0.2.5")));
+        assert_eq!(chosen(&list, Family::V6, &[]), Some(ip("2001:db8::5")));
+        assert_eq!(chosen(&list[..1], Family::V4, &[]), None);
     }
 
     #[test]
@@ -238,25 +295,31 @@ mod tests {
             Address { global: false, ..bad.clone() },
         ] {
             let list = [unusable, plain("192.0.2.9", 24)];
-            assert_eq!(choose_primary(&list, Family::V4, &[]), Some(ip("192.0.2.9")), "{list:?}");
+            assert_eq!(chosen(&list, Family::V4, &[]), Some(ip("192.0.2.9")), "{list:?}");
         }
         let list = [bad, plain("192.0.2.9", 24)];
-        assert_eq!(choose_primary(&list, Family::V4, &[ip("192.0.2.5")]), Some(ip("192.0.2.9")));
+        assert_eq!(chosen(&list, Family::V4, &[ip("192.0.2.5")]), Some(ip("192.0.2.9")));
     }
 
     #[test]
-    fn a_host_address_or_a_tentative_one_is_only_the_last_resort() {
-        let service = plain("192.0.2.150", 32);
-        assert_eq!(
-            choose_primary(&[service.clone(), plain("192.0.2.9", 24)], Family::V4, &[]),
-            Some(ip("192.0.2.9"))
-        );
-        assert_eq!(choose_primary(&[service], Family::V4, &[]), Some(ip("192.0.2.150")));
-        let tentative = Address { tentative: true, ..plain("2001:db8::1", 64) };
-        assert_eq!(
-            choose_primary(&[tentative, plain("2001:db8::2", 64)], Family::V6, &[]),
-            Some(ip("2001:db8::2"))
-        );
+    fn a_host_address_is_only_the_last_resort() {
+        for (family, service, own) in [
+            (Family::V4, plain("192.0.2.150", 32), plain("192.0.2.9", 24)),
+            (Family::V6, plain("2001:db8::1", 128), plain("2001:db8::9", 64)),
+        ] {
+            assert_eq!(chosen(&[service.clone(), own.clone()], family, &[]), Some(own.address));
+            assert_eq!(chosen(std::slice::from_ref(&service), family, &[]), Some(service.address));
+        }
+    }
+
+    #[test]
+    fn an_ipv6_address_is_chosen_by_what_it_is_and_not_by_when_it_came() {
+        let learnt = Address { permanent: false, ..plain("2001:db8::1", 64) };
+        let mut list = vec![plain("fd00::9", 64), plain("2001:db8::9", 64), learnt];
+        for _ in 0..list.len() {
+            list.rotate_left(1);
+            assert_eq!(chosen(&list, Family::V6, &[]), Some(ip("2001:db8::9")), "{list:?}");
+        }
     }
 
     #[test]
@@ -308,6 +371,52 @@ mod tests {
             assert_eq!(primary(Family::V6).await, Some(ip(Lab::BALANCER_V6)));
             let except = [ip(Lab::BALANCER), ip("192.0.2.150")];
             assert_eq!(net.primary_address(index, Family::V4, &except).await.unwrap(), None);
+        });
+    }
+
+    #[test]
+    fn an_address_that_is_being_looked_for_is_waited_for() {
+        let lab = Lab::new();
+        lab.balancer.run(async move || {
+            let net = Net::open().unwrap();
+            let index = net.link("lb0").await.unwrap().index;
+            fs::write("/proc/sys/net/ipv6/conf/lb0/accept_dad", "1").unwrap();
+            let own = ip("2001:db8:0:1::7");
+            net.handle.address().add(index, own, 64).execute().await.unwrap();
+            let listed = net.addresses(index).await.unwrap();
+            assert!(listed.iter().any(|one| one.address == own && one.tentative), "{listed:?}");
+            let except = [ip(Lab::BALANCER_V6)];
+            assert_eq!(net.primary_address(index, Family::V6, &except).await.unwrap(), Some(own));
+            let listed = net.addresses(index).await.unwrap();
+            assert!(listed.iter().any(|one| one.address == own && !one.tentative), "{listed:?}");
+        });
+    }
+
+    #[test]
+    fn an_address_that_another_machine_has_is_not_spoken_from() {
+        let lab = Lab::new();
+        lab.balancer.run(async move || {
+            let net = Net::open().unwrap();
+            let index = net.link("lb0").await.unwrap().index;
+            fs::write("/proc/sys/net/ipv6/conf/lb0/accept_dad", "1").unwrap();
+            net.handle.address().add(index, ip(Lab::SERVER_V6), 64).execute().await.unwrap();
+            let except = [ip(Lab::BALANCER_V6)];
+            assert_eq!(net.primary_address(index, Family::V6, &except).await.unwrap(), None);
+            let listed = net.addresses(index).await.unwrap();
+            assert!(listed.iter().any(|one| one.duplicate), "{listed:?}");
+        });
+    }
+
+    #[test]
+    fn where_ipv6_is_switched_off_the_setting_is_named() {
+        let lab = Lab::new();
+        lab.balancer.run(async move || {
+            let net = Net::open().unwrap();
+            let index = net.link("lb0").await.unwrap().index;
+            fs::write("/proc/sys/net/ipv6/conf/lb0/disable_ipv6", "1").unwrap();
+            let error = net.add_address(index, ip("2001:db8::150")).await.unwrap_err().to_string();
+            assert!(error.contains("2001:db8::150") && error.contains("disable_ipv6"), "{error}");
+            assert_eq!(net.add_address(index, ip("192.0.2.150")).await.unwrap(), Added::ByUs);
         });
     }
 

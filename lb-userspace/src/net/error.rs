@@ -76,6 +76,17 @@ pub enum NetError {
         /// The destination.
         to: IpAddr,
     },
+    /// An IPv6 address for an interface that has none of the family.
+    #[error(
+        "{address} cannot be added to interface {index}: IPv6 is switched off on it; \
+         sysctl -w net.ipv6.conf.NAME.disable_ipv6=0 with the interface's name, or remove the address"
+    )]
+    Ipv6Off {
+        /// The address.
+        address: IpAddr,
+        /// The interface.
+        index: u32,
+    },
     /// Two ends of different address families.
     #[error("{from} and {to} are of different address families: give both IPv4 or both IPv6")]
     MixedFamilies {

@@ -265,6 +265,40 @@ mod tests {
     }
 
     #[test]
+    fn an_unsolicited_advertisement_is_this_byte_by_byte() {
+        let frame = unsolicited_advertisement(OURS, "2001:db8::150".parse().unwrap());
+        #[rustfmt::skip]
+        let expected = [
+            0x33, 0x33, 0, 0, 0, 0x01,  0x02, 0, 0, 0, 0, 0x0a,  0x86, 0xdd,
+            0x60, 0, 0, 0,  0, 32,  58, 255,
+            0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0,  0, 0, 0, 0, 0, 0, 0x01, 0x50,
+            0xff, 0x02, 0, 0, 0, 0, 0, 0,        0, 0, 0, 0, 0, 0, 0, 0x01,
+            136, 0,  0xf6, 0x83,  0x20, 0, 0, 0,
+            0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0,  0, 0, 0, 0, 0, 0, 0x01, 0x50,
+            2, 1,  0x02, 0, 0, 0, 0, 0x0a,
+        ];
+        assert_eq!(frame, expected);
+    }
+
+    #[test]
+    fn a_probe_over_ipv6_is_this_byte_by_byte() {
+        let (service, client) = ("[2001:db8::150]:443", "[2001:db8:1::7]:50000");
+        let frame =
+            tcp_syn_probe(OURS, THEIRS, service.parse().unwrap(), client.parse().unwrap(), 0x0102_0304)
+                .unwrap();
+        #[rustfmt::skip]
+        let expected = [
+            0x02, 0, 0, 0, 0, 0x0b,  0x02, 0, 0, 0, 0, 0x0a,  0x86, 0xdd,
+            0x60, 0, 0, 0,  0, 20,  6, 64,
+            0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0,     0, 0, 0, 0, 0, 0, 0x01, 0x50,
+            0x20, 0x01, 0x0d, 0xb8, 0, 0x01, 0, 0,  0, 0, 0, 0, 0, 0, 0, 0x07,
+            0x01, 0xbb,  0xc3, 0x50,  1, 2, 3, 4,  0, 0, 0, 0,
+            0x50, 0x02,  0xff, 0xff,  0x8a, 0x07,  0, 0,
+        ];
+        assert_eq!(frame, expected);
+    }
+
+    #[test]
     fn a_probe_between_two_families_is_refused() {
         let error = tcp_syn_probe(
             OURS,

@@ -387,3 +387,6 @@ fn nud_of(state: NeighbourState) -> Nud {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod wire_tests;

@@ -113,10 +113,15 @@ async fn set_up(net: &Net, name: &str, mac: Mac, addresses: [&str; 2]) {
     net.handle.link().set(LinkUnspec::new_with_name("lo").up().build()).execute().await.unwrap();
     let index = net.link(name).await.unwrap().index;
     for (address, prefix) in addresses.into_iter().zip([24, 64]) {
-        let mut request = net.handle.address().add(index, ip(address), prefix);
-        request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
-        request.execute().await.unwrap();
+        add_address(net, index, ip(address), prefix).await;
     }
+}
+
+/// Gives an interface an address of its own, which is usable at once.
+pub(crate) async fn add_address(net: &Net, index: u32, address: IpAddr, prefix: u8) {
+    let mut request = net.handle.address().add(index, address, prefix);
+    request.message_mut().attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    request.execute().await.unwrap();
 }
 
 /// The kernel finishes some of this later: carrier, queues and the routes of IPv6.
@@ -162,6 +167,12 @@ pub(crate) async fn within<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T
         assert!(Instant::now() < deadline, "{what}: not within five seconds");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+pub(crate) async fn set_link_up(net: &Net, name: &str, up: bool) {
+    let message = LinkUnspec::new_with_name(name);
+    let message = if up { message.up() } else { message.down() };
+    net.handle.link().set(message.build()).execute().await.unwrap();
 }
 
 pub(crate) async fn add_route(net: &Net, prefix: IpAddr, length: u8, gateway: IpAddr) {

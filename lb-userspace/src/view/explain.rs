@@ -9,6 +9,7 @@ use std::{fmt::Write as _, net::IpAddr};
 use lb_common::{
     address::Address,
     choose::{ATTEMPTS, Choice, choose},
+    maps::ServiceInfo,
     server::{Server, ServerState, Servers as _},
     sticky::Sticky,
     tcp::TcpState,
@@ -18,6 +19,7 @@ use serde::Serialize;
 use super::{
     Snapshot, flow,
     format::{duration, plural},
+    names::{self, ip},
     scheduler::{self, Scheduler},
     server::{AdminState, Health},
     service::HTTP,
@@ -68,10 +70,11 @@ pub struct Explanation {
     pub without_record: Landing,
 }
 
-/// Explains a client to one service, or (`None`) to all that are balanced here.
+/// Explains a client to one service, or (`None`) to all of its address family that are balanced here.
 ///
 /// # Errors
-/// The named service is answered by the daemon itself; or the kernel refused the scheduler's table.
+/// The named service is answered by the daemon itself; the client is of another address family than everything that
+/// was asked for; or the kernel refused the scheduler's table.
 pub fn explain(
     snapshot: &Snapshot<'_>,
     client: Address,
@@ -84,10 +87,21 @@ pub fn explain(
             snapshot.names.service_label(id)
         );
     }
-    let ids = snapshot.names.services().map(|(id, _)| id);
-    ids.filter(|id| service.is_none_or(|wanted| wanted == *id) && !is_http(*id))
-        .map(|id| one(snapshot, client, id))
-        .collect()
+    let balanced = || {
+        let services = snapshot.names.services();
+        services.filter(|(id, _)| service.is_none_or(|wanted| wanted == *id) && !is_http(*id))
+    };
+    let reaches = |info: &ServiceInfo| Address(info.address).is_v4() == client.is_v4();
+    if balanced().next().is_some() && !balanced().any(|(_, info)| reaches(info)) {
+        let place = |info: &ServiceInfo| format!("{} is at {}", names::text(&info.label), ip(info.address));
+        let others: Vec<String> = balanced().map(|(_, info)| place(info)).collect();
+        anyhow::bail!(
+            "{} is of another address family than what is balanced: {}",
+            IpAddr::from(client),
+            others.join(", ")
+        );
+    }
+    balanced().filter(|(_, info)| reaches(info)).map(|(id, _)| one(snapshot, client, id)).collect()
 }
 
 fn one(snapshot: &Snapshot<'_>, client: Address, service: u16) -> anyhow::Result<Explanation> {
@@ -265,7 +279,7 @@ impl Case<'_> {
             AdminState::Halt => "which is halted",
         };
         let health = Health::from_number(info.health);
-        let reason = super::names::text(&info.health_reason);
+        let reason = names::text(&info.health_reason);
         if health == Health::Up || reason.is_empty() {
             format!("{state} and {}", health.as_str())
         } else {

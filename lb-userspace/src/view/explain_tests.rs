@@ -46,6 +46,23 @@ fn a_client_with_a_record_goes_to_its_server_and_learns_where_it_would_go_withou
 }
 
 #[test]
+fn a_client_is_explained_to_the_services_of_its_family() {
+    let builder = Builder::example();
+    let snapshot = builder.snapshot();
+    let error = explain(&snapshot, address("2001:db8::7"), None).unwrap_err().to_string();
+    assert!(error.contains("2001:db8::7") && error.contains("MyChart is at 192.168.85.151"), "{error}");
+    assert!(explain(&snapshot, address("2001:db8::7"), Some(0)).is_err());
+
+    builder.service(2, "MyChart", "2001:db8::151", HOUR);
+    let of = |client: &str| -> Vec<String> {
+        let found = explain(&builder.snapshot(), address(client), None).unwrap();
+        found.into_iter().map(|explanation| explanation.service).collect()
+    };
+    assert_eq!(of("2001:db8::7"), ["MyChart"]);
+    assert_eq!(of(CLIENT), ["Hyperspace"]);
+}
+
+#[test]
 fn a_draining_server_keeps_its_client() {
     let builder = Builder::example();
     builder.sticky(0, address(CLIENT), 3, 0, 10);

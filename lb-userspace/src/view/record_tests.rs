@@ -7,7 +7,7 @@ use super::{
     Snapshot, flow, map, rates,
     server::{self, ServerRecord},
     service, stats, sticky,
-    testing::{Builder, DOWN, DRAINING, address, wall},
+    testing::{Builder, DOWN, DRAINING, HOUR, UP, address, wall},
 };
 
 /// The example at 3 a.m.: server 3 drains, server 2 is down, clients and flows.
@@ -340,6 +340,32 @@ fn an_entry_is_found_by_index_or_by_name_and_shows_its_bytes() {
     assert_eq!(look_up(&builder, "REASONS", "returned").unwrap()["packets"], 3);
     assert_eq!(look_up(&builder, "SCHEDULE", "MyChart").unwrap()["size"], 4099);
     assert_eq!(look_up(&builder, "services", "MyChart").unwrap()["persistence_timeout"], 3600);
+}
+
+#[test]
+fn ipv6_is_shown_as_text_everywhere_and_in_brackets_before_a_port() {
+    let builder = Builder::new();
+    builder.service(0, "Six", "2001:db8::150", HOUR);
+    builder.server(1, 0, "Six_Srv_1", "2001:db8::200", UP);
+    builder.schedule(0, &[1]);
+    builder.sticky(0, address("2001:db8:1::7"), 1, 1, 10);
+    builder.flow(0, "2001:db8:1::7", 50_000, 1, TcpState::Established);
+    let snapshot = builder.snapshot();
+    for (name, field, shown) in [
+        ("SERVICE_INDEX", "address", "2001:db8::150"),
+        ("SERVICES", "address", "2001:db8::150"),
+        ("SERVICE_INFO", "address", "2001:db8::150"),
+        ("SERVERS", "address", "2001:db8::200"),
+        ("SERVER_INFO", "address", "2001:db8::200"),
+        ("STICKY", "client", "2001:db8:1::7"),
+        ("FLOWS", "client", "2001:db8:1::7"),
+    ] {
+        let entries = map::dump(&snapshot, map::named(name).unwrap(), None).unwrap();
+        assert!(entries.iter().any(|entry| entry[field] == shown), "{name}: {entries:?}");
+    }
+    let (flows, total) = flow::records(&snapshot, flow::Filter::default(), None);
+    let shown = flow::table(&flows, total);
+    assert!(shown.contains("[2001:db8:1::7]:50000"), "{shown}");
 }
 
 #[test]

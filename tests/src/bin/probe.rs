@@ -21,6 +21,7 @@ const GEOMETRY: Geometry = Geometry {
     sticky: 1 << 12,
     endpoints: 4,
     sources: 1,
+    sources_v6: 0,
     first_port: 1024,
     ports: 4096,
 };

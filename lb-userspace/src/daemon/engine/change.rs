@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 
 use lb_common::clock::Ticks;
 use tracing::{error, info, warn};
@@ -12,7 +13,9 @@ use crate::core::desired::Desired;
 use crate::core::overlay::{OverlayError, effective};
 use crate::core::rows::Usage;
 use crate::core::{Plan, ServerName, plan};
+use crate::daemon::sources::without_source;
 use crate::daemon::store::{AppliedText, State};
+use crate::view::flow::sources;
 
 /// Why a request was not carried out: a sentence, and whose fault it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +107,7 @@ impl Engine {
         })?;
         let changes = config::diff(&self.running, &running);
         refuse_node_changes(&changes)?;
+        self.refuse_other_families(&running)?;
         let now = self.maps.now()?;
         let usage = Usage::of(&self.maps, now);
         state.ids = state
@@ -116,6 +120,20 @@ impl Engine {
         plan.changes.extend(self.state_changes(&running, &state));
         plan.warnings.extend(notes);
         Ok(Prepared { base, running, state, reset, plan })
+    }
+
+    /// The ports of the source addresses that the data path was started with are there, and no others.
+    fn refuse_other_families(&self, running: &Config) -> Result<(), Refusal> {
+        let sources: Vec<IpAddr> = sources(self.maps.control()).collect();
+        match without_source(running, &sources) {
+            None => Ok(()),
+            Some(family) => Err(Refusal::Conflict(format!(
+                "the running data path has no {} source address, because nothing of that family was balanced when it was \
+                 started: write the change into the configuration file and start the daemon again, which ends no \
+                 connection",
+                family.name()
+            ))),
+        }
     }
 
     fn future(

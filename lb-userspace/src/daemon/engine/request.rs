@@ -1,6 +1,6 @@
 //! What can be asked of the daemon.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -217,8 +217,8 @@ impl Engine {
         };
         let mut candidate = self.candidate();
         candidate.state.overlay.added.insert(name.clone(), server);
-        let done =
-            format!("{name} is added at {}:{} with weight {}", server.address, server.port, server.weight);
+        let place = SocketAddr::new(server.address, server.port);
+        let done = format!("{name} is added at {place} with weight {}", server.weight);
         self.change(candidate, &done, add.dry_run)
     }
 
