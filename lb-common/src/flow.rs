@@ -227,13 +227,12 @@ pub struct Flow {
 impl Flow {
     /// Unpacks a row.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
     pub fn unpack(words: &[u64; FLOW_WORDS], life: Life) -> Self {
         Self {
             key: FlowKey::from_words(words),
             to: FlowServer::from_word(words[SERVER_WORD]),
             return_hop: mac_bytes(words[HOP_WORD]),
-            arm: (words[HOP_WORD] >> ARM_SHIFT) as u8,
+            arm: arm_of(words[HOP_WORD]),
             sequences: Sequences::from_word(words[SEQUENCE_WORD]),
             sticky: FlowSticky::from_word(words[STICKY_WORD]),
             state: TcpState::from_note(life.note()),
@@ -271,6 +270,14 @@ pub const ARM_SHIFT: u32 = 48;
 #[must_use]
 pub const fn hop_word(mac: [u8; 6], arm: u8) -> u64 {
     u64::from_le_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], arm, 0])
+}
+
+/// The number of the interface in such a word.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a field is taken out of a packed word")]
+pub const fn arm_of(word: u64) -> u8 {
+    (word >> ARM_SHIFT) as u8
 }
 
 /// The MAC address in the low 48 bits of a word.

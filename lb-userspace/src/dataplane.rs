@@ -19,6 +19,7 @@ use lb_common::{
     word::Word,
 };
 
+pub mod arms;
 mod attach;
 mod bpf;
 pub mod census;
@@ -54,6 +55,12 @@ pub trait Kernel: Send + Sync {
     /// # Errors
     /// The kernel refused the new inner map.
     fn set_schedule(&self, service: u16, values: &[u64]) -> anyhow::Result<()>;
+
+    /// Has packets that leave by an arm sent to the interface of this index.
+    ///
+    /// # Errors
+    /// There is no such interface, or the kernel refused.
+    fn set_arm(&self, arm: u8, interface: u32) -> anyhow::Result<()>;
 
     /// A service's scheduler table, if it has one.
     ///

@@ -18,7 +18,7 @@ use crate::{
     view::{
         Snapshot, flow,
         format::plural,
-        program::ProgramRecord,
+        program::{Attachment, ProgramRecord},
         server::{AdminState, Health},
         stats::{Stats, percent},
         table::{Align, render},
@@ -84,7 +84,7 @@ pub(super) fn run(
 ) -> anyhow::Result<()> {
     let mut findings = Findings::default();
     let attached = programs(&mut findings, world, paths);
-    let interface = args.interface.clone().or(attached);
+    let interfaces = args.interface.clone().map_or(attached, |interface| vec![interface]);
     daemon(&mut findings, world, paths);
     let maps = match (world.maps)(&paths.pin_dir) {
         Ok(maps) => Some(maps),
@@ -99,14 +99,25 @@ pub(super) fn run(
     {
         findings.add("maps", Status::Fail, format!("{error:#}"), "");
     }
-    match &interface {
-        Some(interface) => on_interface(&mut findings, interface, maps.as_ref()),
-        None => findings.add(
+    if interfaces.is_empty() {
+        findings.add(
             "interface",
             Status::Unknown,
             "no interface to look at: no program is attached in this network namespace".to_owned(),
             "name one with --interface",
-        ),
+        );
+    }
+    for interface in &interfaces {
+        on_interface(&mut findings, interface);
+    }
+    if let Some(maps) = &maps {
+        ports(&mut findings, maps);
+    }
+    if let (Some(first), Some(maps)) = (interfaces.first(), &maps)
+        && let Err(error) =
+            runtime().and_then(|runtime| runtime.block_on(addresses_and_routes(&mut findings, first, maps)))
+    {
+        findings.add("routes", Status::Fail, format!("{error:#}"), "");
     }
     findings.add(
         "return path",
@@ -140,7 +151,7 @@ fn text(findings: &[Finding]) -> String {
 }
 
 /// Whether the program is attached and in the driver; where.
-fn programs(findings: &mut Findings, world: &World, paths: &Paths) -> Option<String> {
+fn programs(findings: &mut Findings, world: &World, paths: &Paths) -> Vec<String> {
     let programs = match (world.programs)(&paths.pin_dir) {
         Ok(programs) => programs,
         Err(error) => {
@@ -150,22 +161,27 @@ fn programs(findings: &mut Findings, world: &World, paths: &Paths) -> Option<Str
                 format!("{error:#}"),
                 "start the daemon: it loads the program",
             );
-            return None;
+            return Vec::new();
         }
     };
-    attachment(findings, &programs)
+    attachments(findings, &programs)
 }
 
-fn attachment(findings: &mut Findings, programs: &[ProgramRecord]) -> Option<String> {
-    let Some(place) = programs.iter().flat_map(|program| &program.attached).next() else {
+/// The interfaces of this network namespace that the program is on.
+fn attachments(findings: &mut Findings, programs: &[ProgramRecord]) -> Vec<String> {
+    let places: Vec<_> = programs.iter().flat_map(|program| &program.attached).collect();
+    if places.is_empty() {
         findings.add(
             "program",
             Status::Fail,
             "the program is not attached to an interface".to_owned(),
             "start the daemon: it attaches the program",
         );
-        return None;
-    };
+    }
+    places.into_iter().filter_map(|place| attachment(findings, place)).collect()
+}
+
+fn attachment(findings: &mut Findings, place: &Attachment) -> Option<String> {
     let interface = &place.interface;
     match place.mode {
         Some("native") => findings.ok("driver mode", format!("native on {interface}")),
@@ -290,7 +306,7 @@ fn troubles(findings: &mut Findings, stats: &Stats) {
 }
 
 /// What the host tells of the interface.
-fn on_interface(findings: &mut Findings, interface: &str, maps: Option<&Maps>) {
+fn on_interface(findings: &mut Findings, interface: &str) {
     match net::driver(interface) {
         Ok(driver) => {
             findings.ok("driver", format!("{} on {interface}, {}", driver.name, or_none(&driver.bus)));
@@ -298,16 +314,13 @@ fn on_interface(findings: &mut Findings, interface: &str, maps: Option<&Maps>) {
         Err(error) => findings.add("driver", Status::Unknown, error.to_string(), ""),
     }
     offloads(findings, interface);
-    if let Some(maps) = maps {
-        ports(findings, maps);
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let result = runtime
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(network(findings, interface, maps)));
-    if let Err(error) = result {
+    if let Err(error) = runtime().and_then(|runtime| runtime.block_on(network(findings, interface))) {
         findings.add("interface", Status::Fail, format!("{error:#}"), "");
     }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 fn or_none(text: &str) -> &str {
@@ -360,7 +373,7 @@ fn ports(findings: &mut Findings, maps: &Maps) {
 /// The largest MTU with which drivers commonly take an XDP program without fragments: a page less headroom.
 const LARGEST_MTU: u32 = 3_498;
 
-async fn network(findings: &mut Findings, interface: &str, maps: Option<&Maps>) -> anyhow::Result<()> {
+async fn network(findings: &mut Findings, interface: &str) -> anyhow::Result<()> {
     let net = Net::open()?;
     let link = net.link(interface).await?;
     findings.when(
@@ -377,8 +390,24 @@ async fn network(findings: &mut Findings, interface: &str, maps: Option<&Maps>) 
         format!("{} on {interface}", link.mtu),
         "clients, balancer and servers need the same MTU; many drivers have no native XDP above about 3,498",
     );
-    let Some(maps) = maps else { return Ok(()) };
-    let own = net.addresses(link.index).await?;
+    Ok(())
+}
+
+/// The kernel's numbers of the interfaces of the running data path.
+fn arms(maps: &Maps) -> impl Iterator<Item = u32> {
+    let arms = maps.control().arms.iter().map(|arm| arm.interface.load());
+    arms.filter_map(|interface| u32::try_from(interface & 0xffff_ffff).ok().filter(|index| *index != 0))
+}
+
+/// What the running data path needs of the host's addresses and routes, over all its interfaces.
+async fn addresses_and_routes(findings: &mut Findings, interface: &str, maps: &Maps) -> anyhow::Result<()> {
+    let net = Net::open()?;
+    let link = net.link(interface).await?;
+    let arms: Vec<u32> = arms(maps).collect();
+    let mut own = Vec::new();
+    for arm in &arms {
+        own.extend(net.addresses(*arm).await?);
+    }
     for source in flow::sources(maps.control()) {
         findings.when(
             own.iter().any(|address| address.address == source),
@@ -397,14 +426,14 @@ async fn network(findings: &mut Findings, interface: &str, maps: Option<&Maps>) 
         let label = crate::view::names::text(&info.label);
         match net.next_hop(link.index, server).await {
             Ok(hop) => findings.when(
-                hop.interface == link.index,
+                arms.contains(&hop.interface),
                 Status::Fail,
                 "routes",
                 match hop.gateway {
                     Some(gateway) => format!("{label} ({server}) by {gateway}"),
                     None => format!("{label} ({server}) directly"),
                 },
-                "the route leaves by another interface; this version sends on the one it receives on",
+                "the route leaves by an interface without the program: name it in node.interfaces, or correct the route",
             ),
             Err(error) => findings.add("routes", Status::Fail, format!("{label}: {error}"), ""),
         }

@@ -119,11 +119,13 @@ fn the_node_has_one_interface_with_a_possible_name() {
         "  interfaces: [eth0]" => "  xdp_mode: auto":
             "f:3:3: node has no \"interfaces\"; add \"interfaces: [eth0]\" with the interface's name",
         "[eth0]" => "[]":
-            "f:3:15: interfaces is empty; name one interface, as in [eth0]",
-        "[eth0]" => "[eth0, eth1]":
-            "f:3:22: more than one interface is not supported in this version yet; name one interface, as in [eth0]",
+            "f:3:15: interfaces is empty; name an interface, as in [eth0], or those of clients and servers, as in [eth0, eth1]",
+        "[eth0]" => "[eth0, eth1, eth0]":
+            "f:3:28: interface \"eth0\" is named twice; keep one",
+        "[eth0]" => "[a, b, c, d, e]":
+            "f:3:28: 5 interfaces are too many; keep 4 or fewer",
         "[eth0]" => "eth0":
-            "f:3:15: interfaces is a single value, not a list; name one interface, as in [eth0]",
+            "f:3:15: interfaces is a single value, not a list; name an interface, as in [eth0], or those of clients and servers, as in [eth0, eth1]",
         "[eth0]" => "[a/b]":
             "f:3:16: \"a/b\" cannot be an interface's name; write the name that \"ip link\" shows",
         "[eth0]" => "[enp0s31f6longname]":
@@ -608,7 +610,7 @@ fn ten_mistakes_are_ten_errors_in_line_order() {
     let text = "\
 version: 3
 node:
-  interfaces: [eth0, eth1]
+  interfaces: [eth0, eth0]
   snat_ports: 80-443
 virtual_services:
   - label: Hyper space
@@ -625,7 +627,7 @@ virtual_services:
         parse("/etc/steadfast.yaml", text).unwrap_err().to_string(),
         "\
 /etc/steadfast.yaml:1:10: version \"3\" is not known to this Steadfast; write \"version: 1\"
-/etc/steadfast.yaml:3:22: more than one interface is not supported in this version yet; name one interface, as in [eth0]
+/etc/steadfast.yaml:3:22: interface \"eth0\" is named twice; keep one
 /etc/steadfast.yaml:4:15: snat_ports 80-443 reaches below 1024; write FIRST-LAST within 1024-65535 and at least 64 ports, as in 1024-32767
 /etc/steadfast.yaml:6:12: label \"Hyper space\" contains ' '; use 1 to 63 letters, digits, \"_\", \".\" or \"-\"
 /etc/steadfast.yaml:7:14: address \"192.168.85.300\" is not an IP address; write one IP address, as in 192.168.85.150 or 2001:db8::150

@@ -45,7 +45,8 @@ impl Serialize for Config {
 /// The machine that balances.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Node {
-    /// Where the XDP program attaches: exactly one interface in this version.
+    /// Where the XDP program attaches, at most [`Node::MAX_INTERFACES`]. The services' addresses are put on the first; servers
+    /// are reached by the one that the routes say.
     pub interfaces: Vec<String>,
     /// How the XDP program attaches.
     pub xdp_mode: XdpMode,
@@ -59,6 +60,8 @@ pub struct Node {
 }
 
 impl Node {
+    /// The most interfaces of a node.
+    pub const MAX_INTERFACES: usize = lb_common::control::MAX_ARMS;
     /// The most SNAT addresses of a node.
     pub const MAX_SNAT_ADDRESSES: usize = 8;
 }

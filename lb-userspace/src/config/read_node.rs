@@ -41,7 +41,7 @@ pub(super) fn node(tree: &Tree, findings: &mut Findings) -> Option<NodeDraft> {
 }
 
 fn interfaces(fields: &Fields<'_>, findings: &mut Findings) -> Vec<String> {
-    let remedy = "name one interface, as in [eth0]";
+    let remedy = "name an interface, as in [eth0], or those of clients and servers, as in [eth0, eth1]";
     let Some(tree) =
         fields.required("interfaces", "add \"interfaces: [eth0]\" with the interface's name", findings)
     else {
@@ -53,10 +53,21 @@ fn interfaces(fields: &Fields<'_>, findings: &mut Findings) -> Vec<String> {
     if items.is_empty() {
         findings.error(tree.at, "interfaces is empty", remedy);
     }
-    if let Some(second) = items.get(1) {
-        findings.error(second.at, "more than one interface is not supported in this version yet", remedy);
+    if let Some(first_too_many) = items.get(Node::MAX_INTERFACES) {
+        let what = format!("{} interfaces are too many", items.len());
+        findings.error(first_too_many.at, what, format!("keep {} or fewer", Node::MAX_INTERFACES));
     }
-    items.iter().filter_map(|item| interface(item, findings)).collect()
+    let mut names: Vec<String> = Vec::new();
+    for item in items.iter().take(Node::MAX_INTERFACES) {
+        match interface(item, findings) {
+            Some(name) if names.contains(&name) => {
+                findings.error(item.at, format!("interface {} is named twice", quoted(&name)), "keep one");
+            }
+            Some(name) => names.push(name),
+            None => {}
+        }
+    }
+    names
 }
 
 /// A name that Linux would accept (`dev_valid_name`).

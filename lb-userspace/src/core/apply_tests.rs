@@ -206,6 +206,10 @@ impl crate::dataplane::Kernel for Shared {
     fn jiffies(&self) -> anyhow::Result<u64> {
         self.body()?.jiffies()
     }
+    fn set_arm(&self, _: u8, _: u32) -> anyhow::Result<()> {
+        Ok(())
+    }
+
     fn set_schedule(&self, service: u16, values: &[u64]) -> anyhow::Result<()> {
         self.body()?.set_schedule(service, values)
     }

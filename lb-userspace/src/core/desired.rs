@@ -46,6 +46,15 @@ pub struct Leaving {
     pub reset: bool,
 }
 
+/// Where a server is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct At {
+    /// The number of the interface.
+    pub arm: u8,
+    /// The next hop's MAC address.
+    pub mac: Mac,
+}
+
 /// Everything that decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
@@ -56,7 +65,7 @@ pub struct Inputs<'a> {
     /// Health by server id; a server that is not there is unknown.
     pub health: &'a BTreeMap<u16, ServerHealth>,
     /// The next hop's MAC address by server id, where it is known.
-    pub macs: &'a BTreeMap<u16, Mac>,
+    pub macs: &'a BTreeMap<u16, At>,
     /// Servers that only finish their flows, by id.
     pub leaving: &'a BTreeMap<u16, Leaving>,
     /// Numbers of everything in `config`.
@@ -290,13 +299,13 @@ fn server_entry(
     id: u16,
     name: &ServerName,
 ) -> Result<(Server, ServerInfo), NoId> {
-    let at = SocketAddr::new(server.address, server.port);
-    let endpoint = inputs.ids.endpoint(at).ok_or_else(|| NoId(at.to_string()))?;
+    let socket = SocketAddr::new(server.address, server.port);
+    let endpoint = inputs.ids.endpoint(socket).ok_or_else(|| NoId(socket.to_string()))?;
     let unknown = ServerHealth::default();
     let health = inputs.health.get(&id).unwrap_or(&unknown);
-    let mac = inputs.macs.get(&id).copied();
+    let at = inputs.macs.get(&id).copied();
     let admin = inputs.overlay.state(name);
-    let mut state = server_state(admin, health.verdict, server.weight, service.on_down, mac.is_some());
+    let mut state = server_state(admin, health.verdict, server.weight, service.on_down, at.is_some());
     if server.same_port {
         state.0 |= ServerState::SAME_PORT;
     }
@@ -307,8 +316,8 @@ fn server_entry(
         endpoint,
         service: service_id,
         forwarding: service.forwarding.mode(),
-        arm: 0,
-        mac: mac.unwrap_or_default(),
+        arm: at.unwrap_or_default().arm,
+        mac: at.unwrap_or_default().mac,
         state,
     };
     let info = ServerInfo {
@@ -327,15 +336,16 @@ fn server_entry(
 }
 
 /// The entry of a server that only finishes its flows.
-fn leave(leaving: &Leaving, mac: Option<&Mac>) -> (Server, ServerInfo) {
+fn leave(leaving: &Leaving, at: Option<&At>) -> (Server, ServerInfo) {
     let mut bits = ServerState::PRESENT | leaving.server.state.0 & ServerState::SAME_PORT;
-    if mac.is_some() {
+    if at.is_some() {
         bits |= ServerState::REACHABLE;
     }
     if leaving.reset {
         bits |= ServerState::RESETS;
     }
-    let server = Server { mac: mac.copied().unwrap_or_default(), state: ServerState(bits), ..leaving.server };
+    let reached = at.copied().unwrap_or_default();
+    let server = Server { arm: reached.arm, mac: reached.mac, state: ServerState(bits), ..leaving.server };
     let info = ServerInfo {
         weight: 0,
         state: if leaving.reset { AdminState::Halt.number() } else { AdminState::Drain.number() },

@@ -14,6 +14,7 @@ use lb_common::table::{Insert, find, insert_if_absent};
 use lb_common::tcp::TcpState;
 
 use super::apply::{Applied, apply};
+use super::desired::At;
 use super::desired::{Desired, Inputs, Leaving, ServerHealth, desired};
 use super::ids::{Ids, InUse};
 use super::name::ServerName;
@@ -21,7 +22,6 @@ use super::overlay::Overlay;
 use crate::config::{self, Config};
 use crate::dataplane::Maps;
 use crate::dataplane::fake::{FakeKernel, maps};
-use crate::net::Mac;
 
 /// A service of a test: label, host, and its servers' labels and hosts.
 pub(crate) type TestService<'a> = (&'a str, u8, &'a [(&'a str, u8)]);
@@ -58,7 +58,7 @@ pub(crate) struct Case {
     pub(crate) config: Config,
     pub(crate) overlay: Overlay,
     pub(crate) health: BTreeMap<u16, ServerHealth>,
-    pub(crate) macs: BTreeMap<u16, Mac>,
+    pub(crate) macs: BTreeMap<u16, At>,
     pub(crate) leaving: BTreeMap<u16, Leaving>,
     pub(crate) ids: Ids,
     pub(crate) maps: Maps,
@@ -91,7 +91,8 @@ impl Case {
     pub(crate) fn configure_with(&mut self, config: Config, in_use: &InUse) {
         self.ids = self.ids.assign(&config, in_use, 16, 1_700_000_000).unwrap();
         self.config = config;
-        self.macs = (0..64).map(|id| (id, [2, 0, 0, 0, 1, u8::try_from(id).unwrap()])).collect();
+        self.macs =
+            (0..64).map(|id| (id, At { arm: 0, mac: [2, 0, 0, 0, 1, u8::try_from(id).unwrap()] })).collect();
     }
 
     pub(crate) fn desired(&self) -> Desired {

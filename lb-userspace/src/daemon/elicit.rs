@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lb_common::flow::{HOP_WORD, mac_bytes};
+use lb_common::flow::{HOP_WORD, arm_of, mac_bytes};
 use lb_common::life::SlotState;
 use lb_common::server::{ServerState, Servers as _};
 use lb_common::tcp::TcpState;
@@ -33,9 +33,9 @@ const ROUNDS: u32 = 3;
 const BETWEEN_ROUNDS: Duration = Duration::from_secs(2);
 
 /// Elicits a packet from every client with an open flow to `server`, until it is not reset any more, or nobody is left.
-pub async fn elicit(maps: Arc<Maps>, link: Link, server: u16, name: String, seed: u32) {
-    let socket = match PacketSocket::open(link.index) {
-        Ok(socket) => socket,
+pub async fn elicit(maps: Arc<Maps>, links: Vec<Link>, server: u16, name: String, seed: u32) {
+    let sockets: Vec<PacketSocket> = match links.iter().map(|link| PacketSocket::open(link.index)).collect() {
+        Ok(sockets) => sockets,
         Err(error) => {
             warn!("clients of {name} are not told at once that it is gone: {error}");
             return;
@@ -60,7 +60,9 @@ pub async fn elicit(maps: Arc<Maps>, link: Link, server: u16, name: String, seed
                     return;
                 }
             }
-            if let Some(frame) = frame(&maps, &link, flow, seed) {
+            if let Some((arm, frame)) = frame(&maps, &links, flow, seed)
+                && let Some(socket) = sockets.get(arm)
+            {
                 // A full queue loses this one; the next round sends it again.
                 let _lost = socket.send(&frame);
             }
@@ -73,8 +75,8 @@ fn resets(maps: &Maps, server: u16) -> bool {
     maps.servers.present(server).is_some_and(|server| server.state.has(ServerState::RESETS))
 }
 
-/// The segment for a flow, if it is still open.
-fn frame(maps: &Maps, link: &Link, flow: &OpenFlow, seed: u32) -> Option<Vec<u8>> {
+/// The segment for a flow, if it is still open, and the number of the interface that it leaves by.
+fn frame(maps: &Maps, links: &[Link], flow: &OpenFlow, seed: u32) -> Option<(usize, Vec<u8>)> {
     let slot = maps.flows.get(flow.index as usize)?;
     let life = slot.life();
     let open = life.state() == SlotState::Live
@@ -83,10 +85,12 @@ fn frame(maps: &Maps, link: &Link, flow: &OpenFlow, seed: u32) -> Option<Vec<u8>
     if !open {
         return None;
     }
-    let hop = mac_bytes(slot.words[HOP_WORD].load());
+    let hop = slot.words[HOP_WORD].load();
+    let arm = usize::from(arm_of(hop));
     let (from, to): (SocketAddr, SocketAddr) = (flow.service, flow.client);
     // Any number does: it is outside the client's window or not, the answer is the same.
-    tcp_syn_probe(link.mac, hop, from, to, seed ^ flow.index).ok()
+    let frame = tcp_syn_probe(links.get(arm)?.mac, mac_bytes(hop), from, to, seed ^ flow.index).ok()?;
+    Some((arm, frame))
 }
 
 #[cfg(test)]
@@ -145,9 +149,11 @@ mod tests {
         lab.balancer.run(async move || {
             let link = Net::open().unwrap().link("lb0").await.unwrap();
             // One round: the first client "answers" by being closed meanwhile.
-            let _ended =
-                tokio::time::timeout(Duration::from_millis(300), elicit(maps, link, a, "V/a".to_owned(), 7))
-                    .await;
+            let _ended = tokio::time::timeout(
+                Duration::from_millis(300),
+                elicit(maps, vec![link], a, "V/a".to_owned(), 7),
+            )
+            .await;
         });
         assert!(ear.hears(Duration::from_secs(2), |frame| is_syn_to(frame, service, 1)).is_some());
         let others = |frame: &[u8]| is_syn_to(frame, service, 2) || is_syn_to(frame, service, 3);

@@ -22,7 +22,7 @@ use tracing::{info, warn};
 use super::store::{Loaded, OwnAddress, State, Store};
 use crate::config::{self, Config, Protocol};
 use crate::core::apply::{apply, wait_for_packets};
-use crate::core::desired::{Desired, Inputs, Leaving, ServerHealth, desired, ip, leaving};
+use crate::core::desired::{At, Desired, Inputs, Leaving, ServerHealth, desired, ip, leaving};
 use crate::core::overlay::effective;
 use crate::core::rows::Usage;
 use crate::core::text::unpadded;
@@ -59,6 +59,15 @@ pub struct About {
     pub xdp_mode: String,
 }
 
+/// The next hop to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Its address.
+    pub neighbour: IpAddr,
+    /// The number of the interface that it is reached by.
+    pub arm: u8,
+}
+
 /// See the module.
 pub struct Engine {
     maps: Arc<Maps>,
@@ -73,7 +82,7 @@ pub struct Engine {
     health: BTreeMap<u16, ServerHealth>,
     health_table: HealthTable,
     /// The next hop of each server's address.
-    hops: BTreeMap<IpAddr, IpAddr>,
+    hops: BTreeMap<IpAddr, Hop>,
     /// What is known of the next hops; those not yet heard of are not in it.
     neighbours: BTreeMap<IpAddr, Option<Mac>>,
     /// Servers that go without their flows being waited for.
@@ -268,6 +277,14 @@ impl Engine {
         self.state.ids.server_name(id)
     }
 
+    /// Whether packets reach this server only if no router is in between.
+    #[must_use]
+    pub fn needs_same_network(&self, address: IpAddr) -> bool {
+        balanced(&self.running)
+            .filter(|service| service.forwarding == config::Forwarding::Dr)
+            .any(|service| service.real_servers.iter().any(|server| server.address == address))
+    }
+
     /// The addresses of every server that packets are sent to.
     #[must_use]
     pub fn server_addresses(&self) -> BTreeSet<IpAddr> {
@@ -321,19 +338,25 @@ impl Engine {
     }
 
     /// Tells the data path which frames are for us.
-    pub fn set_arm(&self, link: &Link) {
-        let arm = &self.maps.control().arms[0];
+    ///
+    /// # Errors
+    /// The kernel does not take the interface for packets that leave by it.
+    pub fn set_arm(&self, number: u8, link: &Link) -> anyhow::Result<()> {
+        let arms = &self.maps.control().arms;
+        let arm = arms.get(usize::from(number)).context("more interfaces than there can be")?;
+        self.maps.kernel.set_arm(number, link.index)?;
         arm.mac.store(lb_common::flow::mac_word(link.mac));
         arm.interface.store(u64::from(link.index) | u64::from(link.mtu.min(0xffff)) << 32);
+        Ok(())
     }
 
     /// The next hop of each server's address, anew.
-    pub fn set_hops(&mut self, hops: BTreeMap<IpAddr, IpAddr>) {
+    pub fn set_hops(&mut self, hops: BTreeMap<IpAddr, Hop>) {
         if hops == self.hops {
             return;
         }
         self.hops = hops;
-        let watched: BTreeSet<IpAddr> = self.hops.values().copied().collect();
+        let watched: BTreeSet<IpAddr> = self.hops.values().map(|hop| hop.neighbour).collect();
         self.neighbours.retain(|address, _| watched.contains(address));
         self.resync_or_warn("the routes to the servers");
     }
@@ -344,7 +367,7 @@ impl Engine {
         let behind: Vec<String> = self
             .hops
             .iter()
-            .filter(|(_, hop)| **hop == address)
+            .filter(|(_, hop)| hop.neighbour == address)
             .map(|(server, _)| server.to_string())
             .collect();
         if behind.is_empty() {
@@ -364,7 +387,7 @@ impl Engine {
     /// Whether the MAC address of every next hop is known.
     #[must_use]
     pub fn all_reachable(&self) -> bool {
-        self.hops.values().all(|hop| matches!(self.neighbours.get(hop), Some(Some(_))))
+        self.hops.values().all(|hop| matches!(self.neighbours.get(&hop.neighbour), Some(Some(_))))
     }
 
     /// A health check has told something.
@@ -538,7 +561,7 @@ impl Engine {
 
     /// The MAC address towards each server. One whose next hop was not heard of yet keeps the one it has: after a start
     /// that adopts, or a change of routes, traffic goes on until something better is known.
-    fn macs(&self, running: &Config, ids: &Ids, leaving: &BTreeMap<u16, Leaving>) -> BTreeMap<u16, Mac> {
+    fn macs(&self, running: &Config, ids: &Ids, leaving: &BTreeMap<u16, Leaving>) -> BTreeMap<u16, At> {
         let configured = balanced(running).flat_map(|service| {
             service.real_servers.iter().filter_map(|server| {
                 let name = ServerName::new(service.label.as_str(), server.label.as_str());
@@ -549,9 +572,12 @@ impl Engine {
         configured
             .chain(leaving)
             .filter_map(|(id, address)| {
-                let heard = self.hops.get(&address).and_then(|hop| self.neighbours.get(hop));
-                let mac = match heard {
-                    Some(mac) => *mac,
+                let heard = self
+                    .hops
+                    .get(&address)
+                    .and_then(|hop| Some((hop.arm, self.neighbours.get(&hop.neighbour)?)));
+                let at = match heard {
+                    Some((arm, mac)) => mac.map(|mac| At { arm, mac }),
                     None => self
                         .maps
                         .servers
@@ -559,9 +585,9 @@ impl Engine {
                         .filter(|live| {
                             live.state.has(ServerState::REACHABLE) && IpAddr::from(live.address) == address
                         })
-                        .map(|live| live.mac),
+                        .map(|live| At { arm: live.arm, mac: live.mac }),
                 };
-                Some((id, mac?))
+                Some((id, at?))
             })
             .collect()
     }

@@ -6,11 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::mpsc::{Receiver, UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, UnboundedReceiver, channel, unbounded_channel};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::engine::Engine;
+use super::engine::{Engine, Hop};
 use super::redirects::Redirects;
 use super::sources::of_family;
 use super::store::OwnAddress;
@@ -44,8 +44,8 @@ macro_rules! patiently {
 /// See the module.
 pub struct Outside {
     net: Net,
-    link: Link,
-    neighbours: Neighbours,
+    /// The interfaces; the services' addresses are on the first.
+    arms: Vec<Arm>,
     checker: Checker,
     redirects: Redirects,
     /// The addresses that packets to the servers and health checks come from.
@@ -55,13 +55,22 @@ pub struct Outside {
     announced: BTreeSet<IpAddr>,
 }
 
+/// An interface that the program is attached to.
+struct Arm {
+    link: Link,
+    neighbours: Neighbours,
+}
+
 /// What comes from outside.
 pub struct News {
     /// Health checks' results.
     pub health: UnboundedReceiver<HealthNews>,
     /// The kernel's.
-    pub network: Receiver<NetEvent>,
+    pub network: Receiver<ArmEvent>,
 }
+
+/// What the kernel tells about the interface of this number.
+pub struct ArmEvent(usize, NetEvent);
 
 impl Outside {
     /// Begins to watch; nothing is changed yet.
@@ -70,21 +79,34 @@ impl Outside {
     /// No netlink socket.
     pub fn start(
         net: Net,
-        link: Link,
+        links: Vec<Link>,
         sources: Vec<IpAddr>,
         engine: &mut Engine,
         seed: u64,
     ) -> anyhow::Result<(Self, News)> {
-        engine.set_arm(&link);
         let (sender, health) = unbounded_channel();
         let checker = Checker::new(Environment::real(seed), engine.known_health(), sender);
         engine.set_health_table(checker.table());
-        let (neighbours, network) = Neighbours::start(&net, link.clone(), Timing::default(), BTreeSet::new())
-            .context("the neighbours cannot be followed")?;
+        let (told, network) = channel(1);
+        let mut arms = Vec::new();
+        for (number, link) in links.into_iter().enumerate() {
+            engine.set_arm(u8::try_from(number)?, &link)?;
+            let (neighbours, mut events) =
+                Neighbours::start(&net, link.clone(), Timing::default(), BTreeSet::new())
+                    .context("the neighbours cannot be followed")?;
+            let told = told.clone();
+            tokio::spawn(async move {
+                while let Some(event) = events.recv().await {
+                    if told.send(ArmEvent(number, event)).await.is_err() {
+                        break;
+                    }
+                }
+            });
+            arms.push(Arm { link, neighbours });
+        }
         let outside = Self {
             net,
-            link,
-            neighbours,
+            arms,
             checker,
             redirects: Redirects::default(),
             sources,
@@ -94,10 +116,27 @@ impl Outside {
         Ok((outside, News { health, network }))
     }
 
-    /// The interface.
+    /// The interfaces, by number.
     #[must_use]
-    pub const fn link(&self) -> &Link {
-        &self.link
+    pub fn links(&self) -> Vec<Link> {
+        self.arms.iter().map(|arm| arm.link.clone()).collect()
+    }
+
+    /// Their names.
+    #[must_use]
+    pub fn names(&self) -> String {
+        let names: Vec<&str> = self.arms.iter().map(|arm| arm.link.name.as_str()).collect();
+        names.join(", ")
+    }
+
+    /// The one that clients' addresses are on.
+    fn link(&self) -> &Link {
+        &self.arms[0].link
+    }
+
+    /// The number of the interface with this index.
+    fn arm_of(&self, index: u32) -> Option<usize> {
+        self.arms.iter().position(|arm| arm.link.index == index)
     }
 
     /// Makes the network be as the engine wants it.
@@ -111,20 +150,40 @@ impl Outside {
     /// Finds the next hop of each server, and watches it.
     pub async fn follow_hops(&mut self, engine: &mut Engine) {
         let mut hops = BTreeMap::new();
+        let mut watched = vec![BTreeSet::new(); self.arms.len()];
         for server in engine.server_addresses() {
-            match patiently!(self.net.next_hop(self.link.index, server).await) {
-                Ok(hop) if hop.interface == self.link.index => {
-                    hops.insert(server, hop.neighbour);
+            let hop = match patiently!(self.net.next_hop(self.link().index, server).await) {
+                Ok(hop) => hop,
+                Err(error) => {
+                    warn!("packets to {server} are dropped: {error}");
+                    continue;
                 }
-                Ok(_) => warn!(
+            };
+            match self.arm_of(hop.interface) {
+                Some(number) => {
+                    watched[number].insert(hop.neighbour);
+                    hops.insert(
+                        server,
+                        Hop { neighbour: hop.neighbour, arm: u8::try_from(number).unwrap_or(0) },
+                    );
+                }
+                None => warn!(
                     "{server} is not reached through {}: packets to it are dropped; correct the routes, or the \
                      server's address",
-                    self.link.name
+                    self.names()
                 ),
-                Err(error) => warn!("packets to {server} are dropped: {error}"),
+            }
+            if hop.gateway.is_some() && engine.needs_same_network(server) {
+                warn!(
+                    "{server} is behind a router, and with forwarding: dr the router would get its packets: use tunnel, or \
+                     bring the server into a network of {}",
+                    self.names()
+                );
             }
         }
-        self.neighbours.watch(hops.values().copied().collect());
+        for (arm, watched) in self.arms.iter().zip(watched) {
+            arm.neighbours.watch(watched);
+        }
         engine.set_hops(hops);
     }
 
@@ -132,9 +191,9 @@ impl Outside {
     pub async fn follow_addresses(&mut self, engine: &mut Engine) {
         let wanted = engine.wanted_addresses();
         let mut own = engine.own_addresses().clone();
-        let interface = self.link.name.clone();
+        let interface = self.link().name.clone();
         for address in &wanted {
-            match patiently!(self.net.add_address(self.link.index, *address).await) {
+            match patiently!(self.net.add_address(self.link().index, *address).await) {
                 Ok(Added::ByUs) => {
                     info!("{address} added to {interface}");
                     own.insert(OwnAddress { interface: interface.clone(), address: *address });
@@ -150,7 +209,7 @@ impl Outside {
             .cloned()
             .collect();
         for address in unwanted {
-            match patiently!(self.net.remove_address(self.link.index, address.address).await) {
+            match patiently!(self.net.remove_address(self.link().index, address.address).await) {
                 Ok(removed) => {
                     if removed == Removed::ByUs {
                         info!("{} removed from {interface}", address.address);
@@ -170,14 +229,17 @@ impl Outside {
     /// An address of the interface's own is not the daemon's to put back: an IPv6 one goes whenever the interface is set
     /// down (`net.ipv6.conf.NAME.keep_addr_on_down`).
     async fn look_for_sources(&mut self) {
-        let present = match patiently!(self.net.addresses(self.link.index).await) {
-            Ok(addresses) => addresses,
-            Err(error) => return warn!("{error}"),
-        };
+        let mut present = Vec::new();
+        for arm in &self.arms {
+            match patiently!(self.net.addresses(arm.link.index).await) {
+                Ok(addresses) => present.extend(addresses),
+                Err(error) => return warn!("{error}"),
+            }
+        }
         let is_usable =
             |source: &IpAddr| present.iter().any(|address| address.address == *source && !address.duplicate);
         let missing: Vec<IpAddr> = self.sources.iter().copied().filter(|source| !is_usable(source)).collect();
-        let interface = &self.link.name;
+        let interface = self.names();
         for source in missing.iter().filter(|source| !self.missing.contains(source)) {
             warn!(
                 "{source}, to which the servers answer, is not on {interface} any more, or is another machine's too: \
@@ -192,10 +254,10 @@ impl Outside {
 
     /// The next time the interface is up, everything is announced again.
     fn announce(&self, addresses: BTreeSet<IpAddr>) {
-        if addresses.is_empty() || !self.link.up {
+        if addresses.is_empty() || !self.link().up {
             return;
         }
-        let link = self.link.clone();
+        let link = self.link().clone();
         tokio::spawn(async move {
             let mut waited = Duration::ZERO;
             for at in ANNOUNCE_SCHEDULE {
@@ -230,21 +292,25 @@ impl Outside {
     ///
     /// # Errors
     /// The interface is gone.
-    pub async fn event(&mut self, event: NetEvent, engine: &mut Engine) -> anyhow::Result<()> {
+    pub async fn event(
+        &mut self,
+        ArmEvent(number, event): ArmEvent,
+        engine: &mut Engine,
+    ) -> anyhow::Result<()> {
         match event {
             NetEvent::Neighbour(event) => engine.neighbour(event.address, event.mac),
             NetEvent::RouteChanged => self.follow_hops(engine).await,
             NetEvent::AddressChanged => self.follow_addresses(engine).await,
             NetEvent::Link(LinkEvent::Changed(link)) => {
-                let came_up = link.up && !self.link.up;
-                let renumbered = link.mac != self.link.mac;
-                match (self.link.up, link.up) {
-                    (true, false) => warn!("{} has no link: nobody reaches the services", link.name),
+                let before = std::mem::replace(&mut self.arms[number].link, link.clone());
+                let came_up = link.up && !before.up;
+                let renumbered = link.mac != before.mac;
+                match (before.up, link.up) {
+                    (true, false) => warn!("{} has no link: nobody is reached through it", link.name),
                     (false, true) => info!("{} has a link again", link.name),
                     _ => {}
                 }
-                self.link = link;
-                engine.set_arm(&self.link);
+                engine.set_arm(u8::try_from(number)?, &link)?;
                 if came_up || renumbered {
                     self.announced.clear();
                     self.follow_addresses(engine).await;
@@ -252,7 +318,8 @@ impl Outside {
                 }
             }
             NetEvent::Link(LinkEvent::Removed) => {
-                anyhow::bail!("the interface {} is gone: start again when it is back", self.link.name)
+                let name = &self.arms[number].link.name;
+                anyhow::bail!("the interface {name} is gone: start again when it is back")
             }
         }
         Ok(())

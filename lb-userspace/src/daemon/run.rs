@@ -1,12 +1,13 @@
 //! `steadfastd run`: starting in an order in which nobody is served by half a data path, then the loop.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, ensure};
 use lb_common::clock::Ticks;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -17,20 +18,20 @@ use super::elicit::elicit;
 use super::engine::{About, Clock, ConfigFile, Engine, Memory};
 use super::kernel_log;
 use super::lock::RunLock;
-use super::outside::{News, Outside};
+use super::outside::{ArmEvent, News, Outside};
 use super::setup;
 use super::sources::sources;
 use super::store::Store;
 use crate::api::{self, Job};
 use crate::config::{self, Config, XdpMode};
 use crate::core::ServerName;
+use crate::dataplane::arms;
 use crate::dataplane::clock::measure_hz;
 use crate::dataplane::load::{DataPath, Started};
-use crate::dataplane::program::Mode;
 use crate::dataplane::repair::{Suspects, repair, suspects};
 use crate::dataplane::sweep::sweep;
 use crate::dataplane::{Geometry, Maps};
-use crate::net::{Link, Net, NetEvent, ephemeral_range};
+use crate::net::{Link, Net, ephemeral_range};
 use crate::paths::Paths;
 
 /// How long a fresh start waits for the servers' MAC addresses before it takes clients.
@@ -65,15 +66,24 @@ pub struct Attached {
     pub keep: Box<dyn Any + Send>,
 }
 
-/// Starts a data path on an interface.
-pub type Attach = Box<dyn FnOnce(&str, XdpMode, Geometry) -> anyhow::Result<Attached> + Send>;
+/// Starts a data path on interfaces.
+pub type Attach = Box<dyn FnOnce(&[String], XdpMode, Geometry) -> anyhow::Result<Attached> + Send>;
 
 /// The real one: the XDP program, pinned.
 #[must_use]
 pub fn xdp(pin_dir: PathBuf) -> Attach {
-    Box::new(move |interface, mode, geometry| {
-        let (path, started) = DataPath::start(&pin_dir, interface, mode, geometry)?;
-        let mut notes: Vec<String> = path.attached.note.iter().cloned().collect();
+    Box::new(move |interfaces, mode, geometry| {
+        let (first, others) = interfaces.split_first().context("no interface is named")?;
+        arms::check(&pin_dir, interfaces)?;
+        let (mut path, started) = DataPath::start(&pin_dir, first, mode, geometry)?;
+        for other in others {
+            path.extend(&pin_dir, other, mode)?;
+        }
+        arms::warn_of_others(&pin_dir, interfaces)?;
+        let places = || [&path.attached].into_iter().chain(&path.others);
+        let mut notes: Vec<String> = places().filter_map(|place| place.note.clone()).collect();
+        let modes: BTreeSet<&str> = places().map(|place| place.mode.name()).collect();
+        let modes = modes.into_iter().collect::<Vec<_>>().join(", ");
         let adopted = match started {
             Started::Fresh => path.maps.control().layout.load() != 0,
             Started::Adopted { program_replaced } => {
@@ -87,17 +97,7 @@ pub fn xdp(pin_dir: PathBuf) -> Attach {
             }
         };
         kernel_log::follow(path.attached.program);
-        Ok(Attached {
-            maps: Arc::clone(&path.maps),
-            adopted,
-            mode: match path.attached.mode {
-                Mode::Native => "native",
-                Mode::Generic => "generic",
-            }
-            .to_owned(),
-            notes,
-            keep: Box::new(path),
-        })
+        Ok(Attached { maps: Arc::clone(&path.maps), adopted, mode: modes, notes, keep: Box::new(path) })
     })
 }
 
@@ -124,26 +124,33 @@ pub async fn run(options: Options, attach: Attach) -> anyhow::Result<()> {
     let file = read_config(&options.config)?;
     let _lock = RunLock::take(&options.paths.lock(), "start another")?;
     let memory = Memory::recall(Store::new(options.paths.state_file()), &file)?;
-    let interface = interface_of(&options, &memory.running)?;
+    let interfaces = interfaces_of(&options, &memory.running)?;
     setup::ports_apart(memory.running.node.snat_ports, &ephemeral_range()?)?;
     let net = Net::open()?;
-    let link = net.link(&interface).await?;
-    let sources = sources(&net, &link, &memory.running).await?;
+    let mut links = Vec::new();
+    for interface in &interfaces {
+        links.push(net.link(interface).await?);
+    }
+    let sources = sources(&net, &links, &memory.running).await?;
     let geometry = setup::geometry(&memory.running, &sources)?;
     let mode = memory.running.node.xdp_mode;
-    let name = interface.clone();
-    let attached = tokio::task::spawn_blocking(move || attach(&name, mode, geometry)).await??;
-    let (daemon, news) = bring_up(&options, memory, attached, net, link, &sources, &geometry).await?;
+    let attached = tokio::task::spawn_blocking(move || attach(&interfaces, mode, geometry)).await??;
+    let (daemon, news) = bring_up(&options, memory, attached, net, links, &sources, &geometry).await?;
     let jobs = api::serve(&options.paths.socket())?;
     daemon.ready();
     daemon.serve(news, jobs, &options.config).await
 }
 
-fn interface_of(options: &Options, config: &Config) -> anyhow::Result<String> {
-    match (&options.interface, config.node.interfaces.first()) {
-        (Some(name), _) | (None, Some(name)) => Ok(name.clone()),
-        (None, None) => bail!("the configuration names no interface: write node.interfaces, or give --iface"),
-    }
+fn interfaces_of(options: &Options, config: &Config) -> anyhow::Result<Vec<String>> {
+    let names = match &options.interface {
+        Some(name) => vec![name.clone()],
+        None => config.node.interfaces.clone(),
+    };
+    ensure!(
+        !names.is_empty(),
+        "the configuration names no interface: write node.interfaces, or give --iface"
+    );
+    Ok(names)
 }
 
 struct Daemon {
@@ -163,7 +170,7 @@ async fn bring_up(
     mut memory: Memory,
     attached: Attached,
     net: Net,
-    link: Link,
+    links: Vec<Link>,
     sources: &[IpAddr],
     geometry: &Geometry,
 ) -> anyhow::Result<(Daemon, News)> {
@@ -188,14 +195,14 @@ async fn bring_up(
     let about = About {
         started_at: clock(),
         file: options.config.display().to_string(),
-        interface: link.name.clone(),
+        interface: links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>().join(", "),
         xdp_mode: mode,
     };
     let suspects = adopted.then(|| suspects(&maps));
     let mut engine = Engine::new(Arc::clone(&maps), memory, about, clock, adopted);
     let seed =
         getrandom::u64().map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
-    let (mut outside, mut news) = Outside::start(net, link, sources.to_vec(), &mut engine, seed)?;
+    let (mut outside, mut news) = Outside::start(net, links, sources.to_vec(), &mut engine, seed)?;
     outside.follow_hops(&mut engine).await;
     if !adopted {
         wait_for_neighbours(&mut outside, &mut news, &mut engine).await?;
@@ -241,7 +248,7 @@ impl Daemon {
         info!(
             "ready: {} virtual services, {servers} real servers on {}, {}",
             running.services.len(),
-            self.outside.link().name,
+            self.outside.names(),
             if self.adopted { "sessions kept" } else { "fresh start" },
         );
     }
@@ -282,7 +289,7 @@ impl Daemon {
         Ok(())
     }
 
-    async fn network_event(&mut self, event: NetEvent) -> anyhow::Result<()> {
+    async fn network_event(&mut self, event: ArmEvent) -> anyhow::Result<()> {
         match timeout(NETWORK_WAIT, self.outside.event(event, &mut self.engine)).await {
             Ok(done) => done,
             Err(_) => {
@@ -335,8 +342,8 @@ impl Daemon {
     fn elicit(&mut self) {
         for id in self.engine.take_resetting() {
             let name = self.engine.name_of(id).map_or_else(|| format!("#{id}"), ServerName::to_string);
-            let (maps, link) = (Arc::clone(self.engine.maps()), self.outside.link().clone());
-            tokio::spawn(elicit(maps, link, id, name, self.seed));
+            let (maps, links) = (Arc::clone(self.engine.maps()), self.outside.links());
+            tokio::spawn(elicit(maps, links, id, name, self.seed));
         }
     }
 }

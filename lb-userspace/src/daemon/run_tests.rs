@@ -27,6 +27,10 @@ impl Kernel for Running {
     fn jiffies(&self) -> anyhow::Result<u64> {
         Ok(u64::try_from(self.1.elapsed().as_micros() / 4000)? + 1_000_000)
     }
+    fn set_arm(&self, arm: u8, interface: u32) -> anyhow::Result<()> {
+        self.0.set_arm(arm, interface)
+    }
+
     fn set_schedule(&self, service: u16, values: &[u64]) -> anyhow::Result<()> {
         self.0.set_schedule(service, values)
     }
@@ -58,7 +62,7 @@ fn fresh_maps() -> Arc<Maps> {
 fn attach(maps: &Arc<Maps>) -> Attach {
     let maps = Arc::clone(maps);
     Box::new(move |interface, _, geometry| {
-        assert_eq!((interface, geometry.sources), ("lb0", 1));
+        assert_eq!((interface, geometry.sources), (&["lb0".to_owned()][..], 1));
         let adopted = maps.control().layout.load() != 0;
         Ok(Attached { maps, adopted, mode: "native".to_owned(), notes: Vec::new(), keep: Box::new(()) })
     })

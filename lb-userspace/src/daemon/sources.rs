@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::bail;
 
-use crate::config::{Config, Protocol};
+use crate::config::{Config, Protocol, Service};
 use crate::net::{Family, Link, Net};
 
 /// The addresses of `node.snat_addresses`; for a family that the services need and the configuration does not name,
@@ -13,13 +13,14 @@ use crate::net::{Family, Link, Net};
 ///
 /// # Errors
 /// The interface has no address of a family that is needed.
-pub async fn sources(net: &Net, link: &Link, config: &Config) -> anyhow::Result<Vec<IpAddr>> {
+pub async fn sources(net: &Net, links: &[Link], config: &Config) -> anyhow::Result<Vec<IpAddr>> {
     let mut sources = config.node.snat_addresses.clone();
     let services: Vec<IpAddr> = config.services.iter().map(|service| service.address).collect();
     for family in needed(config) {
         if of_family(&sources, family).is_some() {
             continue;
         }
+        let link = towards_servers(net, links, config, family).await;
         match net.primary_address(link.index, family, &services).await? {
             Some(address) => sources.push(address),
             None => bail!(
@@ -37,6 +38,27 @@ pub async fn sources(net: &Net, link: &Link, config: &Config) -> anyhow::Result<
     Ok(sources)
 }
 
+/// The interface by which the first server of the family is reached; the first of all if that can't be told.
+async fn towards_servers<'a>(net: &Net, links: &'a [Link], config: &Config, family: Family) -> &'a Link {
+    let server = balanced(config)
+        .flat_map(|service| &service.real_servers)
+        .find(|server| Family::of(server.address) == family);
+    if links.len() > 1
+        && let Some(server) = server
+        && let Ok(hop) = net.next_hop(links[0].index, server.address).await
+        && let Some(link) = links.iter().find(|link| link.index == hop.interface)
+    {
+        return link;
+    }
+    &links[0]
+}
+
+/// The services whose servers see one of our addresses.
+fn balanced(config: &Config) -> impl Iterator<Item = &Service> {
+    let services = config.services.iter();
+    services.filter(|service| service.protocol == Protocol::Tcp && service.forwarding.needs_source())
+}
+
 /// The first address of the family.
 #[must_use]
 pub fn of_family(sources: &[IpAddr], family: Family) -> Option<IpAddr> {
@@ -52,9 +74,7 @@ pub fn without_source(config: &Config, sources: &[IpAddr]) -> Option<Family> {
 
 /// The families of the servers that see one of our addresses.
 fn needed(config: &Config) -> BTreeSet<Family> {
-    let balanced = config.services.iter().filter(|service| service.protocol == Protocol::Tcp);
-    balanced
-        .filter(|service| service.forwarding.needs_source())
+    balanced(config)
         .flat_map(|service| &service.real_servers)
         .map(|server| Family::of(server.address))
         .collect()
@@ -95,7 +115,7 @@ mod tests {
                 (&[v6, v4], &["2001:db8::5", "192.0.2.5"], &["2001:db8::5", "192.0.2.5"]),
             ] {
                 let expected: Vec<IpAddr> = expected.iter().map(|address| ip(address)).collect();
-                let found = sources(&net, &link, &site(services, snat)).await.unwrap();
+                let found = sources(&net, std::slice::from_ref(&link), &site(services, snat)).await.unwrap();
                 assert_eq!(found, expected, "{services:?} {snat:?}");
             }
         });
@@ -119,7 +139,10 @@ mod tests {
             let net = Net::open().unwrap();
             let link = net.link("lb0").await.unwrap();
             for (own, family) in [(Lab::BALANCER, "no IPv4 address"), (Lab::BALANCER_V6, "no IPv6 address")] {
-                let error = sources(&net, &link, &site(&[own], &[])).await.unwrap_err().to_string();
+                let error = sources(&net, std::slice::from_ref(&link), &site(&[own], &[]))
+                    .await
+                    .unwrap_err()
+                    .to_string();
                 assert!(error.contains("lb0") && error.contains(family), "{error}");
             }
         });

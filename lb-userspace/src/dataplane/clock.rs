@@ -213,6 +213,10 @@ mod tests {
         fn jiffies(&self) -> anyhow::Result<u64> {
             Ok(u64::try_from(self.0.elapsed().as_nanos() * self.1 / 1_000_000_000)?)
         }
+        fn set_arm(&self, _: u8, _: u32) -> anyhow::Result<()> {
+            Ok(())
+        }
+
         fn set_schedule(&self, _: u16, _: &[u64]) -> anyhow::Result<()> {
             bail!("none")
         }

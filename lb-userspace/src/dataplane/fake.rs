@@ -53,6 +53,10 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn set_arm(&self, _: u8, _: u32) -> anyhow::Result<()> {
+        self.call()
+    }
+
     fn schedule(&self, service: u16) -> anyhow::Result<Option<Vec<u64>>> {
         self.call()?;
         let schedules = self.schedules.lock().unwrap_or_else(PoisonError::into_inner);

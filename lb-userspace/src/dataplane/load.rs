@@ -16,7 +16,6 @@ use lb_common::{
     control::{Control, LAYOUT_VERSION, Snat},
     maps::{self, MapSpec},
 };
-use tracing::warn;
 
 use super::{
     Geometry, Maps, Region,
@@ -35,6 +34,8 @@ pub struct DataPath {
     pub maps: Arc<Maps>,
     /// Where the program is.
     pub attached: Attached,
+    /// Where else it is.
+    pub others: Vec<Attached>,
     _lock: Lock,
 }
 
@@ -100,7 +101,7 @@ impl DataPath {
         }
         let (attached, started) = begun?;
         let maps = Arc::new(pinned::open(pin_dir, Access::ReadWrite)?);
-        Ok((Self { maps, attached, _lock: lock }, started))
+        Ok((Self { maps, attached, others: Vec::new(), _lock: lock }, started))
     }
 }
 
@@ -111,12 +112,6 @@ fn bring_up(
     mode: XdpMode,
     geometry: &Geometry,
 ) -> anyhow::Result<(Attached, Started)> {
-    let elsewhere = program::link_pins(pins)?;
-    for other in elsewhere.iter().filter(|other| **other != target.name) {
-        warn!(
-            "the program is pinned on {other} too, from an earlier start: `steadfastd detach` takes it off"
-        );
-    }
     let mut object = program::load(pins, geometry)?;
     for spec in &maps::ALL {
         pinned::create_user_map(pins, spec, geometry.entries(spec))?;

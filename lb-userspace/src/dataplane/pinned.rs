@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use aya::maps::{ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{ArrayOfMaps, DevMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use lb_common::{
     control::LAYOUT_VERSION,
     maps::{self, INNER_MAP, MapKind, MapSpec, Traffic},
@@ -171,6 +171,7 @@ pub struct PinnedKernel {
     clock: OwnedFd,
     schedule: Mutex<ArrayOfMaps<MapData, MapData>>,
     schedule_map: OwnedFd,
+    arms: Mutex<DevMap<MapData>>,
     reasons: PerCpuArray<MapData, u64>,
     services: Mutex<PerCpuArray<MapData, TrafficWords>>,
     servers: Mutex<PerCpuArray<MapData, TrafficWords>>,
@@ -178,16 +179,17 @@ pub struct PinnedKernel {
 
 impl PinnedKernel {
     pub(super) fn open(pins: &Pins, access: Access) -> anyhow::Result<Self> {
-        let counters = |spec| -> anyhow::Result<_> { Ok(Map::from_map_data(open_map(pins, spec, access)?)?) };
+        let map = |spec| -> anyhow::Result<_> { Ok(Map::from_map_data(open_map(pins, spec, access)?)?) };
         let schedule = open_map(pins, &maps::SCHEDULE, access)?;
         let schedule_map = schedule.fd().as_fd().try_clone_to_owned()?;
         Ok(Self {
             clock: open_pin(&pins.program(CLOCK_PROGRAM), Access::ReadWrite)?,
             schedule: Mutex::new(Map::from_map_data(schedule)?.try_into()?),
             schedule_map,
-            reasons: counters(&maps::REASON_COUNTERS)?.try_into()?,
-            services: Mutex::new(counters(&maps::SERVICE_COUNTERS)?.try_into()?),
-            servers: Mutex::new(counters(&maps::SERVER_COUNTERS)?.try_into()?),
+            arms: Mutex::new(map(&maps::ARMS)?.try_into()?),
+            reasons: map(&maps::REASON_COUNTERS)?.try_into()?,
+            services: Mutex::new(map(&maps::SERVICE_COUNTERS)?.try_into()?),
+            servers: Mutex::new(map(&maps::SERVER_COUNTERS)?.try_into()?),
         })
     }
 
@@ -214,6 +216,12 @@ impl Kernel for PinnedKernel {
             "the clock program ended with {result}: it is not what was built with this version"
         );
         Ok(u64::from_ne_bytes(*jiffies))
+    }
+
+    fn set_arm(&self, arm: u8, interface: u32) -> anyhow::Result<()> {
+        let mut arms = self.arms.lock().unwrap_or_else(PoisonError::into_inner);
+        arms.set(u32::from(arm), interface, None, 0)
+            .with_context(|| format!("packets cannot be sent out by interface number {interface}"))
     }
 
     fn set_schedule(&self, service: u16, values: &[u64]) -> anyhow::Result<()> {

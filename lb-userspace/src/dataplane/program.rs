@@ -32,6 +32,17 @@ pub enum Mode {
     Generic,
 }
 
+impl Mode {
+    /// The name in configuration and views.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
+}
+
 /// A program that is pinned, for whoever asks what runs here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProgramStatus {

@@ -51,6 +51,9 @@ impl Kernel for CountingKernel {
     fn set_schedule(&self, service: u16, values: &[u64]) -> anyhow::Result<()> {
         self.inner.set_schedule(service, values)
     }
+    fn set_arm(&self, arm: u8, interface: u32) -> anyhow::Result<()> {
+        self.inner.set_arm(arm, interface)
+    }
     fn schedule(&self, service: u16) -> anyhow::Result<Option<Vec<u64>>> {
         self.inner.schedule(service)
     }

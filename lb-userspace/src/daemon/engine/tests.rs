@@ -12,6 +12,11 @@ use crate::dataplane::fake::{FakeKernel, maps};
 
 const FILE: &str = "/etc/steadfast.yaml";
 
+/// By the first interface.
+fn hop(host: u8) -> Hop {
+    Hop { neighbour: [192, 0, 2, host].into(), arm: 0 }
+}
+
 /// A daemon's core over fake maps, and its state directory.
 struct World {
     directory: TempDir,
@@ -42,7 +47,7 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let maps = Arc::new(maps(FakeKernel::default()));
         let mut engine = engine(&directory, &maps, text, false);
-        engine.set_hops((1..=9).map(|host| ([192, 0, 2, host].into(), [192, 0, 2, host].into())).collect());
+        engine.set_hops((1..=9).map(|host| ([192, 0, 2, host].into(), hop(host))).collect());
         for host in 1..=9 {
             engine.neighbour([192, 0, 2, host].into(), Some([2, 0, 0, 0, 0, host]));
         }
@@ -285,7 +290,7 @@ fn a_server_without_a_neighbour_is_told_apart_from_one_that_is_down() {
     world.engine.neighbour([192, 0, 2, 1].into(), Some([2, 0, 0, 0, 0, 77]));
     assert_eq!(world.maps.servers.present(world.id("a")).unwrap().mac[5], 77);
     // Another way whose end has not been heard of yet: the old one is used until it has.
-    world.engine.set_hops([([192, 0, 2, 1].into(), [192, 0, 2, 99].into())].into());
+    world.engine.set_hops([([192, 0, 2, 1].into(), hop(99))].into());
     assert_eq!(world.maps.servers.present(world.id("a")).unwrap().mac[5], 77);
     world.engine.neighbour([192, 0, 2, 99].into(), Some([2, 0, 0, 0, 0, 99]));
     assert_eq!(world.maps.servers.present(world.id("a")).unwrap().mac[5], 99);
