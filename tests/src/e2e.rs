@@ -5,6 +5,7 @@ pub mod downloads;
 pub mod far;
 pub mod http;
 pub mod kernel;
+pub mod matrix;
 pub mod records;
 pub mod site;
 pub mod talkers;
