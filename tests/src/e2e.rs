@@ -8,6 +8,7 @@ pub mod kernel;
 pub mod matrix;
 pub mod records;
 pub mod site;
+pub mod stand_in;
 pub mod talkers;
 pub mod turn;
 pub mod wait;

@@ -443,24 +443,6 @@ impl Lab {
         Ok(output.stdout)
     }
 
-    /// The SHA-256 of what curl gets, in hexadecimal digits, without keeping it in memory.
-    ///
-    /// # Errors
-    /// Those of [`Lab::curl`].
-    pub fn download_sha256(&self, source: impl Into<IpAddr>, url: &str) -> Result<String> {
-        let source = source.into().to_string();
-        let mut curl = self.command(Ns::Client, "curl", ["-sSfk", "--interface", &source, url]);
-        let mut curl =
-            curl.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start curl")?;
-        let body = curl.stdout.take().context("curl has no standard output")?;
-        let digest = big::sha256(body.into());
-        let status = curl.wait()?;
-        if !status.success() {
-            bail!("curl from {source} to {url}: {status}");
-        }
-        digest
-    }
-
     /// Captures what passes a namespace's `eth0`; the filter is tcpdump's, and may be empty.
     ///
     /// # Errors
