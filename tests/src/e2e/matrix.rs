@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     process::Stdio,
+    thread,
     time::Duration,
 };
 
@@ -160,7 +161,7 @@ impl Row {
             let mut captures = self.site.capture_cables(Ns::Client, CAPTURED, "ip or ip6")?;
             captures.extend(self.site.capture_cables(Ns::Server(server), CAPTURED, "ip or ip6")?);
             self.transfer(download, client, server)?;
-            let longest = self.look(captures)?;
+            let longest = Self::look(captures)?;
             ensure!(longest <= 1514, "a frame of {longest} bytes never was on a wire");
         }
         Ok(())
@@ -175,7 +176,7 @@ impl Row {
             let told = self.site.capture(router, TOO_BIG)?;
             let hop = self.site.capture_on(Ns::Near, "hop0", "tcp")?;
             self.transfer(download, client, server)?;
-            let longest = self.look(vec![hop])?;
+            let longest = Self::look(vec![hop])?;
             let limit = usize::try_from(Topology::NARROW_MTU)? + 14;
             ensure!(longest == limit, "the longest frame on the narrow hop has {longest} bytes, not {limit}");
             let told = told.stop()?;
@@ -208,14 +209,13 @@ impl Row {
     }
 
     /// Ends the captures, in none of which a checksum may be wrong, and returns the length of the longest frame.
-    fn look(&self, captures: Vec<Capture>) -> Result<usize> {
+    fn look(captures: Vec<Capture>) -> Result<usize> {
+        let threads: Vec<_> = captures.into_iter().map(|capture| thread::spawn(|| read(capture))).collect();
         let (mut packets, mut longest) = (0, 0);
-        for capture in captures {
-            let captured = capture.stop()?;
-            let bad = captured.bad_checksums()?;
-            ensure!(bad.is_empty(), "{} bad checksums, such as {}", bad.len(), bad[0]);
-            packets += captured.packets().len();
-            longest = captured.packets().iter().map(Vec::len).max().unwrap_or(0).max(longest);
+        for thread in threads {
+            let lengths = thread.join().ok().context("a thread panicked")??;
+            packets += lengths.len();
+            longest = lengths.into_iter().max().unwrap_or(0).max(longest);
         }
         ensure!(packets > 5_000, "only {packets} packets were captured of {LARGE} bytes");
         Ok(longest)
@@ -262,4 +262,12 @@ impl Row {
         ensure!(others.is_empty(), "{FIRST} went down, and these moved: {others:?}");
         Ok(())
     }
+}
+
+/// The lengths of a capture's frames.
+fn read(capture: Capture) -> Result<Vec<usize>> {
+    let captured = capture.stop()?;
+    let bad = captured.bad_checksums()?;
+    ensure!(bad.is_empty(), "{} bad checksums, such as {}", bad.len(), bad[0]);
+    Ok(captured.packets().iter().map(Vec::len).collect())
 }
