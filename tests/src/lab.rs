@@ -8,6 +8,8 @@
 //! 10.85/16     + .150, .151 by the daemon
 //! ```
 //!
+//! That is the default; [`Topology`] says what else there is.
+//!
 //! Dropping a [`Lab`] removes everything, also after a panic; what a killed process left is removed by the next lab.
 
 mod big;
@@ -16,12 +18,18 @@ pub mod client;
 mod daemon;
 mod flood;
 mod frame;
+mod hosts;
 mod layout;
 mod namespace;
 mod network;
 mod nginx;
 mod places;
+mod programs;
 mod registry;
+mod services;
+mod topology;
+mod transfers;
+mod ways;
 
 use std::{
     ffi::OsStr,
@@ -44,6 +52,8 @@ pub use self::{
     nginx::{PLAIN_PORT, Port443},
     places::{Places, bin_dir, bpf_object},
     registry::sweep,
+    services::Services,
+    topology::{Arms, Family, Mode, Topology},
 };
 pub use nix::sys::signal::Signal;
 
@@ -60,11 +70,13 @@ pub struct LabOptions {
     /// Use the daemon's default directories and plain names, so that the command line works from any shell. There
     /// can be one such lab, and only on a machine that is no balancer itself.
     pub system: bool,
+    /// Forwarding mode, family of addresses, arms.
+    pub topology: Topology,
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { port_443: Port443::Tls, big_bytes: 1024 * 1024, system: false }
+        Self { port_443: Port443::Tls, big_bytes: 1024 * 1024, system: false, topology: Topology::default() }
     }
 }
 
@@ -77,11 +89,13 @@ pub struct Lab {
     lb: Host,
     client: Host,
     servers: Vec<Server>,
+    /// None, or the two of a narrow hop.
+    routers: Vec<Host>,
     big_sha256: String,
     daemon: Option<Child>,
     captures: AtomicU32,
-    /// Keeps the program at the bridge's end of the balancer's link.
-    _pass: Option<Ebpf>,
+    /// Keeps the programs at the bridge's ends of the balancer's links, and those of tunnel servers.
+    programs: Vec<Ebpf>,
 }
 
 #[derive(Debug)]
@@ -111,34 +125,48 @@ impl Lab {
             (name, places)
         };
         registry::register(&name, &places)?;
+        let topology = options.topology;
         // From here on, a failure drops the lab and with it all that was made.
         let mut lab = Self {
             name,
             options,
             places,
             lb: Host::lb(),
-            client: Host::client(),
+            client: Host::client(topology.client_network()),
             servers: Vec::new(),
+            routers: Vec::new(),
             big_sha256: String::new(),
             daemon: None,
             captures: AtomicU32::new(0),
-            _pass: None,
+            programs: Vec::new(),
         };
         lab.build()?;
         Ok(lab)
     }
 
     fn build(&mut self) -> Result<()> {
+        let topology = self.options.topology;
+        let network = topology.server_network();
         for (index, (label, octet)) in layout::SERVERS.into_iter().enumerate() {
-            self.servers.push(Server { host: Host::server(index, label, octet), nginx: None });
+            self.servers.push(Server { host: Host::server(index, label, network, octet), nginx: None });
+        }
+        if topology.narrow {
+            self.routers.extend(Host::routers(topology::CLIENT_SIDE, topology::FAR_SIDE));
         }
         let fabric = self.namespace(Ns::Fabric);
-        network::add_fabric(&fabric)?;
-        let hosts =
-            [&self.lb, &self.client].into_iter().chain(self.servers.iter().map(|server| &server.host));
+        network::add_fabric(&fabric, &topology.bridges())?;
+        let hosts = [&self.lb, &self.client].into_iter().chain(&self.routers).chain(self.servers());
         let hosts: Vec<_> = hosts.map(|host| (host, self.namespace(host.ns))).collect();
-        network::add_hosts(&fabric, &hosts)?;
-        self._pass = Some(network::pass_at_port(&fabric, &self.lb)?);
+        network::add_hosts(topology, &fabric, &hosts)?;
+        if topology.narrow {
+            network::join(topology, &self.namespace(Ns::Near), &self.namespace(Ns::Far))?;
+        }
+        for cable in topology.cables(&self.lb) {
+            self.programs.push(programs::pass(&fabric, &cable.port)?);
+        }
+        for index in 0..self.servers.len() {
+            self.end_tunnel(index)?;
+        }
         self.big_sha256 = big::write(&self.places.big_file(), self.options.big_bytes)?;
         self.write_config(&self.config_yaml())
     }
@@ -156,6 +184,8 @@ impl Lab {
             Ns::Lb => Some(&self.lb),
             Ns::Client => Some(&self.client),
             Ns::Server(index) => self.servers.get(index).map(|server| &server.host),
+            Ns::Near => self.routers.first(),
+            Ns::Far => self.routers.get(1),
         }
     }
 
@@ -196,13 +226,14 @@ impl Lab {
         namespace::run_in(&self.namespace(ns), closure)
     }
 
-    /// Adds a server at 192.168.85.`octet` and returns its index; nothing runs on it yet.
+    /// Adds a server with that octet on the servers' network (192.168.85.0/24 in a one-arm lab) and returns its index; nothing runs on it yet.
     ///
     /// # Errors
     /// The address is taken, or a tool failed.
     pub fn add_server(&mut self, label: &str, octet: u8) -> Result<usize> {
         let index = self.servers.len();
-        let host = Host::server(index, label, octet);
+        let topology = self.options.topology;
+        let host = Host::server(index, label, topology.server_network(), octet);
         let mut others = [&self.lb, &self.client].into_iter().chain(self.servers());
         let taken = others.find(|other| other.address == host.address).map(|other| other.label.clone());
         drop(others);
@@ -210,12 +241,13 @@ impl Lab {
             bail!("{} is {label}'s address", host.address);
         }
         self.servers.push(Server { host: host.clone(), nginx: None });
-        network::add_hosts(&self.namespace(Ns::Fabric), &[(&host, self.namespace(host.ns))])?;
+        network::add_hosts(topology, &self.namespace(Ns::Fabric), &[(&host, self.namespace(host.ns))])?;
+        self.end_tunnel(index)?;
         Ok(index)
     }
 
     /// Starts a server's nginx and waits until it answers: `/` its label, `/client` the address it saw, `/big` a file,
-    /// `/slow` the same at 64 KiB/s; on 443 and, always without TLS, on [`PLAIN_PORT`].
+    /// `/slow` the same at 64 KiB/s, and what is put under `/upload/` in its directory of that name; on 443 and, always without TLS, on [`PLAIN_PORT`].
     ///
     /// # Errors
     /// There is no such server, it is running already, or nginx did not start.
@@ -257,12 +289,12 @@ impl Lab {
         Ok(())
     }
 
-    /// Pulls a host's cable or puts it back: what was open hangs, unlike after [`Lab::stop_nginx`].
+    /// Pulls a host's cables or puts them back: what was open hangs, unlike after [`Lab::stop_nginx`].
     ///
     /// # Errors
     /// There is no such host.
     pub fn plug(&self, ns: Ns, plugged: bool) -> Result<()> {
-        network::plug(&self.namespace(Ns::Fabric), self.existing_host(ns)?, plugged)
+        network::plug(self.options.topology, &self.namespace(Ns::Fabric), self.existing_host(ns)?, plugged)
     }
 
     /// Gives a host an address on its loopback, as a `dr` or `tunnel` server owns the service's, or takes it back.
@@ -291,7 +323,7 @@ impl Lab {
 
     /// The configuration of the four services: Hyperspace and MyChart on 443, and their redirects on 80.
     pub fn config_yaml(&self) -> String {
-        layout::CONFIG.to_owned()
+        Services::default().yaml(self.options.topology)
     }
 
     /// Replaces the file that the daemon is started with; at first it is [`Lab::config_yaml`].
@@ -409,24 +441,6 @@ impl Lab {
             bail!("curl from {source} to {url}: {}", complaint.trim_end());
         }
         Ok(output.stdout)
-    }
-
-    /// The SHA-256 of what curl gets, in hexadecimal digits, without keeping it in memory.
-    ///
-    /// # Errors
-    /// Those of [`Lab::curl`].
-    pub fn download_sha256(&self, source: impl Into<IpAddr>, url: &str) -> Result<String> {
-        let source = source.into().to_string();
-        let mut curl = self.command(Ns::Client, "curl", ["-sSfk", "--interface", &source, url]);
-        let mut curl =
-            curl.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start curl")?;
-        let body = curl.stdout.take().context("curl has no standard output")?;
-        let digest = big::sha256(body.into());
-        let status = curl.wait()?;
-        if !status.success() {
-            bail!("curl from {source} to {url}: {status}");
-        }
-        digest
     }
 
     /// Captures what passes a namespace's `eth0`; the filter is tcpdump's, and may be empty.

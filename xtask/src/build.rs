@@ -10,8 +10,9 @@ use crate::{
     workspace::Workspace,
 };
 
-/// The programs of lb-ebpf: cargo's name and the object's file name.
-const OBJECTS: [(&str, &str); 2] = [("steadfast", "steadfast.o"), ("xdp-pass", "xdp-pass.o")];
+/// The programs of lb-ebpf and of the lab: cargo's name and the object's file name.
+const OBJECTS: [(&str, &str); 3] =
+    [("steadfast", "steadfast.o"), ("xdp-pass", "xdp-pass.o"), ("lab-xdp", "lab-xdp.o")];
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -32,7 +33,9 @@ pub(crate) fn objects(workspace: &Workspace) -> Result<()> {
     println!("build: XDP program with {compiler}, linked by {}", linker.display());
     let bpf = workspace.bpf();
     let mut cargo = compiler.cargo_build(workspace);
-    cargo.args(["--release", "--package", "lb-ebpf", "--bins", "--target-dir"]).arg(&bpf);
+    cargo
+        .args(["--release", "--package", "lb-ebpf", "--package", "lab-xdp", "--bins", "--target-dir"])
+        .arg(&bpf);
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(&linker));
     cargo.run()?;
     let built = bpf.join(TARGET).join("release");

@@ -39,7 +39,7 @@ impl Workspace {
         &self.target
     }
 
-    /// The eBPF objects, `steadfast.o` and `xdp-pass.o`, and cargo's own directory for them.
+    /// The eBPF objects (`steadfast.o`, `xdp-pass.o`, `lab-xdp.o`), and cargo's own directory for them.
     pub(crate) fn bpf(&self) -> PathBuf {
         self.target.join("bpf")
     }

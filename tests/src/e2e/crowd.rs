@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::lab::{Lab, Ns, client, client_address};
+use crate::lab::{Lab, Ns, client};
 
 /// Who answered which client.
 pub type Homes = BTreeMap<IpAddr, String>;
@@ -30,7 +30,7 @@ pub fn ask_each(
     times: usize,
     to: SocketAddr,
 ) -> Result<BTreeMap<IpAddr, Vec<Result<String>>>> {
-    let clients: Vec<IpAddr> = clients.into_iter().map(client_address).collect();
+    let clients: Vec<IpAddr> = clients.into_iter().map(|n| lab.client_address(n)).collect();
     let next = AtomicUsize::new(0);
     let answers = Mutex::new(BTreeMap::new());
     let work = || {

@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::lab::{Lab, Ns, client, client_address};
+use crate::lab::{Lab, Ns, client};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -33,7 +33,7 @@ impl Downloads {
     /// One of them could not connect.
     pub fn start(lab: &Lab, clients: impl IntoIterator<Item = usize>, to: SocketAddr) -> Result<Self> {
         let file = Arc::new(fs::read(lab.places().dir.join("big"))?);
-        let clients: Vec<IpAddr> = clients.into_iter().map(client_address).collect();
+        let clients: Vec<IpAddr> = clients.into_iter().map(|n| lab.client_address(n)).collect();
         let connect = |client: &IpAddr| {
             let mut stream = client::connect(*client, to, PATIENCE)?;
             let request = format!("GET /slow HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");

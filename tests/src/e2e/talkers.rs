@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{crowd::Homes, http::Connection};
-use crate::lab::{Lab, Ns, client_address};
+use crate::lab::{Lab, Ns};
 
 const THREADS: usize = 4;
 /// From one round of a thread's connections to the next.
@@ -62,7 +62,7 @@ impl Talkers {
         let mut homes = Homes::new();
         let mut groups: Vec<Vec<(Connection, String)>> = (0..THREADS).map(|_| Vec::new()).collect();
         let connect = |number: &usize| {
-            let mut connection = Connection::open(client_address(*number), to, PATIENCE)?;
+            let mut connection = Connection::open(lab.client_address(*number), to, PATIENCE)?;
             let home = connection.who()?;
             Ok((connection, home))
         };

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use super::topology::Topology;
+
 /// The interface of every host.
 pub const INTERFACE: &str = "eth0";
 /// The bridge, in the fabric's namespace.
@@ -26,41 +28,10 @@ pub(super) const SERVERS: [(&str, u8); 5] = [
     ("MyChart_Srv_2", 211),
 ];
 
-/// The configuration of the four services, as a hospital would write it.
-pub(super) const CONFIG: &str = "\
-version: 1
-node:
-  interfaces: [eth0]
-virtual_services:
-  - label: Hyperspace
-    address: 192.168.85.150
-    ports: [443]
-    real_servers:
-      - { label: Hyperspace_Srv_1, address: 192.168.85.200 }
-      - { label: Hyperspace_Srv_2, address: 192.168.85.201 }
-      - { label: Hyperspace_Srv_3, address: 192.168.85.202 }
-  - label: Hyperspace_redirect
-    address: 192.168.85.150
-    ports: [80]
-    protocol: http
-    force_https: true
-  - label: MyChart
-    address: 192.168.85.151
-    ports: [443]
-    real_servers:
-      - { label: MyChart_Srv_1, address: 192.168.85.210 }
-      - { label: MyChart_Srv_2, address: 192.168.85.211 }
-  - label: MyChart_redirect
-    address: 192.168.85.151
-    ports: [80]
-    protocol: http
-    force_https: true
-";
-
 /// A network namespace of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ns {
-    /// The bridge and its ports.
+    /// The bridges and their ports.
     Fabric,
     /// The balancer.
     Lb,
@@ -68,16 +39,20 @@ pub enum Ns {
     Client,
     /// A server, by its index: 0 to 2 are Hyperspace's, 3 and 4 MyChart's, further ones were added.
     Server(usize),
+    /// The router at the services' end of a narrow hop: `hop0` is its end of it.
+    Near,
+    /// The router at the clients' end of a narrow hop: `hop1` is its end of it.
+    Far,
 }
 
-/// A host on the bridge.
+/// A host on a bridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     /// Which namespace is its.
     pub ns: Ns,
     /// A server's label; `lb` and `client` for the others.
     pub label: String,
-    /// Its own address, /24.
+    /// Its own IPv4 address, /24, on its `eth0`; [`Lab::address`](super::Lab::address) is that of the lab's family.
     pub address: Ipv4Addr,
 }
 
@@ -86,22 +61,34 @@ impl Host {
         Self { ns: Ns::Lb, label: "lb".to_owned(), address: LB }
     }
 
-    pub(super) fn client() -> Self {
-        Self { ns: Ns::Client, label: "client".to_owned(), address: CLIENT }
+    /// The client host in 192.168.`network`.0/24.
+    pub(super) fn client(network: u8) -> Self {
+        let [_, _, _, octet] = CLIENT.octets();
+        Self { ns: Ns::Client, label: "client".to_owned(), address: Ipv4Addr::new(192, 168, network, octet) }
     }
 
-    pub(super) fn server(index: usize, label: &str, octet: u8) -> Self {
-        let address = Ipv4Addr::new(192, 168, 85, octet);
+    /// The routers of a narrow hop, between two networks.
+    pub(super) fn routers(near: u8, far: u8) -> [Self; 2] {
+        let router = |ns, label: &str, network, octet| {
+            let address = Ipv4Addr::new(192, 168, network, octet);
+            Self { ns, label: label.to_owned(), address }
+        };
+        [router(Ns::Near, "near", near, 1), router(Ns::Far, "far", far, 2)]
+    }
+
+    /// A server at 192.168.`network`.`octet`.
+    pub(super) fn server(index: usize, label: &str, network: u8, octet: u8) -> Self {
+        let address = Ipv4Addr::new(192, 168, network, octet);
         Self { ns: Ns::Server(index), label: label.to_owned(), address }
     }
 
-    /// Its MAC address: locally administered, ending in its address.
+    /// The MAC address of its `eth0`: locally administered, ending in its address.
     pub fn mac(&self) -> [u8; 6] {
         let [_, _, _, octet] = self.address.octets();
         [0x02, 0x85, 0, 0, 0, octet]
     }
 
-    /// Its port on the bridge, named by its last octet.
+    /// The bridge port of its `eth0`, named by its last octet.
     pub fn port(&self) -> String {
         let [_, _, _, octet] = self.address.octets();
         format!("port{octet}")
@@ -114,6 +101,8 @@ impl Host {
             Ns::Fabric => "fabric".to_owned(),
             Ns::Lb => "lb".to_owned(),
             Ns::Client => "client".to_owned(),
+            Ns::Near => "near".to_owned(),
+            Ns::Far => "far".to_owned(),
             Ns::Server(_) => format!("srv{octet}"),
         }
     }
@@ -121,10 +110,7 @@ impl Host {
 
 /// The `n`th of the client's extra addresses, 10.85.0.1 upward, starting again after 65,000.
 pub fn client_address(n: usize) -> IpAddr {
-    // Never .0.0 nor .255.255; the remainder fits 16 bits.
-    let n = u16::try_from(n % 65_000).unwrap_or(0) + 1;
-    let [high, low] = n.to_be_bytes();
-    IpAddr::V4(Ipv4Addr::new(10, 85, high, low))
+    Topology::default().client_address(n)
 }
 
 /// A MAC address as text.

@@ -35,6 +35,7 @@ pub enum Port443 {
 /// Starts it and waits until it answers. `big` is the file behind `/big` and `/slow`.
 pub(super) fn start(namespace: &str, host: &Host, dir: &Path, big: &Path, port: Port443) -> Result<Child> {
     fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    fs::create_dir_all(dir.join("upload"))?;
     write_certificate(host, dir)?;
     fs::write(dir.join("nginx.conf"), configuration(host, big, port))?;
     let error_log = dir.join("error.log");
@@ -103,6 +104,7 @@ http {{
         location = /client {{ return 200 "$remote_addr\n"; }}
         location = /big {{ default_type application/octet-stream; alias {big}; }}
         location = /slow {{ default_type application/octet-stream; alias {big}; limit_rate 64k; }}
+        location /upload/ {{ dav_methods PUT; client_max_body_size 1g; root .; }}
     }}
 }}
 "#
