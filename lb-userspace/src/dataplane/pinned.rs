@@ -120,6 +120,9 @@ fn open_pin(path: &Path, access: Access) -> anyhow::Result<OwnedFd> {
     })
 }
 
+/// `BPF_F_RDONLY_PROG`, which the kernel itself gives a device map.
+const FLAGS_OF_THE_KERNEL: u32 = 1 << 7;
+
 /// Opens a pinned map, if it is what `spec` says but for its size.
 pub(super) fn open_map(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::Result<MapData> {
     let path = pins.map(spec.name);
@@ -127,7 +130,7 @@ pub(super) fn open_map(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::R
     let map = MapData::from_fd(fd).with_context(|| format!("{} is not a map", path.display()))?;
     let info = map.info().with_context(|| format!("cannot ask about {}", path.display()))?;
     let kind = info.map_type().map(|kind| kind as u32).unwrap_or(0);
-    let found = [kind, info.key_size(), info.value_size(), info.map_flags()];
+    let found = [kind, info.key_size(), info.value_size(), info.map_flags() & !FLAGS_OF_THE_KERNEL];
     let wanted = [spec.kind as u32, key_size(spec.kind), spec.value_size, spec.flags];
     ensure!(
         found == wanted,
