@@ -46,7 +46,7 @@ pub(crate) struct Arguments {
     #[arg(long = "test", value_name = "NAME")]
     tests: Vec<String>,
     /// Minutes that a machine may take
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 15)]
     limit: u64,
     /// Download the kernels that the mirror has now, also where there are some
     #[arg(long)]
