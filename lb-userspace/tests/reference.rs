@@ -120,7 +120,7 @@ fn shown(document: &Path) -> String {
 /// The Markdown files of the repository's root and of `docs`.
 fn documents() -> Result<Vec<PathBuf>> {
     let mut documents = Vec::new();
-    for directory in ["", "docs", "docs/decisions"] {
+    for directory in ["", "docs", "docs/decisions", "docs/reference"] {
         let directory = root().join(directory);
         for entry in
             fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))?

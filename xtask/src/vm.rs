@@ -42,11 +42,11 @@ pub(crate) struct Arguments {
     /// Only this kernel (5.10, 6.1, 6.12, newest); may be given several times
     #[arg(long = "kernel", value_name = "NAME")]
     kernels: Vec<String>,
-    /// Run this test of tests/tests/ instead of golden; may be given several times
+    /// Run this test of tests/tests/ instead of golden and one of e2e_web; may be given several times
     #[arg(long = "test", value_name = "NAME")]
     tests: Vec<String>,
     /// Minutes that a machine may take
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 15)]
     limit: u64,
     /// Download the kernels that the mirror has now, also where there are some
     #[arg(long)]

@@ -12,8 +12,8 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{kernels::Unpacked, tools::Tools};
 
-/// In MiB: the initramfs, and the tables of the tests.
-const MEMORY: &str = "1536";
+/// In MiB: the initramfs, and the tables of a daemon in the lab.
+const MEMORY: &str = "3072";
 const LOOKS_EVERY: Duration = Duration::from_millis(100);
 
 /// Where a run writes.

@@ -13,11 +13,17 @@ pub(crate) const PROBE: &str = "probe";
 pub(crate) const GOLDEN: &str = "golden";
 /// The negative controls: a driver without native XDP, and a program that lets everything pass.
 pub(crate) const CONTROLS: [&str; 2] = ["probe-control", "golden-control"];
-const USUAL: [&str; 1] = [GOLDEN];
+/// Golden packets run the program without its driver; the other is real connections through a real driver.
+const USUAL: [(&str, &[&str]); 2] = [(GOLDEN, &[]), ("e2e_web", &["tls_ends_at_the_server"])];
 
-/// The tests to run, and what they are given.
+/// The tests to run.
 pub(crate) struct Plan {
-    chosen: Vec<String>,
+    chosen: Vec<Chosen>,
+}
+
+/// A file of tests, and what names those of it that are run; nothing: all.
+struct Chosen {
+    test: String,
     filter: Vec<String>,
 }
 
@@ -29,27 +35,36 @@ struct Planned {
 }
 
 impl Plan {
-    /// These tests, or the golden packets.
-    pub(crate) fn new(chosen: &[String], filter: &[String]) -> Self {
-        let usual = || USUAL.map(str::to_owned).to_vec();
-        let chosen = if chosen.is_empty() { usual() } else { chosen.to_vec() };
-        Self { chosen, filter: filter.to_vec() }
+    /// These tests, or the usual ones, or of all golden packets those that a filter names.
+    pub(crate) fn new(tests: &[String], filter: &[String]) -> Self {
+        let own = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let chosen = match (tests, filter) {
+            ([], []) => USUAL
+                .iter()
+                .map(|(test, filter)| Chosen { test: (*test).to_owned(), filter: own(filter) })
+                .collect(),
+            ([], filter) => vec![Chosen { test: GOLDEN.to_owned(), filter: filter.to_vec() }],
+            (tests, filter) => {
+                tests.iter().map(|test| Chosen { test: test.clone(), filter: filter.to_vec() }).collect()
+            }
+        };
+        Self { chosen }
     }
 
     /// The tests that have to be built: those to run, and those of the control.
     pub(crate) fn tests(&self) -> impl Iterator<Item = &str> {
-        let control = (!self.chosen.iter().any(|test| test == GOLDEN)).then_some(GOLDEN);
-        self.chosen.iter().map(String::as_str).chain(control)
+        let control = (!self.chosen().any(|test| test == GOLDEN)).then_some(GOLDEN);
+        self.chosen().chain(control)
     }
 
     /// The tests to run.
-    pub(crate) fn chosen(&self) -> &[String] {
-        &self.chosen
+    pub(crate) fn chosen(&self) -> impl Iterator<Item = &str> {
+        self.chosen.iter().map(|chosen| chosen.test.as_str())
     }
 
     /// Whether a test may build the lab, with the daemon, servers and clients in it.
     pub(crate) fn needs_the_lab(&self) -> bool {
-        self.chosen.iter().any(|test| test != GOLDEN)
+        self.chosen().any(|test| test != GOLDEN)
     }
 
     fn steps(&self, wanted: Wanted) -> Vec<Planned> {
@@ -67,9 +82,11 @@ impl Plan {
             ];
         }
         let [no_driver, no_balancer] = CONTROLS;
-        let filter: String =
-            self.filter.iter().map(|word| format!(" '{}'", word.replace('\'', ""))).collect();
-        let test = |name: &String| step(name, format!("/target/debug/deps/{name}{filter}"), Must::Succeed);
+        let test = |Chosen { test, filter }: &Chosen| {
+            let quoted = filter.iter().map(|word| format!(" '{}'", word.replace('\'', "")));
+            let command = format!("/target/debug/deps/{test}{}", quoted.collect::<String>());
+            step(test, command, Must::PassTests)
+        };
         let first = [
             step(PROBE, probe("eth0 lb0"), Must::Succeed),
             step(no_driver, probe("lo"), Must::FailSaying("the driver of lo has no native XDP")),
@@ -119,11 +136,12 @@ mod tests {
         let good = |name: &str| match name {
             "probe-control" => (1, "the driver of lo has no native XDP"),
             "golden-control" => (101, "action 2, not 3"),
-            _ => (0, ""),
+            "probe" => (0, ""),
+            _ => (0, "test result: ok. 1 passed; 0 failed"),
         };
         assert!(plan.problems(Wanted::Works, &report(Wanted::Works, good)).is_empty());
         let all_succeed = plan.problems(Wanted::Works, &report(Wanted::Works, |_| (0, "")));
-        assert_eq!(all_succeed.len(), CONTROLS.len(), "{all_succeed:?}");
+        assert_eq!(all_succeed.len(), USUAL.len() + CONTROLS.len(), "{all_succeed:?}");
         let all_fail = plan.problems(Wanted::Works, &report(Wanted::Works, |_| (1, "killed")));
         assert_eq!(all_fail.len(), 1 + USUAL.len() + CONTROLS.len(), "{all_fail:?}");
     }

@@ -17,6 +17,8 @@ pub(crate) struct Step {
 pub(crate) enum Must {
     /// With success.
     Succeed,
+    /// With success of one test at least: a name that is no test's any more succeeds too.
+    PassTests,
     /// With a failure that says this.
     FailSaying(&'static str),
 }
@@ -54,8 +56,11 @@ pub(crate) fn problem(steps: &[Step], name: &str, must: Must) -> Option<String> 
     };
     let (exit, text) = (step.exit, step.text.trim_end());
     match must {
-        Must::Succeed if exit == 0 => None,
-        Must::Succeed => Some(format!("{name}: exit code {exit}\n{text}")),
+        Must::PassTests if exit == 0 && tests(steps, name).is_none_or(|(passed, _)| passed == 0) => {
+            Some(format!("{name}: no test was run"))
+        }
+        Must::Succeed | Must::PassTests if exit == 0 => None,
+        Must::Succeed | Must::PassTests => Some(format!("{name}: exit code {exit}\n{text}")),
         Must::FailSaying(words) if exit != 0 && text.contains(words) => None,
         Must::FailSaying(words) if exit != 0 => {
             Some(format!("{name}: it failed, but not saying `{words}`\n{text}"))
@@ -131,6 +136,8 @@ mod tests {
         assert_eq!(problem("golden", Must::FailSaying("1 failed")), None);
         assert!(problem("golden", Must::FailSaying("2 failed")).unwrap().contains("not saying"));
         assert!(problem("probe", Must::FailSaying("native")).unwrap().contains("must fail"));
+        assert!(problem("probe", Must::PassTests).unwrap().contains("no test was run"));
+        assert!(problem("golden", Must::PassTests).unwrap().contains("exit code 101"));
         assert!(problem("contract", Must::Succeed).unwrap().contains("not run"));
     }
 

@@ -50,10 +50,10 @@ impl Row {
             problems = plan.problems(kernel.wanted, &steps);
         }
         let tests = |name: &str| report::tests(&steps, name);
-        let others = plan.chosen().iter().filter(|name| *name != GOLDEN);
+        let others = plan.chosen().filter(|name| *name != GOLDEN);
         let others = others.filter_map(|name| {
             let (passed, failed) = tests(name)?;
-            Some((name.clone(), passed, passed + failed))
+            Some((name.to_owned(), passed, passed + failed))
         });
         Self {
             name: kernel.name,

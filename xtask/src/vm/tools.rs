@@ -1,9 +1,6 @@
 //! QEMU and busybox: those on the PATH, else Debian's, unpacked beside the other tools with all their libraries.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -43,8 +40,13 @@ impl Tools {
             }
             let names: Vec<&str> = packages.iter().map(|(name, _)| *name).collect();
             let lists = workspace.target().join("vm/apt").join(RELEASE);
-            Apt::open(&lists, RELEASE)?.unpack_whole(&names, &root)?;
-            link_merged_directories(&root)?;
+            let partial = root.with_extension("partial");
+            for leftover in [&root, &partial].into_iter().filter(|directory| directory.exists()) {
+                fs::remove_dir_all(leftover)
+                    .with_context(|| format!("cannot remove {}", leftover.display()))?;
+            }
+            Apt::open(&lists, RELEASE)?.unpack_whole(&names, &partial)?;
+            fs::rename(&partial, &root).with_context(|| format!("cannot make {}", root.display()))?;
         }
         let tools = Self { unpacked: on_path.is_none().then_some(root), busybox };
         let version = tools.qemu().arg("--version").output().context("QEMU does not start here")?;
@@ -52,16 +54,18 @@ impl Tools {
         Ok(tools)
     }
 
-    /// QEMU, up to its arguments.
+    /// QEMU, up to its arguments; it ends with us, however we end.
     pub(crate) fn qemu(&self) -> Cmd {
-        let Some(root) = &self.unpacked else { return Cmd::new(QEMU) };
+        let mut qemu = Cmd::new("setpriv");
+        qemu.args(["--pdeathsig", "KILL", "--"]);
+        let Some(root) = &self.unpacked else {
+            qemu.arg(QEMU);
+            return qemu;
+        };
         // Its own C library and its own linker: this system's may be older.
         let libraries = root.join("usr/lib/x86_64-linux-gnu");
-        let private = ["pulseaudio", "systemd"].map(|name| libraries.join(name));
-        let path = [libraries.clone()].into_iter().chain(private);
-        let path: Vec<String> = path.map(|directory| directory.display().to_string()).collect();
-        let mut qemu = Cmd::new(libraries.join("ld-linux-x86-64.so.2"));
-        qemu.arg("--library-path").arg(path.join(":")).arg(root.join("usr/bin").join(QEMU));
+        qemu.arg(libraries.join("ld-linux-x86-64.so.2"));
+        qemu.arg("--library-path").arg(&libraries).arg(root.join("usr/bin").join(QEMU));
         for data in ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"] {
             qemu.arg("-L").arg(root.join(data));
         }
@@ -74,18 +78,4 @@ impl Tools {
         applet.arg(name);
         applet
     }
-}
-
-/// Packages that still ship `/lib` or `/bin` beside `/usr`: in an unpacked tree nothing has merged them.
-fn link_merged_directories(root: &Path) -> Result<()> {
-    for directory in ["lib", "bin"] {
-        let from = root.join(directory);
-        if !from.is_dir() {
-            continue;
-        }
-        let into = root.join("usr").join(directory);
-        Cmd::new("cp").args(["-a", "--no-clobber"]).arg(from.join(".")).arg(&into).run()?;
-        fs::remove_dir_all(&from).with_context(|| format!("cannot remove {}", from.display()))?;
-    }
-    Ok(())
 }
