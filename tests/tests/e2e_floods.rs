@@ -102,12 +102,14 @@ fn forged_acknowledgements_break_no_download_and_move_nobody() {
     assert!(seen("reset-no-flow") > report.frames / 20 && seen("forwarded") > report.frames / 20);
     assert_eq!(records::sticky(&busy.site, "Hyperspace").unwrap().len(), 500, "no record came or went");
     let left = busy.unbroken().unwrap();
+    // Guesses that were near have moved some recorded numbers away from where the FIN is (ARCHITECTURE.md, threats).
     println!("{} connections are still counted", left.counted);
+    assert!(left.counted < 100, "{left:?}");
 }
 
 #[test]
 fn fifty_replacements_of_the_program_break_no_download_and_move_nobody() {
-    let mut busy = Busy::start(Turn::shared(), 150).unwrap();
+    let mut busy = Busy::start(Turn::shared(), 200).unwrap();
     let other = another_build(&busy.site.places().dir).unwrap();
     let first = attached(&busy.site).unwrap();
     let begun = Instant::now();
