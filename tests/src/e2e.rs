@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: a site that balances, crowds of clients, and what the command line says of them.
 
+pub mod another_build;
+pub mod busy;
 pub mod crowd;
 pub mod downloads;
 pub mod far;

@@ -17,6 +17,7 @@ mod capture;
 pub mod client;
 mod daemon;
 mod flood;
+mod forged;
 mod frame;
 mod hosts;
 mod layout;
@@ -35,7 +36,7 @@ use std::{
     ffi::OsStr,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{self, Child, Command, ExitStatus, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -46,6 +47,7 @@ use aya::Ebpf;
 pub use self::{
     capture::{Capture, Captured},
     flood::{FloodReport, SynFlood},
+    forged::ForgedAcks,
     frame::{RawSocket, arp_announcement},
     layout::{BRIDGE, CLIENT, CLIENTS, HYPERSPACE, Host, INTERFACE, LB, MYCHART, Ns, client_address},
     namespace::{path as namespace_path, unblock_signals},
@@ -345,10 +347,18 @@ impl Lab {
     /// # Errors
     /// It is running already, or it ended or was not ready within 30 s: the end of its log is part of the error.
     pub fn start_daemon(&mut self, extra: &[&str]) -> Result<()> {
+        self.start_daemon_of(&daemon::built()?, extra)
+    }
+
+    /// As [`Lab::start_daemon`], with another program than that of this build.
+    ///
+    /// # Errors
+    /// Those of [`Lab::start_daemon`].
+    pub fn start_daemon_of(&mut self, program: &Path, extra: &[&str]) -> Result<()> {
         if self.daemon.is_some() {
             bail!("steadfastd is running already");
         }
-        self.daemon = Some(daemon::start(&self.namespace(Ns::Lb), &self.places, extra)?);
+        self.daemon = Some(daemon::start(&self.namespace(Ns::Lb), &self.places, program, extra)?);
         Ok(())
     }
 
@@ -481,6 +491,15 @@ impl Lab {
         self.in_ns(Ns::Client, || flood::send(flood, from, to))?
     }
 
+    /// Sends forged acknowledgements from the client host to the balancer.
+    ///
+    /// # Errors
+    /// The client host is gone, or its socket refused.
+    pub fn forged_acks(&self, forged: &ForgedAcks) -> Result<FloodReport> {
+        let (from, to) = (self.client.mac(), self.lb.mac());
+        self.in_ns(Ns::Client, || forged::send(forged, from, to))?
+    }
+
     /// A socket for whole frames on a namespace's `eth0`.
     ///
     /// # Errors
@@ -490,7 +509,7 @@ impl Lab {
     }
 
     /// How the balancer's programs find this lab: the variables that [`Lab::cli`] runs with.
-    pub fn environment(&self) -> [(&'static str, &std::path::Path); 3] {
+    pub fn environment(&self) -> [(&'static str, &Path); 3] {
         daemon::environment(&self.places)
     }
 }

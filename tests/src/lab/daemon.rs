@@ -4,7 +4,7 @@ use std::{
     env,
     fs::{self, OpenOptions},
     os::unix::net::UnixStream,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     thread,
     time::{Duration, Instant},
@@ -25,10 +25,10 @@ use super::{
 const STARTS_WITHIN: Duration = Duration::from_secs(30);
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Starts `steadfastd run` and waits until the command line can talk to it.
-pub(super) fn start(namespace: &str, places: &Places, extra: &[&str]) -> Result<Child> {
-    let mut daemon = in_lab(namespace, places, "steadfastd", &["run", "--config"])?;
-    daemon.arg(places.config()).args(extra);
+/// Starts `steadfastd run`, as this program, and waits until the command line can talk to it.
+pub(super) fn start(namespace: &str, places: &Places, program: &Path, extra: &[&str]) -> Result<Child> {
+    let mut daemon = command(namespace, program, ["run", "--config"]);
+    daemon.envs(environment(places)).arg(places.config()).args(extra);
     let log = OpenOptions::new().create(true).append(true).open(places.daemon_log())?;
     daemon.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let mut child = daemon.spawn().context("cannot start steadfastd")?;
@@ -115,6 +115,11 @@ pub(super) fn environment(places: &Places) -> [(&'static str, &Path); 3] {
         ("STEADFAST_RUNTIME_DIR", &places.runtime),
         ("STEADFAST_STATE_DIR", &places.state),
     ]
+}
+
+/// `steadfastd` of this build.
+pub(super) fn built() -> Result<PathBuf> {
+    built_program("steadfastd")
 }
 
 /// The last lines of the daemon's log.

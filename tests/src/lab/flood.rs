@@ -16,9 +16,9 @@ use super::{
 };
 
 /// Frames a system call.
-const BATCH: usize = 64;
-const IP: usize = 14;
-const TCP: usize = 34;
+pub(super) const BATCH: usize = 64;
+pub(super) const IP: usize = 14;
+pub(super) const TCP: usize = 34;
 /// 14 of Ethernet, 20 of IPv4, 20 of TCP and its maximum segment size option.
 const LENGTH: usize = 58;
 
@@ -104,14 +104,19 @@ fn vary(frame: &mut [u8; LENGTH], flood: &SynFlood, number: u64) {
     frame[IP + 12..IP + 16].copy_from_slice(&source.to_be_bytes());
     frame[TCP..TCP + 2].copy_from_slice(&port.to_be_bytes());
     frame[TCP + 4..TCP + 8].copy_from_slice(&sequence.to_be_bytes());
+    mend(frame);
+}
 
+/// Writes the checksums of a frame without data: IPv4's and TCP's.
+pub(super) fn mend(frame: &mut [u8]) {
     frame[IP + 10..IP + 12].fill(0);
     let header = !fold(sum(&frame[IP..TCP]));
     frame[IP + 10..IP + 12].copy_from_slice(&header.to_be_bytes());
 
     frame[TCP + 16..TCP + 18].fill(0);
-    // The pseudo-header: both addresses, protocol 6, length 24 (RFC 9293 section 3.1).
-    let segment = !fold(sum(&frame[IP + 12..]) + 6 + 24);
+    // The pseudo-header: both addresses, protocol 6, the segment's length (RFC 9293 section 3.1).
+    let length = u32::try_from(frame.len() - TCP).unwrap_or_default();
+    let segment = !fold(sum(&frame[IP + 12..]) + 6 + length);
     frame[TCP + 16..TCP + 18].copy_from_slice(&segment.to_be_bytes());
 }
 
@@ -127,9 +132,8 @@ fn fold(sum: u32) -> u16 {
 }
 
 /// How many of the frames the kernel took; none if its queue was full at this moment.
-fn send_batch(socket: &RawSocket, frames: &mut [[u8; LENGTH]]) -> Result<u64> {
-    let vector =
-        |frame: &mut [u8; LENGTH]| libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: LENGTH };
+pub(super) fn send_batch<const N: usize>(socket: &RawSocket, frames: &mut [[u8; N]]) -> Result<u64> {
+    let vector = |frame: &mut [u8; N]| libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: N };
     let mut vectors: Vec<libc::iovec> = frames.iter_mut().map(vector).collect();
     let mut messages = message_headers(&mut vectors);
     let count = u32::try_from(messages.len())?;
@@ -142,7 +146,7 @@ fn send_batch(socket: &RawSocket, frames: &mut [[u8; LENGTH]]) -> Result<u64> {
                 thread::yield_now();
                 Ok(0)
             }
-            error => Err(error).context("cannot send a batch of SYNs"),
+            error => Err(error).context("cannot send a batch of frames"),
         },
     }
 }
