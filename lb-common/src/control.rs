@@ -46,8 +46,11 @@ pub struct Control {
     /// The interface's own MAC address in the low 48 bits, bytes in memory order: frames to others are not ours,
     /// however they came here (a mirror port, a flooding switch). Zero: not looked at.
     pub mac: Word,
+    /// When an attachment that was not confirmed is undone, in jiffies. Zero: it is confirmed, or nobody wanted it so;
+    /// all ones: it is being undone.
+    pub confirm_by: Word,
     /// Zero, for what comes.
-    pub reserved: [Word; 31],
+    pub reserved: [Word; 30],
 }
 
 #[cfg(not(loom))]

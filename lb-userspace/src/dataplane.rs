@@ -22,6 +22,7 @@ mod attach;
 mod bpf;
 pub mod census;
 pub mod clock;
+pub mod confirm;
 pub mod fake;
 pub mod geometry;
 mod host;
@@ -34,6 +35,7 @@ pub mod repair;
 pub mod sweep;
 #[cfg(test)]
 mod traffic;
+mod watch;
 
 pub use clock::Clock;
 pub use geometry::Geometry;

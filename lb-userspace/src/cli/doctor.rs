@@ -1,7 +1,7 @@
 //! Looks for what could go wrong, and says what it did not look at.
 
 use anyhow::bail;
-use lb_common::{control::Snat, reason::Reason};
+use lb_common::{clock::Ticks, control::Snat, reason::Reason};
 use serde::Serialize;
 
 use super::{
@@ -10,7 +10,8 @@ use super::{
     world::{Request, World},
 };
 use crate::{
-    dataplane::Maps,
+    dataplane::{Maps, confirm},
+    firewall::{Guarded, Report, TABLE},
     net::{self, Net, Offload},
     paths::Paths,
     view::{
@@ -96,6 +97,9 @@ pub(super) fn run(
         && let Err(error) = in_maps(&mut findings, world, maps)
     {
         findings.add("maps", Status::Fail, format!("{error:#}"), "");
+    }
+    if let Some(maps) = &maps {
+        firewall(&mut findings, world, maps);
     }
     match &interface {
         Some(interface) => on_interface(&mut findings, interface, maps.as_ref()),
@@ -233,9 +237,23 @@ fn in_maps(findings: &mut Findings, world: &World, maps: &Maps) -> anyhow::Resul
         let known = plural(stats.servers.len() as u64, "server", "servers");
         findings.ok("neighbours", format!("the next hop of all {known} is known"));
     }
+    unconfirmed(findings, &snapshot, maps);
     full(findings, &stats);
     troubles(findings, &stats);
     Ok(())
+}
+
+/// Whether the attachment is to be undone.
+fn unconfirmed(findings: &mut Findings, snapshot: &Snapshot<'_>, maps: &Maps) {
+    if let Some(at) = confirm::undone_at(maps.control()) {
+        let at = snapshot.clock.at(Ticks::from_jiffies(at));
+        findings.add(
+            "confirmation",
+            Status::Warn,
+            format!("the program was attached for a trial: at {at} everything is undone, as by detach"),
+            "`steadfast prog confirm` keeps it",
+        );
+    }
 }
 
 fn full(findings: &mut Findings, stats: &Stats) {
@@ -284,6 +302,32 @@ fn troubles(findings: &mut Findings, stats: &Stats) {
     if quiet {
         findings
             .ok("reasons", "no packet met a full table, a missing port or an unknown neighbour".to_owned());
+    }
+}
+
+/// Whether the host would reset connections while the program is off its interface.
+fn firewall(findings: &mut Findings, world: &World, maps: &Maps) {
+    let guarded = Guarded::of(maps);
+    match (world.firewall)() {
+        Ok(there) => {
+            let report = Report::of(there.as_ref(), &guarded);
+            findings.when(
+                report.in_force,
+                Status::Warn,
+                "firewall",
+                format!(
+                    "the table {TABLE} {} {} service and {} server ports from the host's own stack; dropped so far: {} \
+                     packets of clients, {} of servers",
+                    if report.in_force { "guards" } else { "is missing or not as it must be: it should guard" },
+                    guarded.services.len(),
+                    guarded.servers.len(),
+                    report.from_clients,
+                    report.from_servers
+                ),
+                "the daemon makes it: start it, or see in its log what is in the way",
+            );
+        }
+        Err(error) => findings.add("firewall", Status::Warn, format!("{error:#}"), ""),
     }
 }
 

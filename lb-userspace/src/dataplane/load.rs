@@ -35,6 +35,7 @@ pub struct DataPath {
     pub maps: Arc<Maps>,
     /// Where the program is.
     pub attached: Attached,
+    pub(super) pin_dir: PathBuf,
     _lock: Lock,
 }
 
@@ -100,7 +101,7 @@ impl DataPath {
         }
         let (attached, started) = begun?;
         let maps = Arc::new(pinned::open(pin_dir, Access::ReadWrite)?);
-        Ok((Self { maps, attached, _lock: lock }, started))
+        Ok((Self { maps, attached, pin_dir: pin_dir.to_owned(), _lock: lock }, started))
     }
 }
 
