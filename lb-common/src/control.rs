@@ -49,8 +49,11 @@ pub struct Control {
     /// When an attachment that was not confirmed is undone, in jiffies. Zero: it is confirmed, or nobody wanted it so;
     /// all ones: it is being undone.
     pub confirm_by: Word,
+    /// Until when rows may still come over from the tables before these, in ticks above a 1 in bit 32: what no row is
+    /// found for is dropped, not answered. Zero: all are here.
+    pub carrying: Word,
     /// Zero, for what comes.
-    pub reserved: [Word; 30],
+    pub reserved: [Word; 29],
 }
 
 #[cfg(not(loom))]
@@ -95,6 +98,15 @@ impl Snat {
 }
 
 impl Control {
+    /// Whether rows may still come over from the tables before these, `now`.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
+    pub fn is_carrying(&self, now: Ticks) -> bool {
+        let word = self.carrying.load();
+        word != 0 && !Ticks(word as u32).is_past(now)
+    }
+
     /// The secret of the tables.
     #[inline(always)]
     #[must_use]

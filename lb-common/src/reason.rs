@@ -124,6 +124,8 @@ reasons! {
     HalfOpenBusy = "half-open-busy" => Drop,
     /// The daemon has not set up the maps yet.
     NotConfigured = "not-configured" => Pass,
+    /// Of no known flow, or a new one, in the moment in which rows are carried over from older tables; it is sent again.
+    Carrying = "carrying" => Drop,
 }
 
 /// How many reasons there are.

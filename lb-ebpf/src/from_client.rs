@@ -119,6 +119,7 @@ fn carry_out(
         | Reason::NoNeighbour
         | Reason::PortsExhausted
         | Reason::HalfOpenBusy
+        | Reason::Carrying
         | Reason::NotConfigured => Err(answer.reason),
         reason => {
             let server = ServerTable.present(answer.to.server).ok_or(Reason::NoNeighbour)?;

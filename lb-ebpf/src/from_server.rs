@@ -62,8 +62,10 @@ pub(crate) fn segment(
     endpoint: u16,
     source: u8,
 ) -> Result<Reason, Reason> {
-    let back =
-        by_port(world, endpoint, source, segment.tuple.destination_port).ok_or(Reason::NoReturnFlow)?;
+    let Some(back) = by_port(world, endpoint, source, segment.tuple.destination_port) else {
+        let carrying = world.control.is_carrying(world.now);
+        return Err(if carrying { Reason::Carrying } else { Reason::NoReturnFlow });
+    };
     let gone = match ServerTable.present(back.to.server) {
         Some(server) => {
             server.endpoint != endpoint

@@ -61,6 +61,11 @@ fn vlan_tags_and_padding_are_kept() {
 }
 
 #[test]
+fn what_finds_no_row_while_rows_are_carried_over_is_dropped() {
+    hold(&golden::carrying::cases());
+}
+
+#[test]
 fn every_reason_is_the_outcome_of_a_golden_packet() {
     let seen: BTreeSet<_> = golden::all().iter().flat_map(Case::reasons).collect();
     let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();
