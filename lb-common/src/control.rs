@@ -6,8 +6,9 @@ use crate::hash::HashKey;
 use crate::tcp::TcpState;
 use crate::word::Word;
 
-/// The version of everything in the shared maps. A daemon adopts maps of its own version only.
-pub const LAYOUT_VERSION: u64 = 1;
+/// The version of everything in the shared maps. A daemon adopts maps of its own version, and carries over the rows of
+/// older ones.
+pub const LAYOUT_VERSION: u64 = 2;
 /// Source addresses at most.
 pub const MAX_SOURCES: usize = 8;
 

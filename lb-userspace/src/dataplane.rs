@@ -28,6 +28,7 @@ pub mod geometry;
 mod host;
 pub mod load;
 mod lock;
+pub mod migrate;
 pub mod pinned;
 pub mod program;
 pub mod region;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use jiff::Unit;
 use lb_common::clock::Ticks;
+use lb_common::control::LAYOUT_VERSION;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
@@ -90,6 +91,14 @@ pub fn xdp(pin_dir: PathBuf) -> Attach {
         let mut notes: Vec<String> = path.attached.note.iter().cloned().collect();
         let adopted = match started {
             Started::Fresh => path.maps.control().layout.load() != 0,
+            Started::Migrated(carried) => {
+                let from = match carried.layout {
+                    LAYOUT_VERSION => "the tables have other sizes now".to_owned(),
+                    older => format!("the tables had layout {older}, and have {LAYOUT_VERSION} now"),
+                };
+                notes.push(format!("{from}: {carried}"));
+                true
+            }
             Started::Adopted { program_replaced } => {
                 if program_replaced {
                     notes.push(
