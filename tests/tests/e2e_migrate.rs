@@ -66,7 +66,7 @@ impl Newcomers {
         let stopped = Arc::clone(&stop);
         let connect = move || {
             let (mut answered, mut failed) = (0, Vec::new());
-            for number in 3000.. {
+            for number in (3000..3200).cycle() {
                 if stopped.load(Ordering::Relaxed) {
                     break;
                 }
@@ -74,6 +74,8 @@ impl Newcomers {
                     Ok(_) => answered += 1,
                     Err(error) => failed.push(format!("{error:#}")),
                 }
+                // So many that one falls into each moment of a migration, and not so many that they fill the tables.
+                thread::sleep(Duration::from_millis(2));
             }
             (answered, failed)
         };
@@ -90,7 +92,7 @@ impl Newcomers {
 
 #[test]
 fn other_table_sizes_break_no_download_and_move_nobody() {
-    let mut site = Site::with(Turn::alone(), options(), &sized(4096, 1024, 4096, 16)).unwrap();
+    let mut site = Site::with(Turn::alone(), options(), &sized(8192, 1024, 8192, 16)).unwrap();
     let known = homes(&site, CLIENTS, Site::HYPERSPACE).unwrap();
     let before = attached(&site).unwrap();
     let downloads = Downloads::start(&site, 0..DOWNLOADS, Site::HYPERSPACE).unwrap();
