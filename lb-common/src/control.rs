@@ -6,8 +6,9 @@ use crate::hash::HashKey;
 use crate::tcp::TcpState;
 use crate::word::Word;
 
-/// The version of everything in the shared maps. A daemon adopts maps of its own version only.
-pub const LAYOUT_VERSION: u64 = 1;
+/// The version of everything in the shared maps. A daemon adopts maps of its own version, and carries over the rows of
+/// older ones.
+pub const LAYOUT_VERSION: u64 = 2;
 /// Source addresses of a family at most.
 pub const MAX_SOURCES: usize = 8;
 /// Interfaces at most.
@@ -45,12 +46,20 @@ pub struct Control {
     pub heartbeat: Word,
     /// The daemon's process id at that time.
     pub daemon: Word,
-    /// The interfaces that the program is attached to.
+    /// Zero; the interface's MAC address in layout 1.
+    pub unused: Word,
+    /// When an attachment that was not confirmed is undone, in jiffies. Zero: it is confirmed, or nobody wanted it so;
+    /// all ones: it is being undone.
+    pub confirm_by: Word,
+    /// Until when rows may still come over from the tables before these, in ticks above a 1 in bit 32: what no row is
+    /// found for is dropped, not answered. Zero: all are here.
+    pub carrying: Word,
+    /// The interfaces that the program is attached to. None: in the moment after an upgrade from layout 1, which had one.
     pub arms: [Arm; MAX_ARMS],
     /// The IPv6 source addresses towards the servers.
     pub sources_v6: [[Word; 2]; MAX_SOURCES],
     /// Zero, for what comes.
-    pub reserved: [Word; 8],
+    pub reserved: [Word; 5],
 }
 
 /// An interface that the program is attached to.
@@ -120,21 +129,20 @@ impl Snat {
         if self.sources > self.sources_v6 { self.sources } else { self.sources_v6 }
     }
 
-    /// These ports and addresses, running, together with those that are `wanted`: a family that is used now stays as it
-    /// is. `None` if connections would not be found any more.
+    /// The addresses that are running, with the ports and addresses that are `wanted`: a family that is used now stays as
+    /// it is. `None` if connections would not be found any more.
     #[must_use]
     pub const fn adopt(self, wanted: Self) -> Option<Self> {
         let merged = Self {
             sources: if self.sources == 0 { wanted.sources } else { self.sources },
             sources_v6: if self.sources_v6 == 0 { wanted.sources_v6 } else { self.sources_v6 },
-            ..self
+            ..wanted
         };
-        let same_ports = self.first_port == wanted.first_port && self.ports == wanted.ports;
         let keeps = (wanted.sources == 0 || wanted.sources == merged.sources)
             && (wanted.sources_v6 == 0 || wanted.sources_v6 == merged.sources_v6);
         // An endpoint's cells lie where the number of its rows says.
         let same_rows = self.rows() == 0 || merged.rows() == self.rows();
-        if same_ports && keeps && same_rows { Some(merged) } else { None }
+        if keeps && same_rows { Some(merged) } else { None }
     }
 
     /// How far into the SNAT ports this one (as on the wire) is.
@@ -147,6 +155,15 @@ impl Snat {
 }
 
 impl Control {
+    /// Whether rows may still come over from the tables before these, `now`.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "fields are taken out of a packed word")]
+    pub fn is_carrying(&self, now: Ticks) -> bool {
+        let word = self.carrying.load();
+        word != 0 && !Ticks(word as u32).is_past(now)
+    }
+
     /// The secret of the tables.
     #[inline(always)]
     #[must_use]

@@ -129,6 +129,8 @@ reasons! {
     ForwardedUnknown = "forwarded-unknown" => Transmit,
     /// Too large for the tunnel: the client is told the path's MTU (RFC 1191, RFC 8201).
     TooBig = "too-big" => Transmit,
+    /// Of no known flow, or a new one, in the moment in which rows are carried over from older tables; it is sent again.
+    Carrying = "carrying" => Drop,
 }
 
 /// How many reasons there are.

@@ -117,6 +117,7 @@ fn settle(packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, Reaso
         | Reason::NoNeighbour
         | Reason::PortsExhausted
         | Reason::HalfOpenBusy
+        | Reason::Carrying
         | Reason::NotConfigured => Err(reason),
         reason => {
             let server = ServerTable.present(to.server).ok_or(Reason::NoNeighbour)?;

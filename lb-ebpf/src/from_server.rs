@@ -95,8 +95,10 @@ pub(crate) fn segment(
     endpoint: u16,
     source: u8,
 ) -> Result<Outcome, Reason> {
-    let back =
-        by_port(world, endpoint, source, segment.tuple.destination_port).ok_or(Reason::NoReturnFlow)?;
+    let Some(back) = by_port(world, endpoint, source, segment.tuple.destination_port) else {
+        let carrying = world.control.is_carrying(world.now);
+        return Err(if carrying { Reason::Carrying } else { Reason::NoReturnFlow });
+    };
     answer_client(world, packet, segment, &back, endpoint)
 }
 

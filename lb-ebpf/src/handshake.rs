@@ -97,7 +97,7 @@ pub(crate) extern "C" fn decide(first: u64, second: u64, ports: u64, numbers: u6
     if let Some(found) = client.find_flow(&world) {
         return of_flow(&world, &client, &heard, &found);
     }
-    unknown(&client, &heard)
+    unknown(&world, &client, &heard)
 }
 
 /// A segment of a half-open flow, other than its SYN.
@@ -158,7 +158,7 @@ fn of_flow(world: &World, client: &Client, heard: &Heard, found: &Found<'_, FLOW
     let word = found.slot.words[SERVER_WORD].load();
     let to = FlowServer::from_word(word);
     if !found.still() {
-        return unknown(client, heard);
+        return unknown(world, client, heard);
     }
     let Some(server) = serving(&to) else {
         let closed = TcpState::from_note(found.life.note()).is_closed();
@@ -186,7 +186,10 @@ fn gone(heard: &Heard) -> u64 {
 
 /// A segment of no flow.
 #[inline(always)]
-fn unknown(client: &Client, heard: &Heard) -> u64 {
+fn unknown(world: &World, client: &Client, heard: &Heard) -> u64 {
+    if world.control.is_carrying(world.now) {
+        return Answer::word(0, Reason::Carrying);
+    }
     if maps::service(client.key.service).is_some_and(|service| !service.forwarding.sees_answers()) {
         return Answer::word(0, Reason::ForwardedUnknown);
     }

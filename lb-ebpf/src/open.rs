@@ -42,6 +42,9 @@ pub(crate) extern "C" fn open(first: u64, second: u64, ports: u64, sequence: u32
             return answer;
         }
     }
+    if world.control.is_carrying(world.now) {
+        return Answer::word(0, Reason::Carrying);
+    }
     let id = client.key.service;
     let selected = Answer::from_word(select(first, second, id));
     if matches!(selected.reason, Reason::ResetNoServer) {

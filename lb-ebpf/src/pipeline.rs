@@ -181,7 +181,12 @@ impl World {
     /// The number of an interface.
     #[inline(always)]
     pub(crate) fn arm(&self, interface: u32) -> Result<u8, Reason> {
-        let mut number = 0;
+        let first = self.control.arms[0].interface.load() as u32;
+        // None is there in the moment after an upgrade from layout 1.
+        if first == interface || first == 0 {
+            return Ok(0);
+        }
+        let mut number = 1;
         while number < MAX_ARMS as u8 {
             if self.control.arms[usize::from(number)].interface.load() as u32 == interface {
                 return Ok(number);

@@ -79,6 +79,7 @@ fn router(jobs: Jobs) -> Router {
         .route("/v1/config", get(async |State(jobs): State<Jobs>| ask(&jobs, Request::Config).await))
         .route("/v1/config/plan", action(Request::PlanConfig))
         .route("/v1/config/apply", action(Request::ApplyConfig))
+        .route("/v1/confirm", action(Request::Confirm))
         .route("/v1/servers/add", action(Request::Add))
         .route("/v1/servers/remove", action(Request::Remove))
         .route("/v1/servers/set", action(Request::Set))

@@ -93,7 +93,10 @@ fn run(cli: &Cli, world: &World, screen: &mut Screen<'_>) -> anyhow::Result<()> 
         },
         Command::Flow(command) => read::flow(command, world, paths, screen),
         Command::Map(command) => read::map(command, world, paths, screen),
-        Command::Prog(_) => read::prog(world, paths, screen),
+        Command::Prog(command) => match command.change() {
+            Some(change) => change::run(&change, world, paths, screen),
+            None => read::prog(world, paths, screen),
+        },
         Command::Stats(stats) => watch::stats(stats, world, paths, screen),
         Command::Top(top) => watch::top(top, world, paths, screen),
         Command::Explain(explain) => read::explain(explain, world, paths, screen),

@@ -9,6 +9,7 @@
 pub mod detach;
 pub mod elicit;
 pub mod engine;
+pub mod guard;
 pub mod kernel_log;
 pub mod lock;
 pub mod outside;

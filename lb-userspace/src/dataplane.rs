@@ -24,11 +24,13 @@ mod attach;
 mod bpf;
 pub mod census;
 pub mod clock;
+pub mod confirm;
 pub mod fake;
 pub mod geometry;
 mod host;
 pub mod load;
 mod lock;
+pub mod migrate;
 pub mod pinned;
 pub mod program;
 pub mod region;
@@ -36,6 +38,7 @@ pub mod repair;
 pub mod sweep;
 #[cfg(test)]
 mod traffic;
+mod watch;
 
 pub use clock::Clock;
 pub use geometry::Geometry;

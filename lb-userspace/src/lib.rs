@@ -6,6 +6,7 @@ pub mod config;
 pub mod core;
 pub mod daemon;
 pub mod dataplane;
+pub mod firewall;
 pub mod health;
 pub mod net;
 pub mod object;

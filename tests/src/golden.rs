@@ -11,6 +11,7 @@ pub(crate) mod hospital;
 mod rows;
 
 pub mod answers;
+pub mod carrying;
 pub mod closing;
 pub mod full;
 pub mod handshake;
@@ -71,6 +72,8 @@ enum Given {
     Cursor(u16, u64),
     /// The daemon has not set up the maps.
     NotConfigured,
+    /// Rows are carried over from older tables, until so many ticks from now.
+    Carrying(i32),
 }
 
 enum Act {
@@ -193,6 +196,7 @@ pub fn all() -> Vec<Case> {
         full::cases(),
         icmp::cases(),
         tags::cases(),
+        carrying::cases(),
     ]
     .into_iter()
     .flatten()
@@ -369,6 +373,7 @@ fn set(bench: &mut Bench, given: &Given, epoch: Ticks) -> Result<()> {
         Given::Sources(count) => bench.set_sources(*count),
         Given::Cursor(pair, offset) => bench.tables.cursors[usize::from(*pair)].store(*offset),
         Given::NotConfigured => bench.unconfigure(),
+        Given::Carrying(ticks) => bench.carry_until(Ticks(epoch.0.wrapping_add_signed(*ticks))),
     }
     Ok(())
 }

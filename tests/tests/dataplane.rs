@@ -20,6 +20,7 @@ use aya::{
     },
 };
 use lb_common::{
+    clock::Ticks,
     control::LAYOUT_VERSION,
     life::{Life, SlotState},
     maps::{self, ALL, Traffic},
@@ -271,23 +272,111 @@ fn a_program_that_uses_other_maps_than_the_pinned_ones_is_replaced() {
     });
 }
 
+/// A data path in use, with one record.
+fn in_use(pin_dir: &Path) -> DataPath {
+    let (path, _) = start(pin_dir);
+    let control = path.maps.control();
+    control.hz.store(250);
+    control.snat.store(GEOMETRY.snat().word());
+    control.layout.store(LAYOUT_VERSION);
+    let live = Life::from_word(0).with_state(SlotState::Live).with_deadline(path.maps.now().unwrap());
+    let record = &path.maps.sticky[5];
+    record.words.iter().zip([0, 7, 3 << 16]).for_each(|(word, value)| word.store(value));
+    record.life.store(live.with_deadline(Ticks(live.deadline().0.wrapping_add(10_000))).word());
+    path
+}
+
+/// The one record of [`in_use`], wherever it lies now.
+fn has_record(path: &DataPath) -> bool {
+    let live = path.maps.sticky.iter().filter(|slot| slot.life().state() == SlotState::Live);
+    live.map(|slot| slot.words[1].load()).collect::<Vec<_>>() == [7]
+}
+
 #[test]
-fn tables_in_use_keep_their_size_and_a_start_with_another_is_refused() {
+fn tables_of_other_sizes_are_carried_over_within_the_link() {
     in_namespaces(|pin_dir| {
-        let (path, _) = start(pin_dir);
-        path.maps.control().snat.store(GEOMETRY.snat().word());
-        path.maps.control().layout.store(LAYOUT_VERSION);
+        let path = in_use(pin_dir);
+        let (link, before) = (path.attached.link, running(pin_dir));
         drop(path);
-        let larger = Geometry { flows: 1 << 13, ..GEOMETRY };
-        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, larger);
-        let says = error.contains("FLOWS") && error.contains("4096") && error.contains("steadfastd detach");
-        assert!(says, "{error}");
-        // The same number of cells, for other ports.
-        let shifted = Geometry { first_port: 2048, ..GEOMETRY };
-        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, shifted);
-        assert!(error.contains("2048") && error.contains("1024"), "{error}");
+        let larger = Geometry { flows: 1 << 13, sticky: 1 << 11, endpoints: 8, first_port: 1000, ..GEOMETRY };
+        let (path, started) = DataPath::start(pin_dir, INTERFACE, XdpMode::Auto, larger).unwrap();
+        let Started::Migrated(carried) = started else { panic!("{started:?}") };
+        assert_eq!((carried.sticky, carried.flows, carried.lost), (1, 0, 0));
+        assert!(has_record(&path));
+        assert_eq!((path.maps.flows.len(), path.maps.sticky.len()), (1 << 13, 1 << 11));
+        assert_eq!(path.maps.control().snat.load(), larger.snat().word());
+        assert_eq!(path.maps.control().carrying.load(), 0);
+        assert_eq!(path.attached.link, link, "it was never taken off");
+        assert_ne!(running(pin_dir), before);
+        assert!(!pin_dir.join("next").exists());
+        drop(path);
+        let again = DataPath::start(pin_dir, INTERFACE, XdpMode::Auto, larger).unwrap();
+        assert_eq!(again.1, Started::Adopted { program_replaced: false });
+        drop(again);
+        assert_eq!(detach(pin_dir).unwrap().pins, ALL.len() + 2);
+        assert!(!pin_dir.exists());
+    });
+}
+
+#[test]
+fn other_source_addresses_are_refused() {
+    in_namespaces(|pin_dir| {
+        drop(in_use(pin_dir));
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, Geometry { sources: 2, ..GEOMETRY });
+        assert!(error.contains("1 source addresses and 2 are wanted"), "{error}");
         assert!(has_xdp(INTERFACE));
         assert_eq!(start(pin_dir).1, Started::Adopted { program_replaced: false });
+    });
+}
+
+#[test]
+fn maps_of_the_layout_before_are_carried_over() {
+    in_namespaces(|pin_dir| {
+        let path = in_use(pin_dir);
+        path.maps.control().layout.store(LAYOUT_VERSION - 1);
+        drop(path);
+        let error = open(pin_dir, Access::ReadOnly).map(drop).unwrap_err().to_string();
+        assert!(error.contains(&format!("layout {}", LAYOUT_VERSION - 1)), "{error}");
+        let (path, started) = start(pin_dir);
+        let Started::Migrated(carried) = started else { panic!("{started:?}") };
+        assert_eq!((carried.layout, carried.sticky, carried.lost), (LAYOUT_VERSION - 1, 1, 0));
+        assert!(has_record(&path));
+        assert_eq!(path.maps.control().layout.load(), LAYOUT_VERSION);
+    });
+}
+
+/// Not a test: a migration that another test kills.
+#[test]
+#[ignore = "the child of another test"]
+fn child_that_migrates() {
+    let Some(pin_dir) = env::var_os("STEADFAST_TEST_PINS").map(PathBuf::from) else { return };
+    let larger = Geometry { flows: 1 << 13, sticky: 1 << 13, ..GEOMETRY };
+    drop(DataPath::start(&pin_dir, INTERFACE, XdpMode::Auto, larger).unwrap());
+}
+
+#[test]
+fn a_migration_killed_at_any_moment_is_finished_or_forgotten() {
+    in_namespaces(|pin_dir| {
+        for milliseconds in [50, 200, 350, 500, 700, 1000] {
+            drop(in_use(pin_dir));
+            let mut child = Command::new(env::current_exe().unwrap())
+                .args(["--ignored", "--exact", "child_that_migrates", "--quiet"])
+                .env("STEADFAST_TEST_PINS", pin_dir)
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            thread::sleep(Duration::from_millis(milliseconds));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let larger = Geometry { flows: 1 << 13, sticky: 1 << 13, ..GEOMETRY };
+            let (path, started) = DataPath::start(pin_dir, INTERFACE, XdpMode::Auto, larger).unwrap();
+            assert!(has_record(&path), "killed after {milliseconds} ms, {started:?}");
+            assert_eq!(path.maps.sticky.len(), 1 << 13);
+            assert!(!pin_dir.join("next").exists());
+            drop(path);
+            detach(pin_dir).unwrap();
+        }
     });
 }
 

@@ -67,6 +67,11 @@ fn every_mode_and_family_and_interface_makes_of_packets_what_it_must() {
 }
 
 #[test]
+fn what_finds_no_row_while_rows_are_carried_over_is_dropped() {
+    hold(&golden::carrying::cases());
+}
+
+#[test]
 fn every_reason_is_the_outcome_of_a_golden_packet() {
     // The last two are of modes that the cases below do not have.
     let modes = [Reason::TooBig, Reason::ForwardedUnknown];

@@ -320,6 +320,18 @@ pub enum Map {
 pub enum Prog {
     /// What is loaded, where it is attached and how it runs.
     Show,
+    /// Keeps a program that was attached with `steadfastd run --confirm-within`; else it is taken off again.
+    Confirm,
+}
+
+impl Prog {
+    /// The change that it asks for; none if it only shows.
+    pub(super) fn change(&self) -> Option<Change> {
+        match self {
+            Self::Show => None,
+            Self::Confirm => Some(Change::confirm()),
+        }
+    }
 }
 
 /// Counters.

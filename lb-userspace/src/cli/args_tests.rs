@@ -49,6 +49,7 @@ fn every_command_of_the_contract_parses() {
         "map dump FLOWS --limit 3",
         "map lookup SERVERS Hyperspace/A",
         "prog show",
+        "prog confirm",
         "stats",
         "stats --watch",
         "stats --watch 5 --count 2",

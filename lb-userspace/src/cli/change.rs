@@ -63,6 +63,10 @@ impl Change {
         Self::new("/v1/servers/state", fields, dry)
     }
 
+    pub(super) fn confirm() -> Self {
+        Self::new("/v1/confirm", json!({}), DryRun { dry_run: false })
+    }
+
     pub(super) fn forget(client: IpAddr, service: Option<&Label>, dry: DryRun) -> Self {
         let fields = json!({ "client": client.to_canonical(), "service": service });
         Self::new("/v1/sticky/forget", fields, dry)

@@ -3,7 +3,7 @@
 mod ipv6;
 
 use anyhow::bail;
-use lb_common::{control::Snat, reason::Reason};
+use lb_common::{clock::Ticks, control::Snat, reason::Reason};
 use serde::Serialize;
 
 use super::{
@@ -12,7 +12,8 @@ use super::{
     world::{Request, World},
 };
 use crate::{
-    dataplane::Maps,
+    dataplane::{Maps, confirm},
+    firewall::{Guarded, Report, TABLE},
     net::{self, Net, Offload},
     paths::Paths,
     view::{
@@ -99,6 +100,9 @@ pub(super) fn run(
     {
         findings.add("maps", Status::Fail, format!("{error:#}"), "");
     }
+    if let Some(maps) = &maps {
+        firewall(&mut findings, world, maps);
+    }
     if interfaces.is_empty() {
         findings.add(
             "interface",
@@ -113,9 +117,9 @@ pub(super) fn run(
     if let Some(maps) = &maps {
         ports(&mut findings, maps);
     }
-    if let (Some(first), Some(maps)) = (interfaces.first(), &maps)
-        && let Err(error) =
-            runtime().and_then(|runtime| runtime.block_on(addresses_and_routes(&mut findings, first, maps)))
+    if let Some(maps) = &maps
+        && let Err(error) = runtime()
+            .and_then(|runtime| runtime.block_on(addresses_and_routes(&mut findings, &interfaces, maps)))
     {
         findings.add("routes", Status::Fail, format!("{error:#}"), "");
     }
@@ -251,9 +255,23 @@ fn in_maps(findings: &mut Findings, world: &World, maps: &Maps) -> anyhow::Resul
         let known = plural(stats.servers.len() as u64, "server", "servers");
         findings.ok("neighbours", format!("the next hop of all {known} is known"));
     }
+    unconfirmed(findings, &snapshot, maps);
     full(findings, &stats);
     troubles(findings, &stats);
     Ok(())
+}
+
+/// Whether the attachment is to be undone.
+fn unconfirmed(findings: &mut Findings, snapshot: &Snapshot<'_>, maps: &Maps) {
+    if let Some(at) = confirm::undone_at(maps.control()) {
+        let at = snapshot.clock.at(Ticks::from_jiffies(at));
+        findings.add(
+            "confirmation",
+            Status::Warn,
+            format!("the program was attached for a trial: at {at} everything is undone, as by detach"),
+            "`steadfast prog confirm` keeps it",
+        );
+    }
 }
 
 fn full(findings: &mut Findings, stats: &Stats) {
@@ -302,6 +320,32 @@ fn troubles(findings: &mut Findings, stats: &Stats) {
     if quiet {
         findings
             .ok("reasons", "no packet met a full table, a missing port or an unknown neighbour".to_owned());
+    }
+}
+
+/// Whether the host would reset connections while the program is off its interface.
+fn firewall(findings: &mut Findings, world: &World, maps: &Maps) {
+    let guarded = Guarded::of(maps);
+    match (world.firewall)() {
+        Ok(there) => {
+            let report = Report::of(there.as_ref(), &guarded);
+            findings.when(
+                report.in_force,
+                Status::Warn,
+                "firewall",
+                format!(
+                    "the table {TABLE} {} {} service and {} server ports from the host's own stack; dropped so far: {} \
+                     packets of clients, {} of servers",
+                    if report.in_force { "guards" } else { "is missing or not as it must be: it should guard" },
+                    guarded.services.len(),
+                    guarded.servers.len(),
+                    report.from_clients,
+                    report.from_servers
+                ),
+                "the daemon makes it: start it, or see in its log what is in the way",
+            );
+        }
+        Err(error) => findings.add("firewall", Status::Warn, format!("{error:#}"), ""),
     }
 }
 
@@ -400,10 +444,14 @@ fn arms(maps: &Maps) -> impl Iterator<Item = u32> {
 }
 
 /// What the running data path needs of the host's addresses and routes, over all its interfaces.
-async fn addresses_and_routes(findings: &mut Findings, interface: &str, maps: &Maps) -> anyhow::Result<()> {
-    let net = Net::open()?;
-    let link = net.link(interface).await?;
+async fn addresses_and_routes(
+    findings: &mut Findings,
+    interfaces: &[String],
+    maps: &Maps,
+) -> anyhow::Result<()> {
     let arms: Vec<u32> = arms(maps).collect();
+    let Some(first) = arms.first().copied() else { return Ok(()) };
+    let net = Net::open()?;
     let mut own = Vec::new();
     for arm in &arms {
         own.extend(net.addresses(*arm).await?);
@@ -413,18 +461,21 @@ async fn addresses_and_routes(findings: &mut Findings, interface: &str, maps: &M
             own.iter().any(|address| address.address == source),
             Status::Fail,
             "snat addresses",
-            format!("{source} on {interface}"),
-            "the servers' answers come to this address: put it on the interface",
+            format!("{source} on the interfaces"),
+            "the servers' answers come to this address: put it on one of the interfaces",
         );
     }
     let names = crate::view::Names::read(maps);
     if ipv6::is_served(&names, maps) {
-        ipv6::check(findings, interface, &own);
+        for interface in interfaces {
+            let link = net.link(interface).await?;
+            ipv6::check(findings, interface, &net.addresses(link.index).await?);
+        }
     }
     for (_, info) in names.servers() {
         let server = crate::view::names::ip(info.address);
         let label = crate::view::names::text(&info.label);
-        match net.next_hop(link.index, server).await {
+        match net.next_hop(first, server).await {
             Ok(hop) => findings.when(
                 arms.contains(&hop.interface),
                 Status::Fail,

@@ -75,6 +75,7 @@ fn world() -> World {
                 run_time: None,
             }])
         }),
+        firewall: Box::new(|| Ok(None)),
         ask: Box::new(|_, _| bail!("the daemon is not running")),
         now: Box::new(wall),
         sleep: Box::new(|_| {}),

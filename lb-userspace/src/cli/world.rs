@@ -12,6 +12,7 @@ use crate::{
         pinned::{self, Access},
         program::{self, Mode, ProgramStatus},
     },
+    firewall::{self, InForce},
     paths::Paths,
     view::{
         Time,
@@ -21,6 +22,7 @@ use crate::{
 
 type Open = dyn Fn(&Path) -> anyhow::Result<Maps>;
 type Programs = dyn Fn(&Path) -> anyhow::Result<Vec<ProgramRecord>>;
+type Firewall = dyn Fn() -> anyhow::Result<Option<InForce>>;
 type Ask = dyn Fn(&Paths, Request<'_>) -> anyhow::Result<Value>;
 
 /// A request to the daemon.
@@ -38,6 +40,8 @@ pub struct World {
     pub maps: Box<Open>,
     /// The programs pinned under a directory.
     pub programs: Box<Programs>,
+    /// The host's firewall table of ours.
+    pub firewall: Box<Firewall>,
     /// Asks the daemon.
     pub ask: Box<Ask>,
     /// The time of day.
@@ -56,6 +60,7 @@ impl World {
                 let programs = program::status(pin_dir)?;
                 Ok(programs.into_iter().map(ProgramRecord::from).collect())
             }),
+            firewall: Box::new(firewall::look),
             ask: Box::new(|paths, request| {
                 let daemon = Daemon::at(paths.socket());
                 match request {

@@ -7,10 +7,11 @@ use anyhow::Context as _;
 
 use super::lock::RunLock;
 use super::store::{Loaded, Store};
+use crate::firewall;
 use crate::net::{Net, Removed};
 use crate::paths::Paths;
 
-/// Removes the data path and the addresses that the daemon has added; says what it did, a line each. The state (drained
+/// Removes the data path, the firewall table and the addresses that the daemon has added; says what it did, a line each. The state (drained
 /// servers, weights, numbers) is kept. `unload` takes the program off and says what that did.
 ///
 /// # Errors
@@ -23,6 +24,9 @@ pub async fn detach(
     // Addresses first: what still comes finds nobody, instead of a host that resets connections.
     let mut done = remove_addresses(&Store::new(paths.state_file())).await?;
     done.extend(unload()?);
+    if firewall::remove()? {
+        done.push(format!("removed the firewall table {}", firewall::TABLE));
+    }
     match fs::remove_file(paths.socket()) {
         Ok(()) => done.push(format!("removed {}", paths.socket().display())),
         Err(error) if error.kind() == ErrorKind::NotFound => {}

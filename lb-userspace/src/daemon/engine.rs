@@ -28,6 +28,7 @@ use crate::core::rows::Usage;
 use crate::core::text::unpadded;
 use crate::core::{Applied, Ids, Overlay, ServerName};
 use crate::dataplane::Maps;
+use crate::firewall;
 use crate::health::state::Verdict;
 use crate::health::{HealthEvent, HealthNews, HealthTable};
 use crate::net::{Link, Mac};
@@ -36,8 +37,8 @@ use doubt::Doubts;
 
 pub use change::Refusal;
 pub use request::{
-    AddServer, ApplyConfig, ForgetClient, MoveClient, PlanConfig, RemoveServer, Request, ServerStateOf,
-    SetServer,
+    AddServer, ApplyConfig, Confirm, ForgetClient, MoveClient, PlanConfig, RemoveServer, Request,
+    ServerStateOf, SetServer,
 };
 
 /// Ticks (seconds) between two comparisons of everything.
@@ -96,6 +97,8 @@ pub struct Engine {
     moved: bool,
     /// Servers whose open flows were told to end.
     resetting: Vec<u16>,
+    /// How the host's firewall table stood when it was last compared.
+    firewall: Result<firewall::Report, String>,
 }
 
 /// The configuration file, read.
@@ -209,6 +212,7 @@ impl Engine {
             begun: false,
             moved: true,
             resetting: Vec::new(),
+            firewall: Err("not made yet".to_owned()),
         }
     }
 
@@ -335,6 +339,11 @@ impl Engine {
                 warn!("which addresses are ours was not written down: {error:#}");
             }
         }
+    }
+
+    /// Remembers how the host's firewall table stands.
+    pub fn set_firewall(&mut self, report: Result<firewall::Report, String>) {
+        self.firewall = report;
     }
 
     /// Tells the data path which frames are for us.

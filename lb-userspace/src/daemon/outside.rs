@@ -15,6 +15,7 @@ use super::redirects::Redirects;
 use super::sources::of_family;
 use super::store::OwnAddress;
 use crate::config::{self, HealthKind};
+use crate::firewall::{Follower, Guarded};
 use crate::health::spec::{HttpCheck, ProbeKind, ProbeSpec, Rhythm, SpecError, TargetSpec, TlsName};
 use crate::health::{Checker, Environment, HealthNews};
 use crate::net::{
@@ -52,6 +53,7 @@ pub struct Outside {
     sources: Vec<IpAddr>,
     /// Those of them that the interface has not.
     missing: Vec<IpAddr>,
+    firewall: Follower,
     announced: BTreeSet<IpAddr>,
 }
 
@@ -111,6 +113,7 @@ impl Outside {
             redirects: Redirects::default(),
             sources,
             missing: Vec::new(),
+            firewall: Follower::default(),
             announced: BTreeSet::new(),
         };
         Ok((outside, News { health, network }))
@@ -142,9 +145,25 @@ impl Outside {
     /// Makes the network be as the engine wants it.
     pub async fn follow(&mut self, engine: &mut Engine) {
         self.follow_hops(engine).await;
+        // Before the addresses: there is no moment in which the host answers for a service.
+        self.follow_firewall(engine).await;
         self.follow_addresses(engine).await;
         self.follow_checks(engine);
         self.redirects.follow(&engine.redirects());
+    }
+
+    /// Guards what the program takes from the host's own stack.
+    async fn follow_firewall(&mut self, engine: &mut Engine) {
+        let guarded = Guarded::of(engine.maps());
+        let mut firewall = std::mem::take(&mut self.firewall);
+        let followed = tokio::task::spawn_blocking(move || {
+            let report = firewall.follow(&guarded);
+            (firewall, report)
+        });
+        if let Ok((firewall, report)) = followed.await {
+            self.firewall = firewall;
+            engine.set_firewall(report);
+        }
     }
 
     /// Finds the next hop of each server, and watches it.

@@ -1,6 +1,5 @@
 //! `steadfastd run`: starting in an order in which nobody is served by half a data path, then the loop.
 
-use std::any::Any;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -8,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use jiff::Unit;
 use lb_common::clock::Ticks;
+use lb_common::control::LAYOUT_VERSION;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
@@ -16,6 +17,7 @@ use tracing::{error, info, warn};
 
 use super::elicit::elicit;
 use super::engine::{About, Clock, ConfigFile, Engine, Memory};
+use super::guard;
 use super::kernel_log;
 use super::lock::RunLock;
 use super::outside::{ArmEvent, News, Outside};
@@ -30,7 +32,7 @@ use crate::dataplane::clock::measure_hz;
 use crate::dataplane::load::{DataPath, Started};
 use crate::dataplane::repair::{Suspects, repair, suspects};
 use crate::dataplane::sweep::sweep;
-use crate::dataplane::{Geometry, Maps};
+use crate::dataplane::{self, Geometry, Maps, confirm};
 use crate::net::{Link, Net, ephemeral_range};
 use crate::paths::Paths;
 
@@ -50,6 +52,17 @@ pub struct Options {
     pub interface: Option<String>,
     /// Where things are kept.
     pub paths: Paths,
+    /// A program that this start attaches is on trial for so long.
+    pub confirm_within: Option<Duration>,
+}
+
+/// Why the daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to; the data path goes on.
+    Stopped,
+    /// The attachment was on trial and not confirmed: the caller is to undo it.
+    NotConfirmed,
 }
 
 /// A data path that was started.
@@ -62,9 +75,12 @@ pub struct Attached {
     pub mode: String,
     /// What there is to say.
     pub notes: Vec<String>,
-    /// Whatever has to live as long as the daemon.
-    pub keep: Box<dyn Any + Send>,
+    /// Looks whether the program is where it was attached, and puts it back.
+    pub watch: Watch,
 }
+
+/// Says what it had to do. Dropping it gives up what has to live as long as the daemon.
+pub type Watch = Box<dyn FnMut() -> anyhow::Result<Option<String>> + Send>;
 
 /// Starts a data path on interfaces.
 pub type Attach = Box<dyn FnOnce(&[String], XdpMode, Geometry) -> anyhow::Result<Attached> + Send>;
@@ -86,6 +102,14 @@ pub fn xdp(pin_dir: PathBuf) -> Attach {
         let modes = modes.into_iter().collect::<Vec<_>>().join(", ");
         let adopted = match started {
             Started::Fresh => path.maps.control().layout.load() != 0,
+            Started::Migrated(carried) => {
+                let from = match carried.layout {
+                    LAYOUT_VERSION => "the tables have other sizes now".to_owned(),
+                    older => format!("the tables had layout {older}, and have {LAYOUT_VERSION} now"),
+                };
+                notes.push(format!("{from}: {carried}"));
+                true
+            }
             Started::Adopted { program_replaced } => {
                 if program_replaced {
                     notes.push(
@@ -97,7 +121,13 @@ pub fn xdp(pin_dir: PathBuf) -> Attach {
             }
         };
         kernel_log::follow(path.attached.program);
-        Ok(Attached { maps: Arc::clone(&path.maps), adopted, mode: modes, notes, keep: Box::new(path) })
+        Ok(Attached {
+            maps: Arc::clone(&path.maps),
+            adopted,
+            mode: modes,
+            notes,
+            watch: Box::new(move || path.put_back(mode)),
+        })
     })
 }
 
@@ -120,7 +150,7 @@ pub fn read_config(path: &std::path::Path) -> anyhow::Result<ConfigFile> {
 ///
 /// # Errors
 /// One sentence about what is in the way, and what to do.
-pub async fn run(options: Options, attach: Attach) -> anyhow::Result<()> {
+pub async fn run(options: Options, attach: Attach) -> anyhow::Result<Ended> {
     let file = read_config(&options.config)?;
     let _lock = RunLock::take(&options.paths.lock(), "start another")?;
     let memory = Memory::recall(Store::new(options.paths.state_file()), &file)?;
@@ -161,7 +191,9 @@ struct Daemon {
     /// Rows that a killed process may have left half-made, seen once.
     suspects: Option<Suspects>,
     ticks: u64,
-    _keep: Box<dyn Any + Send>,
+    watch: Watch,
+    /// What the watch said last, so that it is said once.
+    off: Option<String>,
 }
 
 /// Sets up or adopts the maps, and the network around them.
@@ -174,7 +206,7 @@ async fn bring_up(
     sources: &[IpAddr],
     geometry: &Geometry,
 ) -> anyhow::Result<(Daemon, News)> {
-    let Attached { maps, adopted, mode, notes, keep } = attached;
+    let Attached { maps, adopted, mode, notes, watch } = attached;
     for note in notes {
         info!("{note}");
     }
@@ -190,6 +222,7 @@ async fn bring_up(
         setup::settle_fresh(&maps, geometry, sources, &secrets, hz)?;
         secrets
     };
+    trial(options, &maps, adopted)?;
     memory.state.secrets = Some(secrets);
     let clock: Clock = Arc::new(jiff::Timestamp::now);
     let about = About {
@@ -221,7 +254,29 @@ async fn bring_up(
     engine.take_moved();
     let [a, b, c, d, ..] = seed.to_be_bytes();
     let seed = u32::from_be_bytes([a, b, c, d]);
-    Ok((Daemon { engine, outside, seed, adopted, suspects, ticks: 0, _keep: keep }, news))
+    Ok((Daemon { engine, outside, seed, adopted, suspects, ticks: 0, watch, off: None }, news))
+}
+
+/// Begins the trial of what was attached now, or goes on with that of what was adopted.
+fn trial(options: &Options, maps: &Maps, adopted: bool) -> anyhow::Result<()> {
+    if let Some(within) = options.confirm_within {
+        if adopted && confirm::undone_at(maps.control()).is_none() {
+            info!("there is nothing to confirm: the data path was running already, and stays");
+        } else if !adopted {
+            let jiffies = u64::try_from(within.as_millis())? * maps.control().hz.load() / 1000;
+            confirm::begin(maps.control(), maps.kernel.jiffies()? + jiffies);
+        }
+    }
+    let Some(by) = confirm::undone_at(maps.control()) else { return Ok(()) };
+    guard::start(&options.paths)?;
+    let clock = dataplane::Clock::read(maps)?;
+    warn!(
+        "on trial: unless `steadfast prog confirm` comes before {}, everything is undone then, as by `steadfastd \
+         detach`: the program comes off, the service addresses go, and all connections end. Stopping the daemon before \
+         undoes it at once; a dead daemon or the end of this session changes nothing of it",
+        clock.instant_of(Ticks::from_jiffies(by)).round(Unit::Second)?
+    );
+    Ok(())
 }
 
 /// The first clients of a fresh start should not find their server's MAC address unknown.
@@ -258,7 +313,7 @@ impl Daemon {
         mut news: News,
         mut jobs: mpsc::Receiver<Job>,
         config: &std::path::Path,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Ended> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hang_up = signal(SignalKind::hangup())?;
@@ -269,7 +324,12 @@ impl Daemon {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hang_up.recv() => self.reload(config),
-                _ = second.tick() => self.tick(),
+                _ = second.tick() => {
+                    self.tick();
+                    if self.is_lost() {
+                        break;
+                    }
+                }
                 Some(event) = news.health.recv() => self.engine.health_news(event),
                 Some(event) = news.network.recv() => self.network_event(event).await?,
                 Some(job) = jobs.recv() => {
@@ -283,10 +343,39 @@ impl Daemon {
             }
             self.elicit();
         }
+        if confirm::claim_undoing(self.engine.maps().control()) {
+            warn!("the attachment was not confirmed: it is undone");
+            return Ok(Ended::NotConfirmed);
+        }
         info!(
             "stopped; the data path goes on forwarding without the daemon (`steadfastd detach` would end it)"
         );
-        Ok(())
+        Ok(Ended::Stopped)
+    }
+
+    /// Whether the time for confirming the attachment is over.
+    fn is_lost(&self) -> bool {
+        let maps = self.engine.maps();
+        let jiffies = maps.kernel.jiffies();
+        jiffies.is_ok_and(|now| confirm::trial(maps.control(), now) == confirm::Trial::Lost)
+    }
+
+    /// Has the program put back if somebody took it off.
+    fn look_after_program(&mut self) {
+        match (self.watch)() {
+            Ok(None) => self.off = None,
+            Ok(Some(done)) => {
+                warn!("{done}");
+                self.off = None;
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                if self.off.as_ref() != Some(&why) {
+                    error!("{why}");
+                }
+                self.off = Some(why);
+            }
+        }
     }
 
     async fn network_event(&mut self, event: ArmEvent) -> anyhow::Result<()> {
@@ -322,6 +411,7 @@ impl Daemon {
 
     fn tick(&mut self) {
         self.ticks += 1;
+        self.look_after_program();
         if let Err(error) = self.engine.tick() {
             error!("{error:#}");
         }
@@ -356,7 +446,7 @@ fn sweep_every(maps: &Maps) -> u64 {
 
 fn sweep_all(maps: &Maps, now: Ticks) {
     let swept = sweep(maps, now);
-    if swept != crate::dataplane::sweep::Swept::default() {
+    if swept != dataplane::sweep::Swept::default() {
         tracing::debug!("expired: {swept:?}");
     }
 }

@@ -64,7 +64,13 @@ fn attach(maps: &Arc<Maps>) -> Attach {
     Box::new(move |interface, _, geometry| {
         assert_eq!((interface, geometry.sources), (&["lb0".to_owned()][..], 1));
         let adopted = maps.control().layout.load() != 0;
-        Ok(Attached { maps, adopted, mode: "native".to_owned(), notes: Vec::new(), keep: Box::new(()) })
+        Ok(Attached {
+            maps,
+            adopted,
+            mode: "native".to_owned(),
+            notes: Vec::new(),
+            watch: Box::new(|| Ok(None)),
+        })
     })
 }
 
@@ -92,6 +98,7 @@ fn place() -> Place {
         config: at("config.yaml"),
         interface: None,
         paths: Paths { pin_dir: at("pins"), runtime_dir: at("run"), state_dir: at("state") },
+        confirm_within: None,
     };
     Place { directory, options }
 }

@@ -104,7 +104,9 @@ pub fn settle_fresh(
 pub fn settle_adopted(maps: &Maps, geometry: &Geometry, sources: &[IpAddr]) -> anyhow::Result<()> {
     let control = maps.control();
     let live = Snat::from_word(control.snat.load());
-    let Some(adopted) = live.adopt(geometry.snat()) else {
+    let wanted = geometry.snat();
+    let same_ports = (live.first_port, live.ports) == (wanted.first_port, wanted.ports);
+    let Some(adopted) = live.adopt(wanted).filter(|_| same_ports) else {
         bail!(
             "the running data path was set up with other SNAT ports or another number of source addresses: its connections \
          depend on them; put node.snat_ports and node.snat_addresses back, or `steadfastd detach` and start again, \

@@ -92,6 +92,8 @@ mod tests {
         config.services.truncate(services.len());
         for (service, address) in config.services.iter_mut().zip(services) {
             service.address = ip(address);
+            service.real_servers[0].address =
+                ip(if service.address.is_ipv4() { "192.0.2.20" } else { "2001:db8::20" });
         }
         config.node.snat_addresses = snat.iter().map(|address| ip(address)).collect();
         config
@@ -105,7 +107,7 @@ mod tests {
             let link = net.link("lb0").await.unwrap();
             let (v4, v6) = ("192.0.2.150", "2001:db8::150");
             for (services, snat, expected) in [
-                (&[][..], &[][..], &[Lab::BALANCER][..]),
+                (&[][..], &[][..], &[][..]),
                 (&[], &["2001:db8::5"], &["2001:db8::5"]),
                 (&[v4], &[], &[Lab::BALANCER]),
                 (&[v6], &[], &[Lab::BALANCER_V6]),

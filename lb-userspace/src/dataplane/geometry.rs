@@ -53,6 +53,15 @@ impl Geometry {
         }
     }
 
+    /// With the source addresses of a running data path: those of a family that nobody needs any more keep their rows.
+    #[must_use]
+    pub const fn beside(self, running: Snat) -> Self {
+        match running.adopt(self.snat()) {
+            Some(Snat { sources, sources_v6, .. }) => Self { sources, sources_v6, ..self },
+            None => self,
+        }
+    }
+
     /// The SNAT ports and sources.
     #[must_use]
     pub const fn snat(&self) -> Snat {

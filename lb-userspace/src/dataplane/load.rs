@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use lb_common::{
     control::{Control, LAYOUT_VERSION, Snat},
     maps::{self, MapSpec},
@@ -23,6 +23,7 @@ use super::{
     bpf::{self, OpenFor},
     host::{self, Interface},
     lock::Lock,
+    migrate::{self, Carried, migrate},
     pinned::{self, Access, Pins},
     program::{self, Mode},
 };
@@ -36,6 +37,7 @@ pub struct DataPath {
     pub attached: Attached,
     /// Where else it is.
     pub others: Vec<Attached>,
+    pub(super) pin_dir: PathBuf,
     _lock: Lock,
 }
 
@@ -49,6 +51,8 @@ pub enum Started {
         /// It was of another build, and has been replaced between two packets.
         program_replaced: bool,
     },
+    /// The tables were of another size or an older layout, and everything in them was carried over.
+    Migrated(Carried),
 }
 
 /// Where and how the program is attached.
@@ -93,15 +97,26 @@ impl DataPath {
         // Asked again: whoever had the lock a moment ago may have attached or detached.
         let target = host::interface(interface)?;
         let nothing_was_there = !pins.map(maps::CONTROL.name).exists();
-        settle_pins(&pins, &geometry)?;
+        let resumed = migrate::recover(&pins)?;
+        let geometry = match control(&pins)? {
+            Some(control) if control[0].layout.load() != 0 => {
+                geometry.beside(Snat::from_word(control[0].snat.load()))
+            }
+            _ => geometry,
+        };
+        let migrated =
+            if settle_pins(&pins, &geometry)? { Some(migrate(&pins, &target, &geometry)?) } else { resumed };
+        // A migration has put another program there.
+        let target = if migrated.is_some() { host::interface(interface)? } else { target };
         let begun = bring_up(&pins, &target, mode, &geometry);
         if begun.is_err() && nothing_was_there {
             // Tables that nobody uses would hold their memory.
             let _the_first_error_counts = remove_pins(&pins);
         }
         let (attached, started) = begun?;
+        let started = migrated.map_or(started, Started::Migrated);
         let maps = Arc::new(pinned::open(pin_dir, Access::ReadWrite)?);
-        Ok((Self { maps, attached, others: Vec::new(), _lock: lock }, started))
+        Ok((Self { maps, attached, others: Vec::new(), pin_dir: pin_dir.to_owned(), _lock: lock }, started))
     }
 }
 
@@ -140,57 +155,68 @@ fn bring_up(
 }
 
 /// Makes sure that the maps that are pinned have the wanted sizes. Unused ones (a first start that was interrupted)
-/// make way; those with sessions do not.
-fn settle_pins(pins: &Pins, geometry: &Geometry) -> anyhow::Result<()> {
+/// make way. True if those with sessions have others, and are to be carried over.
+fn settle_pins(pins: &Pins, geometry: &Geometry) -> anyhow::Result<bool> {
     let control = control(pins)?;
     let layout = control.as_ref().map_or(0, |control| control[0].layout.load());
     let in_use = layout != 0 || !program::link_pins(pins)?.is_empty();
-    ensure!(
-        layout == 0 || layout == LAYOUT_VERSION,
-        "the maps under {} have layout {layout}, and this version of Steadfast knows layout {LAYOUT_VERSION}: start \
-         the version that made them, or give the sessions up with `steadfastd detach` and start again",
-        pins.0.display()
-    );
+    refuse_layout(pins, layout)?;
+    let mut differs = layout != 0 && layout != LAYOUT_VERSION;
     for spec in &maps::ALL {
-        match (unfit(pins, spec, geometry), in_use) {
-            (Ok(()), _) => {}
-            (Err(difference), true) => return Err(difference),
-            (Err(_), false) => remove(&pins.map(spec.name))
-                .with_context(|| format!("cannot remove the unused map {}", spec.name))?,
+        let carried = layout != 0 && migrate::REMADE.contains(&spec);
+        if carried && layout != LAYOUT_VERSION {
+            // Its values may have been others, too.
+            continue;
+        }
+        let Some(entries) = other_size(pins, spec, geometry)? else { continue };
+        if carried {
+            differs = true;
+        } else if in_use {
+            bail!(
+                "the table {} ({}) has {entries} entries and {} are wanted: it can't change under way, so end all \
+                 sessions with `steadfastd detach` and start again",
+                spec.name,
+                spec.description,
+                geometry.entries(spec)
+            );
+        } else {
+            remove(&pins.map(spec.name))
+                .with_context(|| format!("cannot remove the unused map {}", spec.name))?;
         }
     }
-    let snat = control.map_or(0, |control| control[0].snat.load());
-    let (snat, wanted) = (Snat::from_word(snat), geometry.snat());
+    let snat = Snat::from_word(control.map_or(0, |control| control[0].snat.load()));
+    let wanted = geometry.snat();
     ensure!(
         layout == 0 || snat.adopt(wanted).is_some(),
-        "the running data path has {} source addresses with {} SNAT ports from {} on, and {} with {} from {} on are \
-         wanted: open connections are found by these, so keep them, or end all sessions with `steadfastd detach` and \
-         start again",
-        u32::from(snat.sources) + u32::from(snat.sources_v6),
-        snat.ports,
-        snat.first_port,
-        u32::from(wanted.sources) + u32::from(wanted.sources_v6),
-        wanted.ports,
-        wanted.first_port
+        "the running data path has {} IPv4 and {} IPv6 source addresses, and {} and {} are wanted: open connections are \
+         found by these, so keep them, or end all sessions with `steadfastd detach` and start again",
+        snat.sources,
+        snat.sources_v6,
+        wanted.sources,
+        wanted.sources_v6
+    );
+    let other_ports = (snat.first_port, snat.ports) != (wanted.first_port, wanted.ports);
+    Ok(differs || (layout != 0 && other_ports))
+}
+
+fn refuse_layout(pins: &Pins, layout: u64) -> anyhow::Result<()> {
+    ensure!(
+        layout == 0 || migrate::is_readable(layout),
+        "the maps under {} have layout {layout}, and this version of Steadfast carries over layouts up to \
+         {LAYOUT_VERSION}: a newer version made them, and nothing can be carried back. It goes on forwarding: start the \
+         newer version again, or give the sessions up with `steadfastd detach` and start this one",
+        pins.dir.display()
     );
     Ok(())
 }
 
-/// How a pinned map differs from what is wanted, if it is there.
-fn unfit(pins: &Pins, spec: &MapSpec, geometry: &Geometry) -> anyhow::Result<()> {
+/// How many entries a pinned map has, if it is there and has others than wanted.
+fn other_size(pins: &Pins, spec: &MapSpec, geometry: &Geometry) -> anyhow::Result<Option<u32>> {
     if !pins.map(spec.name).exists() {
-        return Ok(());
+        return Ok(None);
     }
     let entries = pinned::open_map(pins, spec, Access::ReadOnly)?.info()?.max_entries();
-    let wanted = geometry.entries(spec);
-    ensure!(
-        entries == wanted,
-        "the table {} ({}) has {entries} entries and {wanted} are wanted: a table in use can't change its size, so \
-         keep {entries}, or end all sessions with `steadfastd detach` and start again",
-        spec.name,
-        spec.description
-    );
-    Ok(())
+    Ok((entries != geometry.entries(spec)).then_some(entries))
 }
 
 /// The pinned control map, if there is one.
@@ -240,13 +266,13 @@ fn remove_pins(pins: &Pins) -> anyhow::Result<Detached> {
         remove(&path).with_context(context)?;
         detached.interfaces.push(interface);
     }
-    for directory in [pins.programs(), pins.maps()] {
+    for directory in [pins.programs(), pins.next(), pins.maps()] {
         for entry in list(&directory)? {
             remove(&entry).with_context(|| format!("cannot remove {}", entry.display()))?;
             detached.pins += 1;
         }
     }
-    for directory in [pins.links(), pins.programs(), pins.maps(), pins.0.clone()] {
+    for directory in [pins.links(), pins.programs(), pins.next(), pins.maps(), pins.dir.clone()] {
         match fs::remove_dir(&directory) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {}", directory.display()));

@@ -21,6 +21,7 @@ use lb_common::{
 use super::{
     CountersOf, Kernel, Maps, Region,
     bpf::{self, OpenFor},
+    migrate::REMADE,
     region::Plain,
 };
 use crate::object::CLOCK_PROGRAM;
@@ -36,26 +37,39 @@ pub enum Access {
 
 /// Where things are pinned below the pin directory.
 #[derive(Clone, Debug)]
-pub(super) struct Pins(pub(super) PathBuf);
+pub(super) struct Pins {
+    pub(super) dir: PathBuf,
+    /// Whether the tables are those of a migration, in [`Pins::next`].
+    staged: bool,
+}
 
 impl Pins {
     pub(super) fn new(pin_dir: &Path) -> Self {
-        Self(pin_dir.to_owned())
+        Self { dir: pin_dir.to_owned(), staged: false }
     }
     pub(super) fn maps(&self) -> PathBuf {
-        self.0.join("maps")
+        self.dir.join("maps")
     }
     pub(super) fn map(&self, name: &str) -> PathBuf {
-        self.maps().join(name)
+        let is_remade = self.staged && REMADE.iter().any(|spec| spec.name == name);
+        if is_remade { self.next().join(name) } else { self.maps().join(name) }
+    }
+    /// Where a migration keeps its new tables until they take the old ones' places.
+    pub(super) fn next(&self) -> PathBuf {
+        self.dir.join("next")
+    }
+    /// The same with the tables of a migration.
+    pub(super) fn staged(&self) -> Self {
+        Self { dir: self.dir.clone(), staged: true }
     }
     pub(super) fn programs(&self) -> PathBuf {
-        self.0.join("programs")
+        self.dir.join("programs")
     }
     pub(super) fn program(&self, name: &str) -> PathBuf {
         self.programs().join(name)
     }
     pub(super) fn links(&self) -> PathBuf {
-        self.0.join("links")
+        self.dir.join("links")
     }
     /// The file system takes no dots in names, and interfaces (VLANs) have them.
     pub(super) fn link(&self, interface: &str) -> PathBuf {
@@ -71,22 +85,26 @@ impl Pins {
 /// # Errors
 /// Nothing is pinned, the caller may not open it, or it is of another version of Steadfast.
 pub fn open(pin_dir: &Path, access: Access) -> anyhow::Result<Maps> {
-    let pins = Pins::new(pin_dir);
+    open_at(&Pins::new(pin_dir), access)
+}
+
+/// As [`open`].
+pub(super) fn open_at(pins: &Pins, access: Access) -> anyhow::Result<Maps> {
     let maps = Maps {
-        control: region(&pins, &maps::CONTROL, access)?,
-        service_index: region(&pins, &maps::SERVICE_INDEX, access)?,
-        services: region(&pins, &maps::SERVICES, access)?,
-        servers: region(&pins, &maps::SERVERS, access)?,
-        flows: region(&pins, &maps::FLOWS, access)?,
-        half_open: region(&pins, &maps::HALF_OPEN, access)?,
-        sticky: region(&pins, &maps::STICKY, access)?,
-        port_cells: region(&pins, &maps::PORT_CELLS, access)?,
-        port_cursors: region(&pins, &maps::PORT_CURSORS, access)?,
-        service_info: region(&pins, &maps::SERVICE_INFO, access)?,
-        server_info: region(&pins, &maps::SERVER_INFO, access)?,
-        kernel: Box::new(PinnedKernel::open(&pins, access)?),
+        control: region(pins, &maps::CONTROL, access)?,
+        service_index: region(pins, &maps::SERVICE_INDEX, access)?,
+        services: region(pins, &maps::SERVICES, access)?,
+        servers: region(pins, &maps::SERVERS, access)?,
+        flows: region(pins, &maps::FLOWS, access)?,
+        half_open: region(pins, &maps::HALF_OPEN, access)?,
+        sticky: region(pins, &maps::STICKY, access)?,
+        port_cells: region(pins, &maps::PORT_CELLS, access)?,
+        port_cursors: region(pins, &maps::PORT_CURSORS, access)?,
+        service_info: region(pins, &maps::SERVICE_INFO, access)?,
+        server_info: region(pins, &maps::SERVER_INFO, access)?,
+        kernel: Box::new(PinnedKernel::open(pins, access)?),
     };
-    check_layout(&maps, pin_dir)?;
+    check_layout(&maps, &pins.dir)?;
     Ok(maps)
 }
 
@@ -96,8 +114,8 @@ fn check_layout(maps: &Maps, pin_dir: &Path) -> anyhow::Result<()> {
     let layout = maps.control().layout.load();
     ensure!(
         layout == 0 || layout == LAYOUT_VERSION,
-        "the maps under {} have layout {layout}, and this version of Steadfast knows layout {LAYOUT_VERSION}: \
-         use the version that made them, or give the sessions up with `steadfastd detach` and start anew",
+        "the maps under {} have layout {layout}, and this version of Steadfast reads layout {LAYOUT_VERSION}: use the \
+         version that runs; a newer daemon carries older maps over when it starts",
         pin_dir.display()
     );
     Ok(())

@@ -26,6 +26,8 @@ pub unsafe trait Plain {}
 unsafe impl Plain for Word {}
 // SAFETY: an array of cells.
 unsafe impl Plain for [Word; 4] {}
+// SAFETY: an array of cells.
+unsafe impl Plain for [Word; 64] {}
 // SAFETY: cells only (`repr(C)`).
 unsafe impl<const N: usize> Plain for Slot<N> {}
 // SAFETY: cells only (`repr(C)`).
@@ -122,6 +124,7 @@ impl<T: Plain + Copy> Region<T> {
 pub trait Celled {}
 impl Celled for Word {}
 impl Celled for [Word; 4] {}
+impl Celled for [Word; 64] {}
 impl<const N: usize> Celled for Slot<N> {}
 impl Celled for Control {}
 

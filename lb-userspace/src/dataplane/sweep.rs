@@ -89,7 +89,7 @@ fn claim_expired(slots: &[FlowSlot], now: Ticks) -> impl Iterator<Item = (u32, &
 }
 
 /// Gives back what the flow in a claimed slot held. `life` is the flow's own, from before the claim.
-fn retire(maps: &Maps, index: u32, words: &[u64; FLOW_WORDS], life: Life, now: Ticks) {
+pub(super) fn retire(maps: &Maps, index: u32, words: &[u64; FLOW_WORDS], life: Life, now: Ticks) {
     // A closed flow let its record go when it was closed.
     if !TcpState::from_note(life.note()).is_closed()
         && let Some(record) = FlowSticky::from_word(words[STICKY_WORD]).record

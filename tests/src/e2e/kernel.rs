@@ -73,6 +73,18 @@ pub fn attach_foreign(lab: &Lab, interface: &str) -> Result<Ebpf> {
     })?
 }
 
+/// Takes the balancer's program off its interface behind its back: the link goes with its pin.
+///
+/// # Errors
+/// It is not pinned, or still there after some seconds.
+pub fn take_off(lab: &Lab) -> Result<()> {
+    fs::remove_file(lab.places().pins.join("links").join(INTERFACE)).context("no link is pinned")?;
+    until("the program is off", SETTLES_WITHIN, || {
+        Ok(xdp_on(lab, Ns::Lb, INTERFACE)?.is_none().then_some(()))
+    })?;
+    Ok(())
+}
+
 /// What `ip -j` says in a namespace.
 ///
 /// # Errors
@@ -86,7 +98,7 @@ pub fn ip_json(lab: &Lab, ns: Ns, args: &[&str]) -> Result<Value> {
     serde_json::from_slice(&output.stdout).context("ip printed no JSON")
 }
 
-/// What a balancer could leave behind on its host: addresses, links, routes, rules, what listens, sysctls.
+/// What a balancer could leave behind on its host: addresses, links, routes, rules, firewall, what listens, sysctls.
 ///
 /// # Errors
 /// A tool failed, or the host's own IPv6 addresses are still tentative after some seconds.
@@ -110,6 +122,10 @@ pub fn host_state(lab: &Lab) -> Result<BTreeSet<String>> {
     let ss = lab.command(Ns::Lb, "ss", ["-Hltun"]).output()?;
     for line in String::from_utf8_lossy(&ss.stdout).lines() {
         state.insert(format!("listens: {line}"));
+    }
+    let nft = lab.command(Ns::Lb, "nft", ["list", "ruleset"]).output().context("cannot start nft")?;
+    for line in String::from_utf8_lossy(&nft.stdout).lines() {
+        state.insert(format!("nft: {line}"));
     }
     let sysctls = lab.in_ns(Ns::Lb, || sysctls(Path::new("/proc/sys/net/ipv4")))??;
     state.extend(sysctls);

@@ -224,7 +224,13 @@ impl Bench {
                 word.store(value);
             }
         }
+        control.carrying.store(0);
         control.layout.store(LAYOUT_VERSION);
+    }
+
+    /// Rows may still come over from older tables, until then.
+    pub(super) fn carry_until(&self, until: Ticks) {
+        self.control[0].carrying.store(1 << 32 | u64::from(until.0));
     }
 
     /// Sets how many source addresses are in use; the tables must be empty.

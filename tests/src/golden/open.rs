@@ -33,7 +33,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// What an accepted SYN leaves behind.
-fn half_open(connection: &Connection) -> [Then; 2] {
+pub(super) fn half_open(connection: &Connection) -> [Then; 2] {
     [Then::Appears(Row::HalfOpen(connection.syn_sent())), Then::Appears(connection.port_of_half_open())]
 }
 

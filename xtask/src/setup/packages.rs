@@ -44,7 +44,7 @@ pub(crate) fn wanted(linker_is_missing: bool) -> Vec<Package> {
         ("ethtool", "ethtool", "turns off offloads that hide checksums in the lab"),
         ("tcpdump", "tcpdump", "looks at the lab's packets"),
         ("curl", "curl", "the lab's client"),
-        ("nft", "nftables", "stands in for the balancer where the lab itself is tested"),
+        ("nft", "nftables", "keeps the host from answering while the program is off"),
     ];
     for (program, package, why) in programs {
         if find_program(program).is_none() {

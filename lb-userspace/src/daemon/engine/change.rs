@@ -254,9 +254,16 @@ fn refuse_node_changes(changes: &[Change]) -> Result<(), Refusal> {
                     )
                 })
                 .collect();
+            let carried =
+                fields.iter().all(|field| field.field.starts_with("tables.") || field.field == "snat_ports");
+            let remedy = if carried {
+                "restart the daemon: everything in the tables is carried over, and no connection ends"
+            } else {
+                "`steadfastd detach` and start again, which ends all connections; or leave it as it is"
+            };
             return Err(Refusal::Conflict(format!(
                 "the section node cannot change while the daemon runs ({}): write it into the configuration file, then \
-                 `steadfastd detach` and start again, which ends all connections; or leave it as it is",
+                 {remedy}",
                 what.join(", ")
             )));
         }

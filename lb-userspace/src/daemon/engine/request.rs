@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use lb_common::clock::Ticks;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::info;
@@ -13,6 +14,8 @@ use crate::core::overlay::AddedServer;
 use crate::core::plan::count;
 use crate::core::rows::Usage;
 use crate::core::{AdminState, Plan, ServerName};
+use crate::dataplane::confirm::{self, Confirmed};
+use crate::dataplane::{Clock, Maps};
 use crate::health::TargetView;
 use crate::health::state::Verdict;
 
@@ -35,6 +38,8 @@ pub enum Request {
     Set(SetServer),
     /// `POST /v1/servers/state`.
     State(ServerStateOf),
+    /// `POST /v1/confirm`.
+    Confirm(Confirm),
     /// `POST /v1/sticky/forget`.
     Forget(ForgetClient),
     /// `POST /v1/sticky/move`.
@@ -132,6 +137,11 @@ pub struct ServerStateOf {
     pub dry_run: bool,
 }
 
+/// An attachment on trial is to stay.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confirm {}
+
 /// A client whose records are to be forgotten.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -186,6 +196,7 @@ impl Engine {
             Request::Remove(remove) => self.remove(&remove),
             Request::Set(set) => self.set(&set),
             Request::State(state) => self.set_state(&state),
+            Request::Confirm(Confirm {}) => self.confirm(),
             Request::Forget(forget) => self.forget(&forget),
             Request::Move(to) => self.move_client(&to),
         }
@@ -246,6 +257,21 @@ impl Engine {
             }
         };
         self.change(candidate, &done, remove.dry_run)
+    }
+
+    fn confirm(&self) -> Result<Value, Refusal> {
+        let done = match confirm::confirm(self.maps.control()) {
+            Confirmed::Now => "confirmed: the program stays on its interface until `steadfastd detach`",
+            Confirmed::Before => "there is nothing to confirm: the program stays on its interface already",
+            Confirmed::TooLate => {
+                return Err(Refusal::Conflict(
+                    "it is too late: the time for confirming is over, and the program is being taken off"
+                        .to_owned(),
+                ));
+            }
+        };
+        info!("{done}");
+        Ok(json!({ "done": done }))
     }
 
     fn set(&mut self, set: &SetServer) -> Result<Value, Refusal> {
@@ -342,8 +368,20 @@ impl Engine {
             "addresses": self.wanted_addresses(),
             "health_checks": checks,
             "finishing": leaving,
+            "firewall": match &self.firewall {
+                Ok(report) => json!(report),
+                Err(why) => json!({ "in_force": false, "reason": why }),
+            },
+            "confirm_by": confirm_by(&self.maps),
         })
     }
+}
+
+/// When an attachment on trial is undone.
+fn confirm_by(maps: &Maps) -> Option<String> {
+    let at = confirm::undone_at(maps.control())?;
+    let clock = Clock::read(maps).ok()?;
+    Some(clock.instant_of(Ticks::from_jiffies(at)).to_string())
 }
 
 fn last_probe(view: &TargetView) -> Option<Value> {
