@@ -33,6 +33,8 @@ pub mod word;
 
 /// The IP protocol number of TCP.
 pub const TCP: u8 = 6;
+/// The IP protocol number of UDP.
+pub const UDP: u8 = 17;
 /// The IP protocol number of ICMP.
 pub const ICMP: u8 = 1;
 /// The IP protocol number of ICMP for IPv6.

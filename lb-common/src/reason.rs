@@ -108,7 +108,7 @@ reasons! {
 
     /// To a service, with a TCP header that is truncated or impossible.
     BadHeader = "bad-header" => Drop,
-    /// A fragment of a TCP packet to a service's address or from a real server; TCP avoids them by path MTU discovery.
+    /// A fragment of a TCP or UDP packet to a service's address or from a real server; TCP avoids them by path MTU discovery.
     Fragment = "fragment" => Drop,
     /// TCP to a service or from a real server with IPv4 options (RFC 7126 recommends to drop) or IPv6 extension headers.
     IpOptions = "ip-options" => Drop,
@@ -129,6 +129,8 @@ reasons! {
     ForwardedUnknown = "forwarded-unknown" => Transmit,
     /// Too large for the tunnel: the client is told the path's MTU (RFC 1191, RFC 8201).
     TooBig = "too-big" => Transmit,
+    /// A datagram to a service without a usable server: UDP has nothing like an RST.
+    NoServer = "no-server" => Drop,
     /// Of no known flow, or a new one, in the moment in which rows are carried over from older tables; it is sent again.
     Carrying = "carrying" => Drop,
 }

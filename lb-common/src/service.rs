@@ -16,6 +16,7 @@ use crate::clock::Ticks;
 use crate::forwarding::Forwarding;
 use crate::hash::{HashKey, hash3};
 use crate::word::Word;
+use crate::{TCP, UDP};
 
 /// Words of an entry.
 pub const INDEX_WORDS: usize = 4;
@@ -89,7 +90,7 @@ impl IndexEntry {
 /// |---|---|
 /// | 0, 1 | address, bytes as on the wire; zero: the id is not in use |
 /// | 2 | persistence timeout:32, idle timeout of an established flow:32 (ticks) |
-/// | 3 | [`Forwarding`]:8, IPv6 clients of one /64 are one client:1, zero |
+/// | 3 | [`Forwarding`]:8, IPv6 clients of one /64 are one client:1, UDP:1, zero |
 pub type ServiceSlot = [Word; SERVICE_WORDS];
 /// Words of a service's entry.
 pub const SERVICE_WORDS: usize = 4;
@@ -107,11 +108,21 @@ pub struct Service {
     pub forwarding: Forwarding,
     /// Whether IPv6 clients whose addresses share their first 64 bits are one client to persistence and scheduler.
     pub by_prefix: bool,
+    /// Whether it is UDP; else TCP.
+    pub is_udp: bool,
 }
 
 const BY_PREFIX: u64 = 1 << 8;
+const UDP_BIT: u64 = 1 << 9;
 
 impl Service {
+    /// Its IP protocol number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn protocol(&self) -> u8 {
+        if self.is_udp { UDP } else { TCP }
+    }
+
     /// Whom a client's address stands for: itself, or all of its /64.
     #[inline(always)]
     #[must_use]
@@ -136,6 +147,7 @@ impl Service {
             idle: Ticks((times >> 32) as u32),
             forwarding: Forwarding::from_number(modes as u8),
             by_prefix: modes & BY_PREFIX != 0,
+            is_udp: modes & UDP_BIT != 0,
         })
     }
 
@@ -146,7 +158,9 @@ impl Service {
             self.address.0[0],
             self.address.0[1],
             self.persistence.0 as u64 | (self.idle.0 as u64) << 32,
-            self.forwarding as u64 | if self.by_prefix { BY_PREFIX } else { 0 },
+            self.forwarding as u64
+                | if self.by_prefix { BY_PREFIX } else { 0 }
+                | if self.is_udp { UDP_BIT } else { 0 },
         ]
     }
 }

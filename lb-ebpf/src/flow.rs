@@ -57,7 +57,7 @@ pub(crate) fn follow(
 
 /// Moves the deadline of a flow whose state stays.
 #[inline(always)]
-fn keep(world: &World, slot: &Slot<FLOW_WORDS>, life: Life, service: u16, state: TcpState) {
+pub(crate) fn keep(world: &World, slot: &Slot<FLOW_WORDS>, life: Life, service: u16, state: TcpState) {
     let ahead = life.deadline().0.wrapping_sub(world.now.0);
     // Closed flows live as long as is left to them: late packets do not keep them.
     if state.is_closed() {

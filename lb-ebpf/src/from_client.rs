@@ -1,4 +1,4 @@
-//! A segment from a client to a virtual service.
+//! A segment or datagram from a client to a virtual service.
 //!
 //! Here is the way of most packets: an open flow and its server. Whatever is not that clear, `handshake.rs` decides;
 //! the segment is rewritten or answered here in either case.
@@ -17,7 +17,7 @@ use crate::{
     count,
     establish::establish,
     flow,
-    handshake::{Answer, FLAGS_SHIFT, decide, reason_of},
+    handshake::{Answer, FLAGS_SHIFT, SECOND_DATAGRAM, answered, decide, reason_of},
     maps::{Flows, HalfOpen, ServerTable},
     open::open,
     packet::{End, Packet, Rewrite, Segment, answer_too_big, encapsulate},
@@ -110,6 +110,7 @@ fn open_flow(world: &World, packet: &Packet, segment: &Segment, key: FlowKey) ->
 fn settle(packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, Reason> {
     let Answer { to, reason } = unsettled(packet, segment, key);
     match reason {
+        Reason::ResetNoServer if segment.is_udp => Err(Reason::NoServer),
         Reason::ResetServerGone
         | Reason::ResetNoFlow
         | Reason::ResetNoServer
@@ -117,6 +118,7 @@ fn settle(packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, Reaso
         | Reason::NoNeighbour
         | Reason::PortsExhausted
         | Reason::HalfOpenBusy
+        | Reason::NoServer
         | Reason::Carrying
         | Reason::NotConfigured => Err(reason),
         reason => {
@@ -131,12 +133,17 @@ fn settle(packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, Reaso
 #[inline(always)]
 fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey) -> Answer {
     let [first, second, ports] = key.words();
-    if segment.flags.opens() {
+    let answered = if segment.is_udp { answered(first, second, ports) } else { 0 };
+    if segment.flags.opens() || (segment.is_udp && answered == 0) {
         return Answer::from_word(open(first, second, ports, packet.sequence(segment), packet.return_hop()));
     }
-    let numbers = u64::from(packet.sequence(segment)) | u64::from(packet.acknowledgment(segment)) << 32;
-    let sender = packet.return_hop() | u64::from(segment.flags.0) << FLAGS_SHIFT;
-    let answer = decide(first, second, ports, numbers, sender);
+    let (numbers, answer) = if segment.is_udp {
+        (SECOND_DATAGRAM, answered)
+    } else {
+        let numbers = u64::from(packet.sequence(segment)) | u64::from(packet.acknowledgment(segment)) << 32;
+        let sender = packet.return_hop() | u64::from(segment.flags.0) << FLAGS_SHIFT;
+        (numbers, decide(first, second, ports, numbers, sender))
+    };
     if answer >> 56 == Reason::ForwardedUnknown as u64 {
         return Answer::from_word(select(first, second, key.service)).unknown();
     }
@@ -158,8 +165,12 @@ pub(crate) fn serving(to: &FlowServer) -> Option<Server> {
 /// Notes what a segment of a flow tells: state, sequence number, time, and where the client's packets come from.
 #[inline(always)]
 fn accept(world: &World, packet: &Packet, found: &Found<'_, FLOW_WORDS>, segment: &Segment, service: u16) {
-    let sequence = packet.sequence(segment);
-    let near = flow::follow(world, found, service, segment.flags, sequence, Direction::FromClient);
+    let near = if segment.is_udp {
+        flow::keep(world, found.slot, found.life, service, TcpState::Established);
+        true
+    } else {
+        flow::follow(world, found, service, segment.flags, packet.sequence(segment), Direction::FromClient)
+    };
     let sender = packet.return_hop();
     if near && found.slot.words[HOP_WORD].load() != sender {
         found.slot.words[HOP_WORD].store(sender);

@@ -1,4 +1,4 @@
-//! A segment from a real server: to one of the SNAT ports, or to a client that it knows by its own address.
+//! A segment or datagram from a real server: to one of the SNAT ports, or to a client that it knows by its own address.
 
 use lb_common::{
     flow::{
@@ -114,6 +114,7 @@ fn answer_client(
     let gone = match ServerTable.present(back.to.server) {
         Some(server) => {
             server.endpoint != endpoint
+                || back.service.protocol() != segment.protocol()
                 || server.address != segment.tuple.source
                 || server.port_for(back.key.service_port) != segment.tuple.source_port
                 || server.state.has(ServerState::RESETS)
@@ -129,6 +130,8 @@ fn answer_client(
     }
     if back.half_open {
         answer(world, packet, segment, back);
+    } else if segment.is_udp {
+        flow::keep(world, back.found.slot, back.found.life, back.key.service, TcpState::Established);
     } else {
         flow::follow(
             world,
@@ -149,15 +152,15 @@ fn answer_client(
     Ok(Outcome { reason: Reason::Returned, arm: hop.arm })
 }
 
-/// The server's answer to a half-open flow's SYN: its number is what the client must acknowledge.
+/// The server's answer to a half-open flow's SYN, or first datagram: its number is what the client must acknowledge.
 #[inline(always)]
 fn answer(world: &World, packet: &Packet, segment: &Segment, back: &Return) {
     let slot = back.found.slot;
     let life = back.found.life;
     let numbers = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
     let handshake = matches!(TcpState::from_note(life.note()), TcpState::SynSent | TcpState::SynReceived);
-    let answers =
-        segment.flags.is_syn_ack() && packet.acknowledgment(segment) == numbers.client.wrapping_add(1);
+    let answers = segment.is_udp
+        || segment.flags.is_syn_ack() && packet.acknowledgment(segment) == numbers.client.wrapping_add(1);
     if handshake && answers {
         let deadline = world.now.plus(world.control.idle(TcpState::SynReceived, back.service.idle));
         let answered = life.with_note(TcpState::SynReceived as u32).with_deadline(deadline);

@@ -61,6 +61,26 @@ pub(crate) fn reason_of(number: u32) -> Reason {
 /// Where a segment's flags stand in a word with the hop that it came from.
 pub(crate) const FLAGS_SHIFT: u32 = 56;
 
+/// A UDP flow has no numbers: what its second datagram stands for acknowledges what its first stood for, both from zero.
+pub(crate) const SECOND_DATAGRAM: u64 = 1 | 1 << 32;
+
+/// Whether a datagram with this key completes a half-open flow: its server has answered, as far as answers are seen. Gives
+/// an [`Answer`] as [`decide`] does where it establishes one; else zero.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn answered(first: u64, second: u64, ports: u64) -> u64 {
+    let Some(world) = World::now() else { return 0 };
+    let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
+    let Some(half_open) = client.find_half_open(&world) else { return 0 };
+    let to = FlowServer::from_word(half_open.slot.words[SERVER_WORD].load());
+    let Some(server) = serving(&to) else { return 0 };
+    let usable = server.state.has(ServerState::REACHABLE) && owns_port(&world, half_open.index, &to);
+    if !usable || !is_answered(server.forwarding, half_open.life) || !half_open.still() {
+        return 0;
+    }
+    Answer::word(u64::from(half_open.index) | u64::from(to.server) << 32, Reason::Established)
+}
+
 /// What of a segment matters here.
 #[derive(Clone, Copy)]
 struct Heard {

@@ -53,7 +53,7 @@ fn decide(context: *mut xdp_md) -> Result<Sent, Reason> {
     let mut error = IcmpError::parse(context).ok_or(Reason::NotOurs)?;
     let world = World::now().ok_or(Reason::NotConfigured)?;
     error.packet.arm = world.arm(interface(context))?;
-    match world.entry(error.tuple.source, error.tuple.source_port) {
+    match world.entry(error.tuple.source, error.tuple.source_port, error.protocol) {
         Some(hit) if hit.is(EntryKind::Service) => to_server(&world, &error, hit.id),
         _ => to_client(&world, &error),
     }
@@ -107,7 +107,8 @@ fn to_server(world: &World, error: &IcmpError, service: u16) -> Result<Sent, Rea
 #[inline(always)]
 fn to_client(world: &World, error: &IcmpError) -> Result<Sent, Reason> {
     let tuple = &error.tuple;
-    let server = world.entry(tuple.destination, tuple.destination_port).ok_or(Reason::NotOurs)?;
+    let server =
+        world.entry(tuple.destination, tuple.destination_port, error.protocol).ok_or(Reason::NotOurs)?;
     let (back, source) = if server.is(EntryKind::NatEndpoint) {
         let key = FlowKey {
             client: tuple.source,
@@ -125,7 +126,7 @@ fn to_client(world: &World, error: &IcmpError) -> Result<Sent, Reason> {
     };
     let back = back.ok_or(Reason::NotOurs)?;
     let next_hop = back.found.slot.words[HOP_WORD].load();
-    if !back.found.still() {
+    if !back.found.still() || back.service.protocol() != error.protocol {
         return Err(Reason::NotOurs);
     }
     if error.hops() <= 1 {

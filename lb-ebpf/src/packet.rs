@@ -12,7 +12,7 @@ mod tunnel;
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    ICMP, ICMPV6, TCP, address::Address, flow::ARM_SHIFT, hash::mix, reason::Reason, tcp::TcpFlags,
+    ICMP, ICMPV6, TCP, UDP, address::Address, flow::ARM_SHIFT, hash::mix, reason::Reason, tcp::TcpFlags,
 };
 
 use self::access::{ahead, load8, load8_anew, load16, load32, load64, same, store16, store32};
@@ -27,6 +27,7 @@ const VLAN_TAG: u64 = 4;
 const IPV4: usize = 20;
 const IPV6: usize = 40;
 const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
 
 const ETHERTYPE_IPV4: u16 = 0x0800_u16.to_be();
 const ETHERTYPE_IPV6: u16 = 0x86dd_u16.to_be();
@@ -49,7 +50,7 @@ pub(crate) struct Packet {
     start: *mut u8,
     /// 20 bytes from here are within the packet, and 40 if it is IPv6.
     network: *mut u8,
-    /// 20 bytes from here are within the packet if there is a [`Segment`].
+    /// 8 bytes from here are within the packet if there is a [`Segment`], and 20 if it is TCP.
     transport: *mut u8,
     length: u32,
     hops: u8,
@@ -77,20 +78,30 @@ pub(crate) struct Tuple {
     pub destination_port: u16,
 }
 
-/// A TCP segment with sound headers. What is needed later, or seldom, the packet tells when asked.
+/// A TCP segment, or a UDP datagram, with sound headers.
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
     pub(crate) tuple: Tuple,
+    pub(crate) is_udp: bool,
+    /// None for UDP.
     pub(crate) flags: TcpFlags,
+}
+
+impl Segment {
+    /// The IP protocol number.
+    #[inline(always)]
+    pub(crate) fn protocol(&self) -> u8 {
+        if self.is_udp { UDP } else { TCP }
+    }
 }
 
 /// What a frame turned out to be.
 pub(crate) enum Parsed {
     Segment(Segment),
-    /// A TCP packet that is dropped for this reason if it turns out to be for us.
-    Odd(Tuple, Reason),
-    /// A TCP packet that shows no ports; the address it is for.
-    Portless(Address, Reason),
+    /// A packet of this protocol that is dropped for this reason if it turns out to be for us.
+    Odd(u8, Tuple, Reason),
+    /// A packet of this protocol that shows no ports; the address it is for.
+    Portless(u8, Address, Reason),
     /// Perhaps an [`IcmpError`].
     IcmpError,
 }
@@ -112,7 +123,7 @@ struct Network {
 /// A header that hides the ports.
 enum Hidden {
     Passed(Reason),
-    Portless(Address, Reason),
+    Portless(u8, Address, Reason),
 }
 
 impl Packet {
@@ -134,23 +145,22 @@ impl Packet {
         let header = match header {
             Ok(header) => header,
             Err(Hidden::Passed(reason)) => return Err(reason),
-            Err(Hidden::Portless(destination, reason)) => {
-                return Ok((packet, Parsed::Portless(destination, reason)));
+            Err(Hidden::Portless(protocol, destination, reason)) => {
+                return Ok((packet, Parsed::Portless(protocol, destination, reason)));
             }
         };
         let packet = Self { transport: ahead(network, header.header), hops: header.hops, ..packet };
         match header.protocol {
-            TCP => packet.tcp(&header, end).map(|parsed| (packet, parsed)),
+            TCP | UDP => packet.transport(&header, end).map(|parsed| (packet, parsed)),
             ICMP | ICMPV6 => Ok((packet, Parsed::IcmpError)),
             _ => Err(Reason::NotOurs),
         }
     }
 
     #[inline(always)]
-    fn tcp(&self, header: &Network, end: *mut u8) -> Result<Parsed, Reason> {
+    fn transport(&self, header: &Network, end: *mut u8) -> Result<Parsed, Reason> {
         let at = self.transport;
-        let whole = at.wrapping_add(TCP_HEADER) <= end;
-        if !whole && at.wrapping_add(4) > end {
+        if at.wrapping_add(4) > end {
             return Err(Reason::Truncated);
         }
         // SAFETY: four bytes at `at` were checked.
@@ -160,20 +170,80 @@ impl Packet {
         if let Some(reason) = Reason::from_number(header.odd)
             && header.odd != 0
         {
-            return Ok(Parsed::Odd(tuple, reason));
+            return Ok(Parsed::Odd(header.protocol, tuple, reason));
         }
-        if !whole {
-            return Ok(Parsed::Odd(tuple, Reason::BadHeader));
+        let sound = if header.protocol == UDP {
+            self.is_sound_datagram(header, end)
+        } else {
+            self.is_sound_segment(header, end)
+        };
+        if !sound {
+            return Ok(Parsed::Odd(header.protocol, tuple, Reason::BadHeader));
+        }
+        if header.protocol == UDP {
+            return Ok(Parsed::Segment(Segment { tuple, is_udp: true, flags: TcpFlags(0) }));
+        }
+        let at = self.transport;
+        // Always so where the header is sound.
+        if at.wrapping_add(TCP_HEADER) > end {
+            return Err(Reason::Truncated);
+        }
+        // SAFETY: 20 bytes were checked.
+        let flags = TcpFlags(unsafe { load8::<13>(at) });
+        Ok(Parsed::Segment(Segment { tuple, is_udp: false, flags }))
+    }
+
+    #[inline(always)]
+    fn is_sound_segment(&self, header: &Network, end: *mut u8) -> bool {
+        let at = self.transport;
+        if at.wrapping_add(TCP_HEADER) > end {
+            return false;
         }
         // SAFETY: 20 bytes were checked.
         let (offset, flags) = unsafe { (load8::<12>(at), load8::<13>(at)) };
-        let flags = TcpFlags(flags);
         let headers = header.header as usize + usize::from(offset >> 4) * 4;
         let available = end as usize - self.network as usize;
-        if offset < 0x50 || header.length < headers || header.length > available || !plausible(flags) {
-            return Ok(Parsed::Odd(tuple, Reason::BadHeader));
+        offset >= 0x50 && header.length >= headers && header.length <= available && plausible(TcpFlags(flags))
+    }
+
+    #[inline(always)]
+    fn is_sound_datagram(&self, header: &Network, end: *mut u8) -> bool {
+        let at = self.transport;
+        if at.wrapping_add(UDP_HEADER) > end {
+            return false;
         }
-        Ok(Parsed::Segment(Segment { tuple, flags }))
+        // SAFETY: 8 bytes were checked.
+        let length = usize::from(u16::from_be(unsafe { load16::<4>(at) }));
+        let content = header.length.wrapping_sub(header.header as usize);
+        let available = end as usize - self.network as usize;
+        length >= UDP_HEADER && length <= content && header.length <= available
+    }
+
+    /// A segment's sequence number, host byte order; zero for UDP.
+    #[inline(always)]
+    pub(crate) fn sequence(&self, segment: &Segment) -> u32 {
+        if segment.is_udp {
+            return 0;
+        }
+        // SAFETY: `tcp_header` checked 20 bytes.
+        self.tcp_header().map_or(0, |at| u32::from_be(unsafe { load32::<4>(at) }))
+    }
+
+    /// A segment's acknowledgement number, host byte order; zero for UDP.
+    #[inline(always)]
+    pub(crate) fn acknowledgment(&self, segment: &Segment) -> u32 {
+        if segment.is_udp {
+            return 0;
+        }
+        // SAFETY: `tcp_header` checked 20 bytes.
+        self.tcp_header().map_or(0, |at| u32::from_be(unsafe { load32::<8>(at) }))
+    }
+
+    /// The TCP header of a segment; its 20 bytes are checked anew.
+    #[inline(always)]
+    fn tcp_header(&self) -> Option<*mut u8> {
+        let (_, end) = bounds(self.context);
+        if self.transport.wrapping_add(TCP_HEADER) <= end { Some(self.transport) } else { None }
     }
 
     /// Bytes of the frame.
@@ -191,23 +261,9 @@ impl Packet {
     /// A number of a segment's flow: it gives it one way through the network and one receive queue, and others others.
     #[inline(always)]
     pub(crate) fn entropy(&self, _: &Segment) -> u32 {
-        // SAFETY: `parse` checked 20 bytes before it gave out a segment.
+        // SAFETY: `parse` checked 8 bytes before it gave out a segment.
         let ports = unsafe { load32::<0>(self.transport) };
         mix(self.sender() ^ u64::from(ports) << 16) as u32
-    }
-
-    /// A segment's sequence number, host byte order.
-    #[inline(always)]
-    pub(crate) fn sequence(&self, _: &Segment) -> u32 {
-        // SAFETY: `parse` checked 20 bytes before it gave out a segment.
-        u32::from_be(unsafe { load32::<4>(self.transport) })
-    }
-
-    /// A segment's acknowledgement number, host byte order.
-    #[inline(always)]
-    pub(crate) fn acknowledgment(&self, _: &Segment) -> u32 {
-        // SAFETY: as in `sequence`.
-        u32::from_be(unsafe { load32::<8>(self.transport) })
     }
 
     /// The MAC address that the frame is for, in the low 48 bits, bytes in memory order.
@@ -342,9 +398,9 @@ fn ipv4(at: *mut u8) -> Result<Network, Hidden> {
         return Err(Hidden::Passed(if protocol == TCP { Reason::Truncated } else { Reason::NotOurs }));
     }
     let mut odd = 0;
-    if protocol == TCP {
+    if protocol == TCP || protocol == UDP {
         if fragment & FRAGMENT_OFFSET != 0 {
-            return Err(Hidden::Portless(destination, Reason::Fragment));
+            return Err(Hidden::Portless(protocol, destination, Reason::Fragment));
         }
         if fragment & MORE_FRAGMENTS != 0 {
             odd = Reason::Fragment as u32;
@@ -382,18 +438,19 @@ fn ipv6(at: *mut u8, end: *mut u8) -> Result<Network, Hidden> {
     Ok(Network { source, destination, protocol, hops, header, length, odd: 0 })
 }
 
-/// An IPv6 packet whose first extension header is this one: to be dropped if it hides TCP that is for us.
+/// An IPv6 packet whose first extension header is this one: to be dropped if it hides TCP or UDP that is for us.
 #[inline(always)]
 fn extended(at: *mut u8, end: *mut u8, extension: u8, destination: Address) -> Hidden {
     if at.wrapping_add(IPV6 + 8) > end {
         return Hidden::Passed(Reason::Truncated);
     }
     // SAFETY: 48 bytes were checked.
-    if unsafe { load8::<IPV6>(at) } != TCP {
+    let protocol = unsafe { load8::<IPV6>(at) };
+    if protocol != TCP && protocol != UDP {
         return Hidden::Passed(Reason::NotOurs);
     }
     let reason = if extension == FRAGMENT { Reason::Fragment } else { Reason::IpOptions };
-    Hidden::Portless(destination, reason)
+    Hidden::Portless(protocol, destination, reason)
 }
 
 /// Source and destination of an IPv4 header, whose 20 bytes the caller has checked.

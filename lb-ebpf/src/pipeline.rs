@@ -8,7 +8,6 @@
 
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_jiffies64};
 use lb_common::{
-    TCP,
     address::Address,
     clock::Ticks,
     control::{Control, MAX_ARMS, Snat},
@@ -69,7 +68,7 @@ fn decide(context: *mut xdp_md) -> Result<Outcome, Reason> {
         return Err(Reason::NotOurs);
     }
     match parsed {
-        Parsed::Segment(segment) => match world.owner(&segment.tuple)? {
+        Parsed::Segment(segment) => match world.owner(&segment.tuple, segment.protocol())? {
             Owner::Client(service) => from_client::segment(&world, &packet, &segment, service),
             Owner::Server(endpoint, source) => {
                 from_server::segment(&world, &packet, &segment, endpoint, source)
@@ -78,11 +77,11 @@ fn decide(context: *mut xdp_md) -> Result<Outcome, Reason> {
                 from_server::nat_segment(&world, &packet, &segment, service, port)
             }
         },
-        Parsed::Odd(tuple, reason) => {
-            world.owner(&tuple)?;
+        Parsed::Odd(protocol, tuple, reason) => {
+            world.owner(&tuple, protocol)?;
             Err(reason)
         }
-        Parsed::Portless(destination, reason) => match world.entry(destination, 0) {
+        Parsed::Portless(protocol, destination, reason) => match world.entry(destination, 0, protocol) {
             Some(hit) if hit.is(EntryKind::Address) => Err(reason),
             _ => Err(Reason::NotOurs),
         },
@@ -123,8 +122,8 @@ impl World {
 
     /// What listens on, or answers from, this address and port.
     #[inline(always)]
-    pub(crate) fn entry(&self, address: Address, port: u16) -> Option<IndexHit> {
-        find_entry(&ServiceIndex, self.control.generation.load(), &self.key(), address, port, TCP)
+    pub(crate) fn entry(&self, address: Address, port: u16, protocol: u8) -> Option<IndexHit> {
+        find_entry(&ServiceIndex, self.control.generation.load(), &self.key(), address, port, protocol)
     }
 
     /// Whose packet this is.
@@ -132,8 +131,8 @@ impl World {
     /// # Errors
     /// Why it is not for us.
     #[inline(always)]
-    fn owner(&self, tuple: &Tuple) -> Result<Owner, Reason> {
-        if let Some(hit) = self.entry(tuple.destination, tuple.destination_port) {
+    fn owner(&self, tuple: &Tuple, protocol: u8) -> Result<Owner, Reason> {
+        if let Some(hit) = self.entry(tuple.destination, tuple.destination_port, protocol) {
             if hit.is(EntryKind::Service) {
                 return Ok(Owner::Client(hit.id));
             }
@@ -141,7 +140,7 @@ impl World {
                 return Err(Reason::LocalService);
             }
         }
-        let from = self.entry(tuple.source, tuple.source_port).ok_or(Reason::NotOurs)?;
+        let from = self.entry(tuple.source, tuple.source_port, protocol).ok_or(Reason::NotOurs)?;
         if from.is(EntryKind::NatEndpoint) {
             return Ok(Owner::NatServer(from.id, from.service_port));
         }

@@ -112,6 +112,7 @@ fn fill(maps: &Maps) {
         idle: hour,
         forwarding: Forwarding::Snat,
         by_prefix: false,
+        is_udp: false,
     };
     for (word, value) in maps.services[0].iter().zip(service.words()) {
         word.store(value);

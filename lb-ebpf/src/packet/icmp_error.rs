@@ -1,7 +1,7 @@
-//! ICMP errors about TCP packets (RFC 792, RFC 4443), which repeat the beginning of the packet that they are about.
+//! ICMP errors about TCP and UDP packets (RFC 792, RFC 4443), which repeat the beginning of the packet that they are about.
 
 use aya_ebpf::bindings::xdp_md;
-use lb_common::{ICMP, ICMPV6, TCP, address::Address};
+use lb_common::{ICMP, ICMPV6, TCP, UDP, address::Address};
 
 use super::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, IPV4, IPV6, MORE_FRAGMENTS, Packet, Tuple,
@@ -21,11 +21,13 @@ const ERROR_V4: usize = INNER_V4 + IPV4 + REPEATED;
 const INNER_V6: usize = IPV6 + ICMP_HEADER;
 const ERROR_V6: usize = INNER_V6 + IPV6 + REPEATED;
 
-/// An ICMP error about a TCP packet.
+/// An ICMP error about a TCP or UDP packet.
 pub(crate) struct IcmpError {
     pub(crate) packet: Packet,
     /// Of the repeated packet, whose sender the error is for.
     pub(crate) tuple: Tuple,
+    /// The repeated packet's protocol: TCP or UDP.
+    pub(crate) protocol: u8,
 }
 
 impl IcmpError {
@@ -73,14 +75,23 @@ impl IcmpError {
             && u16::from_be(inner_fragment) & FRAGMENT_OFFSET == 0;
         // Destination unreachable, time exceeded, parameter problem.
         let error = protocol == ICMP && matches!(kind, 3 | 11 | 12);
-        if version != 0x45 || inner_version != 0x45 || inner_protocol != TCP || !whole || !error {
+        if version != 0x45
+            || inner_version != 0x45
+            || (inner_protocol != TCP && inner_protocol != UDP)
+            || !whole
+            || !error
+        {
             return None;
         }
         let (_, destination) = ipv4_addresses(at);
         // SAFETY: as above.
         let ports = unsafe { (load16::<{ IPV4 }>(inner), load16::<{ IPV4 + 2 }>(inner)) };
         let tuple = repeated(ipv4_addresses(inner), ports);
-        (tuple.source == destination).then_some(Self { packet: Packet { hops, ..packet }, tuple })
+        (tuple.source == destination).then_some(Self {
+            packet: Packet { hops, ..packet },
+            tuple,
+            protocol: inner_protocol,
+        })
     }
 
     #[inline(always)]
@@ -101,14 +112,22 @@ impl IcmpError {
         let (inner_version, inner_protocol) = unsafe { (load8::<0>(inner), load8::<6>(inner)) };
         // Destination unreachable, packet too big, time exceeded, parameter problem.
         let error = protocol == ICMPV6 && matches!(kind, 1..=4);
-        if version >> 4 != 6 || inner_version >> 4 != 6 || inner_protocol != TCP || !error {
+        if version >> 4 != 6
+            || inner_version >> 4 != 6
+            || (inner_protocol != TCP && inner_protocol != UDP)
+            || !error
+        {
             return None;
         }
         let (_, destination) = ipv6_addresses(at);
         // SAFETY: as above.
         let ports = unsafe { (load16::<{ IPV6 }>(inner), load16::<{ IPV6 + 2 }>(inner)) };
         let tuple = repeated(ipv6_addresses(inner), ports);
-        (tuple.source == destination).then_some(Self { packet: Packet { hops, ..packet }, tuple })
+        (tuple.source == destination).then_some(Self {
+            packet: Packet { hops, ..packet },
+            tuple,
+            protocol: inner_protocol,
+        })
     }
 
     /// Time to live, or hop limit.

@@ -28,7 +28,7 @@ impl Packet {
     ///
     /// The old values are read from the packet once more: that costs less than keeping them on the stack.
     #[inline(always)]
-    pub(crate) fn rewrite_segment(&self, _: &Segment, to: &Rewrite) {
+    pub(crate) fn rewrite_segment(&self, segment: &Segment, to: &Rewrite) {
         self.address_frame(&to.hop);
         let addresses = if let Some(at) = self.ipv6_header() {
             // SAFETY: `ipv6_header` checked 40 bytes.
@@ -46,10 +46,20 @@ impl Packet {
             addresses
         };
         let at = self.transport;
-        // SAFETY: `parse` checked 20 bytes before it gave out a segment.
-        unsafe {
-            let delta = addresses.and(rewrite_ports(at, to));
-            store16::<16>(at, delta.apply(load16::<16>(at)));
+        // SAFETY: `parse` checked 8 bytes before it gave out a segment.
+        let delta = addresses.and(unsafe { rewrite_ports(at, to) });
+        if segment.is_udp {
+            // SAFETY: as above.
+            let sum = unsafe { load16::<6>(at) };
+            // Zero says that there is none (RFC 768).
+            if sum != 0 {
+                let sum = delta.apply(sum);
+                // SAFETY: as above.
+                unsafe { store16::<6>(at, if sum == 0 { u16::MAX } else { sum }) };
+            }
+        } else if let Some(at) = self.tcp_header() {
+            // SAFETY: `tcp_header` checked 20 bytes.
+            unsafe { store16::<16>(at, delta.apply(load16::<16>(at))) };
         }
     }
 }

@@ -364,7 +364,6 @@ fn what_comes_in_a_later_version_is_refused_by_name() {
     for scheduler in ["round-robin", "least-connections"] {
         later("scheduler", scheduler, "source-hash");
     }
-    later("protocol", "udp", "tcp or http");
     refused! {
         "    real_servers:" => "    protocol: http\n    real_servers:":
             "f:8:15: protocol http without force_https: true is not supported in this version yet; set force_https: true, or use protocol tcp\n\

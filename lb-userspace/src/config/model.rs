@@ -166,7 +166,7 @@ pub struct Service {
     pub scheduler: Scheduler,
     /// Whether a client comes back to the same server. Without meaning for `http`.
     pub persistence: Persistence,
-    /// How long an established TCP flow may be silent before it is forgotten: 1 s to 30 d.
+    /// How long an established flow may be silent before it is forgotten: 1 s to 30 d.
     #[serde(serialize_with = "seconds")]
     pub idle_timeout: Duration,
     /// What happens to the open flows of a server that goes down.
@@ -181,8 +181,11 @@ pub struct Service {
 }
 
 impl Service {
-    /// Idle timeout where the file names none: 3 h.
+    /// Idle timeout of TCP where the file names none: 3 h.
     pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3 * 3600);
+    /// Idle timeout of UDP where the file names none: 3 min, in which an answered question is long forgotten (RFC 4787
+    /// section 4.3 asks for 2 at least).
+    pub const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(180);
     /// The most ports of a service.
     pub const MAX_PORTS: usize = 64;
 
@@ -202,6 +205,22 @@ pub enum Protocol {
     Tcp,
     /// HTTP, answered by the daemon: in this version always a redirect to https.
     Http,
+    /// UDP, forwarded in the kernel.
+    Udp,
+}
+
+impl Protocol {
+    /// Whether the kernel forwards it to real servers.
+    #[must_use]
+    pub const fn is_balanced(self) -> bool {
+        !matches!(self, Self::Http)
+    }
+
+    /// The number of its transport protocol in an IP header.
+    #[must_use]
+    pub const fn number(self) -> u8 {
+        if matches!(self, Self::Udp) { lb_common::UDP } else { lb_common::TCP }
+    }
 }
 
 /// How a packet reaches the real server.
@@ -327,6 +346,13 @@ pub struct HealthCheck {
 impl HealthCheck {
     /// Interval where the file names none: 2 s.
     pub const INTERVAL: Duration = Duration::from_secs(2);
+    /// The check where the file names none: a connection; nothing for UDP, which has no such thing.
+    #[must_use]
+    pub fn usual(protocol: Protocol) -> Self {
+        let kind = if protocol == Protocol::Udp { HealthKind::None } else { HealthKind::Tcp };
+        Self { kind, ..Self::default() }
+    }
+
     /// Timeout where the file names none: 1 s, or the interval if that is less.
     pub const TIMEOUT: Duration = Duration::from_secs(1);
 }
@@ -464,7 +490,7 @@ macro_rules! words {
 
 words! {
     XdpMode { "auto" => Auto, "native" => Native, "generic" => Generic }
-    Protocol { "tcp" => Tcp, "http" => Http }
+    Protocol { "tcp" => Tcp, "http" => Http, "udp" => Udp }
     Forwarding { "snat" => Snat, "nat" => Nat, "dr" => Dr, "tunnel" => Tunnel }
     Scheduler { "source-hash" => SourceHash }
     OnDown { "reset" => Reset, "keep" => Keep }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::error::{Findings, Position};
-use super::model::{Forwarding, Protocol, Service};
+use super::model::{Forwarding, Service};
 use super::read_service::{Draft, ServerDraft};
 
 /// Checks each server of a service against the service's mode.
@@ -21,7 +21,7 @@ pub(super) fn check(draft: &Draft, findings: &mut Findings) {
 /// The mode, where the service could be read and has one.
 fn forwarding(draft: &Draft) -> Option<Forwarding> {
     match &draft.service {
-        Some(Service { protocol: Protocol::Tcp, forwarding, .. }) => Some(*forwarding),
+        Some(Service { protocol, forwarding, .. }) if protocol.is_balanced() => Some(*forwarding),
         _ => None,
     }
 }

@@ -37,6 +37,8 @@ const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 /// A service as far as it could be read: what the rules between services need, also of one with mistakes.
 pub(super) struct Draft {
     pub(super) at: Position,
+    /// The number of the transport protocol.
+    pub(super) transport: u8,
     pub(super) label: Option<At<Label>>,
     pub(super) address: Option<At<IpAddr>>,
     pub(super) ports: Vec<At<u16>>,
@@ -59,6 +61,7 @@ pub(super) fn service(tree: &Tree, findings: &mut Findings) -> Draft {
     let Some(fields) = Fields::open(tree, "a virtual service", KEYS, findings) else {
         return Draft {
             at: tree.at,
+            transport: Protocol::default().number(),
             label: None,
             address: None,
             ports: Vec::new(),
@@ -75,7 +78,8 @@ pub(super) fn service(tree: &Tree, findings: &mut Findings) -> Draft {
     let ports = ports(&fields, findings);
     let servers = real_servers(&fields, &ports, findings);
     let service = rest(&fields, label.as_ref(), address, &ports, &servers, findings);
-    Draft { at: fields.at, label, address, ports, servers, service }
+    let protocol = service.as_ref().map_or_else(Protocol::default, |service| service.protocol);
+    Draft { at: fields.at, transport: protocol.number(), label, address, ports, servers, service }
 }
 
 fn rest(
@@ -87,7 +91,7 @@ fn rest(
     findings: &mut Findings,
 ) -> Option<Service> {
     let protocol = fields.or_default("protocol", Protocol::default(), findings, |tree, findings| {
-        word(tree, "protocol", Protocol::WORDS, &["udp", "https"], findings)
+        word(tree, "protocol", Protocol::WORDS, &["https"], findings)
     });
     let forwarding = fields.or_default("forwarding", Forwarding::default(), findings, |tree, findings| {
         word(tree, "forwarding", Forwarding::WORDS, &[], findings)
@@ -96,14 +100,15 @@ fn rest(
         word(tree, "scheduler", Scheduler::WORDS, LATER_SCHEDULERS, findings)
     });
     let persistence = fields.or_default("persistence", Persistence::default(), findings, persistence);
-    let idle_timeout =
-        fields.or_default("idle_timeout", Service::IDLE_TIMEOUT, findings, |tree, findings| {
-            duration(tree, "idle_timeout", Duration::from_secs(1), SHORTEST..=LONGEST, findings)
-        });
+    let silent = if protocol == Protocol::Udp { Service::UDP_IDLE_TIMEOUT } else { Service::IDLE_TIMEOUT };
+    let idle_timeout = fields.or_default("idle_timeout", silent, findings, |tree, findings| {
+        duration(tree, "idle_timeout", Duration::from_secs(1), SHORTEST..=LONGEST, findings)
+    });
     let on_down = fields.or_default("on_down", OnDown::default(), findings, |tree, findings| {
         word(tree, "on_down", OnDown::WORDS, &[], findings)
     });
-    let health_check = fields.or_default("health_check", HealthCheck::default(), findings, health_check);
+    let health_check =
+        fields.or_default("health_check", HealthCheck::usual(protocol), findings, health_check);
     let force_https = force_https(fields, protocol, findings);
     refuse_servers_of_http(fields, protocol, findings);
     let real_servers: Option<Vec<Server>> = servers.iter().map(|draft| draft.server.clone()).collect();
@@ -206,10 +211,10 @@ fn force_https(fields: &Fields<'_>, protocol: Protocol, findings: &mut Findings)
     let force = given == Some(true);
     let at = tree.or(fields.get("protocol")).map_or(fields.at, |tree| tree.at);
     match protocol {
-        Protocol::Tcp if force => {
+        Protocol::Tcp | Protocol::Udp if force => {
             findings.error(
                 at,
-                "force_https has no meaning for protocol tcp",
+                format!("force_https has no meaning for protocol {protocol}"),
                 "remove it, or use protocol http",
             );
         }
@@ -218,7 +223,7 @@ fn force_https(fields: &Fields<'_>, protocol: Protocol, findings: &mut Findings)
             "protocol http without force_https: true is not supported in this version yet",
             "set force_https: true, or use protocol tcp",
         ),
-        Protocol::Tcp | Protocol::Http => {}
+        Protocol::Tcp | Protocol::Http | Protocol::Udp => {}
     }
     force
 }

@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 
 use super::error::{Findings, Position};
-use super::model::{Protocol, Service, Tables};
+use super::model::{Service, Tables};
 use super::pairings;
 use super::read_node::NodeDraft;
 use super::read_service::Draft;
@@ -62,7 +62,7 @@ fn unique_services(drafts: &[Draft], findings: &mut Findings) {
         }
         let Some(address) = &draft.address else { continue };
         for port in &draft.ports {
-            if let Some(line) = places.line_before((address.value, port.value), address.at) {
+            if let Some(line) = places.line_before((draft.transport, address.value, port.value), address.at) {
                 let place = SocketAddr::new(address.value, port.value);
                 let what = format!("{place} belongs to the virtual service on line {line} already");
                 findings.error(address.at, what, "give one of them another address or port");
@@ -93,9 +93,12 @@ fn unique_servers(draft: &Draft, findings: &mut Findings) {
 
 /// Allowed, because a service may be prepared before its servers; but nobody is served.
 fn useful_servers(draft: &Draft, findings: &mut Findings) {
-    let Some(Service { label, protocol: Protocol::Tcp, real_servers, .. }) = &draft.service else {
+    let Some(Service { label, protocol, real_servers, .. }) = &draft.service else {
         return;
     };
+    if !protocol.is_balanced() {
+        return;
+    }
     if real_servers.is_empty() {
         let what = format!("virtual service \"{label}\" has no real server: it serves nobody");
         findings.warn(draft.at, what, "add real_servers");

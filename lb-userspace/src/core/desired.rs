@@ -110,10 +110,11 @@ pub fn desired(inputs: &Inputs<'_>) -> Result<Desired, NoId> {
     let ports = ports_by_service(inputs);
     for (server, _) in out.servers.values() {
         let named = place(server);
+        let protocol = out.services.get(&server.service).map_or(TCP, |(service, _)| service.protocol());
         let asked = ports.get(&server.service).copied().unwrap_or_default();
         let mut answers_from = |port: u16, asked: u16| {
-            if let Some(entry) = endpoint(server, port.to_be(), asked.to_be()) {
-                index.entry(SocketAddr::new(named.ip(), port)).or_insert(entry);
+            if let Some(entry) = endpoint(server, protocol, port.to_be(), asked.to_be()) {
+                index.entry((protocol, SocketAddr::new(named.ip(), port))).or_insert(entry);
             }
         };
         if server.state.has(ServerState::SAME_PORT) {
@@ -171,17 +172,17 @@ pub fn leaving(
     has_flows: impl Fn(u16) -> bool,
     reset: impl Fn(u16) -> bool,
 ) -> BTreeMap<u16, Leaving> {
-    let tcp = |service: &&config::Service| service.protocol == Protocol::Tcp;
+    let balanced = |service: &&config::Service| service.protocol.is_balanced();
     let services: Vec<u16> = config
         .services
         .iter()
-        .filter(tcp)
+        .filter(balanced)
         .filter_map(|service| Some(ids.service(service.label.as_str())?.id))
         .collect();
     let configured: Vec<u16> = config
         .services
         .iter()
-        .filter(tcp)
+        .filter(balanced)
         .flat_map(|service| {
             let name = |server: &config::Server| {
                 ids.server(&ServerName::new(service.label.as_str(), server.label.as_str()))
@@ -209,32 +210,31 @@ fn one_service(
     inputs: &Inputs<'_>,
     service: &config::Service,
     out: &mut Desired,
-    index: &mut BTreeMap<SocketAddr, IndexEntry>,
+    index: &mut BTreeMap<(u8, SocketAddr), IndexEntry>,
 ) -> Result<(), NoId> {
     let label = service.label.as_str();
     let number = inputs.ids.service(label).ok_or_else(|| NoId(label.to_owned()))?;
     let port = service.ports.first().copied().unwrap_or_default();
     out.services.insert(number.id, service_entry(service, port, number.since, inputs.hz));
-    let (kind, is_tcp) = match service.protocol {
-        Protocol::Tcp => (EntryKind::Service, true),
-        Protocol::Http => (EntryKind::Local, false),
-    };
+    let is_balanced = service.protocol.is_balanced();
+    let kind = if is_balanced { EntryKind::Service } else { EntryKind::Local };
+    let protocol = service.protocol.number();
     let entry = |port: u16, kind, id| IndexEntry {
         address: Address::from(service.address),
         port: port.to_be(),
-        protocol: TCP,
+        protocol,
         kind,
         id,
         service_port: 0,
     };
     for port in &service.ports {
-        index.insert(SocketAddr::new(service.address, *port), entry(*port, kind, number.id));
+        index.insert((protocol, SocketAddr::new(service.address, *port)), entry(*port, kind, number.id));
     }
-    if !is_tcp {
+    if !is_balanced {
         return Ok(());
     }
     // Of the services that share an address, the last one's number is as good as any.
-    index.insert(SocketAddr::new(service.address, 0), entry(0, EntryKind::Address, number.id));
+    index.insert((protocol, SocketAddr::new(service.address, 0)), entry(0, EntryKind::Address, number.id));
     let mut candidates = Vec::new();
     for server in &service.real_servers {
         let name = ServerName::new(label, server.label.as_str());
@@ -260,7 +260,7 @@ fn one_service(
 fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (Service, ServiceInfo) {
     let address = Address::from(service.address);
     let persistence_ms = match service.persistence {
-        Persistence::SourceIp { timeout, .. } if service.protocol == Protocol::Tcp => millis(timeout),
+        Persistence::SourceIp { timeout, .. } if service.protocol.is_balanced() => millis(timeout),
         _ => 0,
     };
     let idle_ms = millis(service.idle_timeout);
@@ -273,6 +273,7 @@ fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (
         idle: Ticks::span_of_millis(idle_ms, hz),
         forwarding: service.forwarding.mode(),
         by_prefix: by_prefix(service),
+        is_udp: service.protocol == Protocol::Udp,
     };
     let info = ServiceInfo {
         label: padded(service.label.as_str()),
@@ -284,6 +285,7 @@ fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (
         protocol: match service.protocol {
             Protocol::Tcp => 1,
             Protocol::Http => 2,
+            Protocol::Udp => 3,
         },
         forwarding: 1 + service.forwarding.mode() as u8,
         reserved: 0,
@@ -361,11 +363,11 @@ const fn by_prefix(service: &config::Service) -> bool {
 }
 
 /// What a server's answers from this port (as on the wire) are found by; `asked` is the service's port.
-fn endpoint(server: &Server, port: u16, asked: u16) -> Option<IndexEntry> {
+fn endpoint(server: &Server, protocol: u8, port: u16, asked: u16) -> Option<IndexEntry> {
     let entry = |kind, id, service_port| IndexEntry {
         address: server.address,
         port,
-        protocol: TCP,
+        protocol,
         kind,
         id,
         service_port,

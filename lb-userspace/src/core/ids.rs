@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::name::ServerName;
 use super::text::unpadded;
-use crate::config::{Config, Protocol};
+use crate::config::Config;
 use crate::dataplane::Maps;
 
 /// Which number belongs to what.
@@ -97,7 +97,7 @@ impl Ids {
     ) -> Result<Self, NoFreeId> {
         let mut servers = Vec::new();
         let mut places = Vec::new();
-        for service in config.services.iter().filter(|s| s.protocol == Protocol::Tcp) {
+        for service in config.services.iter().filter(|s| s.protocol.is_balanced()) {
             for server in &service.real_servers {
                 servers.push(ServerName::new(service.label.as_str(), server.label.as_str()));
                 places.push(SocketAddr::new(server.address, server.port));

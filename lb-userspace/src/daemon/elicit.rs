@@ -12,6 +12,7 @@ use std::time::Duration;
 use lb_common::flow::{HOP_WORD, arm_of, mac_bytes};
 use lb_common::life::SlotState;
 use lb_common::server::{ServerState, Servers as _};
+use lb_common::service::Service;
 use lb_common::tcp::TcpState;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -34,6 +35,10 @@ const BETWEEN_ROUNDS: Duration = Duration::from_secs(2);
 
 /// Elicits a packet from every client with an open flow to `server`, until it is not reset any more, or nobody is left.
 pub async fn elicit(maps: Arc<Maps>, links: Vec<Link>, server: u16, name: String, seed: u32) {
+    if is_udp(&maps, server) {
+        // Its clients' next datagrams go to another server; there is nothing to tell them.
+        return;
+    }
     let sockets: Vec<PacketSocket> = match links.iter().map(|link| PacketSocket::open(link.index)).collect() {
         Ok(sockets) => sockets,
         Err(error) => {
@@ -69,6 +74,12 @@ pub async fn elicit(maps: Arc<Maps>, links: Vec<Link>, server: u16, name: String
         }
         sleep(BETWEEN_ROUNDS).await;
     }
+}
+
+fn is_udp(maps: &Maps, server: u16) -> bool {
+    let service =
+        maps.servers.present(server).and_then(|server| maps.services.get(usize::from(server.service)));
+    service.and_then(Service::load).is_some_and(|service| service.is_udp)
 }
 
 fn resets(maps: &Maps, server: u16) -> bool {

@@ -615,7 +615,7 @@ impl Engine {
 
 /// The services that are balanced.
 fn balanced(config: &Config) -> impl Iterator<Item = &config::Service> {
-    config.services.iter().filter(|service| service.protocol == Protocol::Tcp)
+    config.services.iter().filter(|service| service.protocol.is_balanced())
 }
 
 /// The health that the maps show.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::bail;
 
-use crate::config::{Config, Protocol, Service};
+use crate::config::{Config, Service};
 use crate::net::{Family, Link, Net};
 
 /// The addresses of `node.snat_addresses`; for a family that the services need and the configuration does not name,
@@ -56,7 +56,7 @@ async fn towards_servers<'a>(net: &Net, links: &'a [Link], config: &Config, fami
 /// The services whose servers see one of our addresses.
 fn balanced(config: &Config) -> impl Iterator<Item = &Service> {
     let services = config.services.iter();
-    services.filter(|service| service.protocol == Protocol::Tcp && service.forwarding.needs_source())
+    services.filter(|service| service.protocol.is_balanced() && service.forwarding.needs_source())
 }
 
 /// The first address of the family.

@@ -52,6 +52,7 @@ pub(super) fn maps() -> Maps {
             idle: IDLE,
             forwarding: Forwarding::Snat,
             by_prefix: false,
+            is_udp: false,
         };
         let slot = &maps.services[usize::try_from(id).unwrap()];
         for (word, value) in slot.iter().zip(service.words()) {

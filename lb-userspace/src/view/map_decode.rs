@@ -126,6 +126,7 @@ fn index_entry(snapshot: &Snapshot<'_>, index: usize, slot: &[Word; 4]) -> Optio
         2 => ("local", Some(snapshot.names.service_label(id))),
         3 => ("endpoint", None),
         4 => ("address", None),
+        5 => ("nat-endpoint", Some(snapshot.names.service_label(id))),
         _ => ("unknown", None),
     };
     Some(json!({
@@ -150,6 +151,9 @@ fn service(snapshot: &Snapshot<'_>, index: usize, slot: &[Word; 4]) -> Option<Va
         "address": IpAddr::from(service.address),
         "persistence_timeout": snapshot.clock.seconds(service.persistence),
         "idle_timeout": snapshot.clock.seconds(service.idle),
+        "forwarding": service.forwarding.name(),
+        "udp": service.is_udp,
+        "by_prefix": service.by_prefix,
         "raw": hex_of(&load(slot)),
     }))
 }
@@ -165,6 +169,7 @@ fn server(snapshot: &Snapshot<'_>, index: usize, slot: &[Word; 4]) -> Option<Val
         (ServerState::TAKES_NEW, "takes-new"),
         (ServerState::TAKES_KNOWN, "takes-known"),
         (ServerState::RESETS, "resets"),
+        (ServerState::SAME_PORT, "same-port"),
     ]
     .into_iter()
     .filter_map(|(bit, name)| server.state.has(bit).then_some(name))
@@ -176,6 +181,8 @@ fn server(snapshot: &Snapshot<'_>, index: usize, slot: &[Word; 4]) -> Option<Val
         "address": IpAddr::from(server.address),
         "port": u16::from_be(server.port),
         "endpoint": server.endpoint,
+        "forwarding": server.forwarding.name(),
+        "arm": server.arm,
         "mac": mac(server.mac),
         "bits": bits,
         "raw": hex_of(&words),

@@ -100,7 +100,7 @@ impl Rates {
             let packets = now.saturating_sub(then);
             (packets > 0).then(|| (reason.label(), per_second(packets)))
         });
-        let services = after.services.iter().filter(|service| service.protocol == "tcp").map(|service| {
+        let services = after.services.iter().filter(|service| service.protocol != "http").map(|service| {
             let earlier = before.services.iter().find(|other| other.service == service.service);
             let earlier = earlier.map(|earlier| counters!(earlier));
             let change = counters!(service).since(earlier.as_ref(), &per_second);

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use lb_common::maps::ServiceInfo;
+use lb_common::{forwarding::Forwarding, maps::ServiceInfo};
 use serde::Serialize;
 
 use crate::config::port_list;
@@ -73,13 +73,13 @@ impl ServiceRecord {
         let ours = |wanted: &dyn Fn(&ServerRecord) -> bool| {
             servers.iter().filter(|server| server.service_id == id && wanted(server)).count() as u64
         };
-        let tcp = info.protocol != HTTP;
+        let balanced = info.protocol != HTTP;
         Ok(Self {
             service: text(&info.label),
             address: ip(info.address),
             ports: snapshot.ports_of(id, info.port),
-            protocol: if tcp { "tcp" } else { "http" },
-            forwarding: tcp.then_some("snat"),
+            protocol: protocol_name(info.protocol),
+            forwarding: balanced.then(|| Forwarding::from_number(info.forwarding.wrapping_sub(1)).name()),
             connections: load.open,
             half_open: load.half_open,
             connections_total: traffic.flows,
@@ -89,7 +89,7 @@ impl ServiceRecord {
             bytes_in: traffic.bytes_in,
             bytes_out: traffic.bytes_out,
             sticky_clients: load.clients,
-            persistence_timeout: (tcp && info.persistence_ms != 0).then_some(info.persistence_ms / 1000),
+            persistence_timeout: (balanced && info.persistence_ms != 0).then_some(info.persistence_ms / 1000),
             idle_timeout: info.idle_ms / 1000,
             servers: ours(&|_| true),
             servers_taking_new: ours(&|server| server.takes_new),
@@ -101,6 +101,15 @@ impl ServiceRecord {
 
 /// [`ServiceInfo::protocol`] of a service that the daemon answers itself.
 pub const HTTP: u8 = 2;
+
+/// The word of a [`ServiceInfo::protocol`].
+const fn protocol_name(number: u8) -> &'static str {
+    match number {
+        HTTP => "http",
+        3 => "udp",
+        _ => "tcp",
+    }
+}
 
 /// All services, in the order of their ids. `servers` are all servers.
 ///
@@ -138,7 +147,7 @@ pub fn overview(services: &[ServiceRecord], servers: &[ServerRecord]) -> String 
     let mut out = render(&columns, services.iter().map(row));
     let notes: Vec<String> = services
         .iter()
-        .filter(|service| service.protocol == "tcp" && service.servers_taking_new == 0)
+        .filter(|service| service.protocol != "http" && service.servers_taking_new == 0)
         .map(|service| format!("{}: no server takes new clients", service.service))
         .chain(servers.iter().filter_map(ServerRecord::note))
         .collect();

@@ -147,6 +147,7 @@ impl Builder {
             idle: Ticks(HOUR.0 * 3),
             forwarding: Forwarding::Snat,
             by_prefix: false,
+            is_udp: false,
         };
         for (word, value) in self.maps.services[usize::from(id)].iter().zip(service.words()) {
             word.store(value);

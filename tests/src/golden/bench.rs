@@ -265,6 +265,7 @@ impl Bench {
             idle: ticks(idle),
             forwarding: Forwarding::Snat,
             by_prefix: false,
+            is_udp: false,
         };
         for (cell, word) in self.services[usize::from(service.id)].iter().zip(entry.words()) {
             cell.store(word);

@@ -6,6 +6,7 @@
 mod expected;
 mod packet;
 mod story;
+mod udp;
 mod world;
 
 use std::{collections::BTreeSet, fmt::Write as _};
@@ -24,9 +25,10 @@ pub fn run() -> Result<BTreeSet<Reason>, String> {
     let mut bench = Bench::load_sized(sizes).map_err(|error| format!("{error:#}"))?;
     bench.schedule_the_server().map_err(|error| format!("{error:#}"))?;
     let (mut report, mut seen) = (String::new(), BTreeSet::new());
+    let stories = |world: &World| if world.is_udp { udp::ALL } else { story::ALL };
     for world in World::all() {
         bench.install(&world).map_err(|error| format!("{error:#}"))?;
-        for (name, play) in story::ALL {
+        for (name, play) in stories(&world) {
             bench.begin(&world);
             let mut story = Story::new(&bench, &world);
             match play(&mut story) {

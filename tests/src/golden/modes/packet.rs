@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::super::frame::{Mac, checksum};
 
 pub(super) const TCP: u8 = 6;
+pub(super) const UDP: u8 = 17;
 pub(super) const ICMP: u8 = 1;
 pub(super) const ICMPV6: u8 = 58;
 
@@ -100,6 +101,25 @@ pub(super) fn ip(source: IpAddr, destination: IpAddr, protocol: u8, hops: u8, co
     }
     bytes.extend(content);
     bytes
+}
+
+/// A UDP datagram, with a checksum or without.
+pub(super) fn udp(
+    source: (IpAddr, u16),
+    destination: (IpAddr, u16),
+    hops: u8,
+    payload: &[u8],
+    summed: bool,
+) -> Vec<u8> {
+    let mut bytes = [source.1.to_be_bytes(), destination.1.to_be_bytes()].concat();
+    bytes.extend(u16::try_from(8 + payload.len()).unwrap_or(u16::MAX).to_be_bytes());
+    bytes.extend([0, 0]);
+    bytes.extend(payload);
+    if summed {
+        let sum = covered(source.0, destination.0, UDP, &bytes);
+        bytes[6..8].copy_from_slice(&sum.to_be_bytes());
+    }
+    ip(source.0, destination.0, UDP, hops, &bytes)
 }
 
 /// An ICMP message of its family.

@@ -18,8 +18,8 @@ const SERVER_ISN: u32 = 0x1122_3344;
 /// Bytes of a packet that an ICMP error repeats: the IP header and eight more.
 const REPEATED: usize = 8;
 
-type Told = Result<(), String>;
-type Play = fn(&mut Story<'_>) -> Told;
+pub(super) type Told = Result<(), String>;
+pub(super) type Play = fn(&mut Story<'_>) -> Told;
 
 /// Every story, by its sentence.
 pub(super) const ALL: &[(&str, Play)] = &[
@@ -43,8 +43,8 @@ pub(super) const ALL: &[(&str, Play)] = &[
 
 /// A story under way.
 pub(super) struct Story<'a> {
-    bench: &'a Bench,
-    world: &'a World,
+    pub(super) bench: &'a Bench,
+    pub(super) world: &'a World,
     pub(super) seen: BTreeSet<Reason>,
 }
 
@@ -86,19 +86,19 @@ impl<'a> Story<'a> {
     }
 
     /// The client's frame is sent to the server as that one.
-    fn forwards(&mut self, frame: &Frame, reason: Reason, wanted: &Frame) -> Told {
+    pub(super) fn forwards(&mut self, frame: &Frame, reason: Reason, wanted: &Frame) -> Told {
         let out = self.sent(0, frame, reason, self.world.server_arm())?;
         same(reason, &self.world.out_of_tunnel(out)?, wanted)
     }
 
     /// The frame is sent back, or on, to the client's side as that one.
-    fn sends_back(&mut self, arm: usize, frame: &Frame, reason: Reason, wanted: &Frame) -> Told {
+    pub(super) fn sends_back(&mut self, arm: usize, frame: &Frame, reason: Reason, wanted: &Frame) -> Told {
         let out = self.sent(arm, frame, reason, 0)?;
         same(reason, &out, wanted)
     }
 
     /// The frame has this fate, untouched.
-    fn ends(&mut self, arm: usize, frame: &Frame, reason: Reason, action: u32) -> Told {
+    pub(super) fn ends(&mut self, arm: usize, frame: &Frame, reason: Reason, action: u32) -> Told {
         let (is, out) = self.run(arm, frame, reason)?;
         if is == action && out == frame.bytes() { Ok(()) } else { Err(format!("action {is}, not {action}")) }
     }
@@ -120,7 +120,7 @@ impl<'a> Story<'a> {
 
 impl World {
     /// Where the server is.
-    const fn server_arm(&self) -> usize {
+    pub(super) const fn server_arm(&self) -> usize {
         self.two_arms as usize
     }
 
@@ -156,7 +156,7 @@ impl World {
         self.client_frame(segment.packet())
     }
 
-    fn client_frame(&self, packet: Vec<u8>) -> Frame {
+    pub(super) fn client_frame(&self, packet: Vec<u8>) -> Frame {
         Frame { from: ROUTER_MAC, to: OWN_MAC, tags: self.tags, packet }
     }
 
@@ -164,7 +164,7 @@ impl World {
         self.server_frame(segment.packet())
     }
 
-    fn server_frame(&self, packet: Vec<u8>) -> Frame {
+    pub(super) fn server_frame(&self, packet: Vec<u8>) -> Frame {
         Frame { from: SERVER_MAC, to: self.server_side(), tags: self.tags, packet }
     }
 
@@ -191,7 +191,7 @@ impl World {
     }
 
     /// Bytes of the packet around a packet.
-    const fn outer(&self) -> usize {
+    pub(super) const fn outer(&self) -> usize {
         match (self.forwarding, self.servers_v6) {
             (Forwarding::Tunnel, true) => 40,
             (Forwarding::Tunnel, false) => 20,
@@ -200,12 +200,12 @@ impl World {
     }
 
     /// Type and code of "fragmentation needed", or "packet too big".
-    const fn too_big(&self) -> (u8, u8) {
+    pub(super) const fn too_big(&self) -> (u8, u8) {
         if self.clients_v6 { (2, 0) } else { (3, 4) }
     }
 
     /// Bytes of a packet of the clients' family that an error repeats.
-    const fn repeated(&self) -> usize {
+    pub(super) const fn repeated(&self) -> usize {
         REPEATED + if self.clients_v6 { 40 } else { 20 }
     }
 }

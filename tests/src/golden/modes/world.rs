@@ -3,7 +3,7 @@
 use std::{fmt, net::IpAddr};
 
 use lb_common::{
-    TCP,
+    TCP, UDP,
     address::Address,
     clock::Ticks,
     control::Snat,
@@ -47,6 +47,8 @@ pub(crate) struct World {
     pub(super) tags: &'static [(u16, u16)],
     /// Whether the server is behind an interface of its own.
     pub(super) two_arms: bool,
+    /// Whether the service is UDP; else TCP.
+    pub(super) is_udp: bool,
 }
 
 const TAGS: [&[(u16, u16)]; 3] = [&[], &[(0x8100, 0x0064)], &[(0x88a8, 0x0064), (0x8100, 0x2005)]];
@@ -71,7 +73,9 @@ impl World {
                 }
                 for tags in TAGS {
                     for two_arms in [false, true] {
-                        out.push(Self { forwarding, clients_v6, servers_v6, tags, two_arms });
+                        for is_udp in [false, true] {
+                            out.push(Self { forwarding, clients_v6, servers_v6, tags, two_arms, is_udp });
+                        }
                     }
                 }
             }
@@ -127,7 +131,7 @@ impl World {
         let entry = |address: IpAddr, port: u16, kind, id, service_port: u16| IndexEntry {
             address: Address::from(address),
             port: port.to_be(),
-            protocol: TCP,
+            protocol: if self.is_udp { UDP } else { TCP },
             kind,
             id,
             service_port: service_port.to_be(),
@@ -173,7 +177,8 @@ impl fmt::Display for World {
         let family = |v6| if v6 { "IPv6" } else { "IPv4" };
         write!(
             f,
-            "{}, {} to {}, {} tags, {} interfaces",
+            "{}, {}, {} to {}, {} tags, {} interfaces",
+            if self.is_udp { "UDP" } else { "TCP" },
             self.forwarding.name(),
             family(self.clients_v6),
             family(self.servers_v6),
@@ -209,6 +214,7 @@ impl Bench {
                 idle: ticks(span::IDLE),
                 forwarding: world.forwarding,
                 by_prefix: false,
+                is_udp: world.is_udp,
             },
         );
         let control = self.control();
