@@ -20,7 +20,7 @@ pub const ATTEMPTS: u32 = 8;
 /// Chooses for a client of `service` with the server of its sticky record, if it has one. `pick` is the scheduler's
 /// answer for an attempt.
 #[inline(always)]
-pub fn choose<S: Servers>(
+pub fn choose<S: Servers + ?Sized>(
     servers: &S,
     service: u16,
     record: Option<u16>,

@@ -83,6 +83,11 @@ mod build {
     }
 
     impl Table {
+        /// The table with these server ids by place, at least one.
+        pub(crate) const fn of(places: Vec<u16>) -> Self {
+            Self { places }
+        }
+
         /// The table read back from an inner map's values; `None` if they are not one.
         #[must_use]
         #[expect(clippy::cast_possible_truncation, reason = "lanes are 16 bits")]

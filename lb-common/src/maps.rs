@@ -2,7 +2,9 @@
 
 use crate::control::{Control, MAX_ARMS};
 use crate::flow::FlowSlot;
+use crate::picks::PICKS;
 use crate::reason::REASONS;
+use crate::schedule::LoadSlot;
 use crate::server::ServerSlot;
 use crate::service::{INDEX_CAPACITY, IndexSlot, MAX_SERVERS, MAX_SERVICES, ServiceSlot};
 use crate::sticky::StickySlot;
@@ -203,6 +205,13 @@ pub const SCHEDULE: MapSpec = MapSpec {
     users: Users::Both,
     description: "scheduler table by service id",
 };
+/// [`LoadSlot`] by server id.
+pub const SERVER_LOADS: MapSpec =
+    array("SERVER_LOADS", size_of::<LoadSlot>(), MAX_SERVERS, "open flows and weight by server id");
+/// How many turns of `round-robin` there were.
+pub const TURNS: MapSpec = array("TURNS", 8, MAX_SERVICES, "next turn of round-robin by service id");
+/// See [`picks`](crate::picks).
+pub const RECENT_PICKS: MapSpec = array("PICKS", 8, PICKS, "latest picks of least-conn and round-robin");
 /// The interfaces of [`Control::arms`](crate::control::Control), for packets that leave by another than they came.
 pub const ARMS: MapSpec = MapSpec {
     name: "ARMS",
@@ -247,7 +256,7 @@ pub const LOGS: MapSpec = MapSpec {
 };
 
 /// Every map.
-pub const ALL: [MapSpec; 17] = [
+pub const ALL: [MapSpec; 20] = [
     CONTROL,
     SERVICE_INDEX,
     SERVICES,
@@ -258,6 +267,9 @@ pub const ALL: [MapSpec; 17] = [
     PORT_CELLS,
     PORT_CURSORS,
     SCHEDULE,
+    SERVER_LOADS,
+    TURNS,
+    RECENT_PICKS,
     ARMS,
     REASON_COUNTERS,
     SERVICE_COUNTERS,

@@ -15,6 +15,7 @@ use crate::address::Address;
 use crate::clock::Ticks;
 use crate::forwarding::Forwarding;
 use crate::hash::{HashKey, hash3};
+use crate::schedule::Scheduler;
 use crate::word::Word;
 use crate::{TCP, UDP};
 
@@ -90,7 +91,7 @@ impl IndexEntry {
 /// |---|---|
 /// | 0, 1 | address, bytes as on the wire; zero: the id is not in use |
 /// | 2 | persistence timeout:32, idle timeout of an established flow:32 (ticks) |
-/// | 3 | [`Forwarding`]:8, IPv6 clients of one /64 are one client:1, UDP:1, zero |
+/// | 3 | [`Forwarding`]:8, IPv6 clients of one /64 are one client:1, UDP:1, zero:6, [`Scheduler`]:8, zero |
 pub type ServiceSlot = [Word; SERVICE_WORDS];
 /// Words of a service's entry.
 pub const SERVICE_WORDS: usize = 4;
@@ -110,10 +111,13 @@ pub struct Service {
     pub by_prefix: bool,
     /// Whether it is UDP; else TCP.
     pub is_udp: bool,
+    /// How an unknown client's server is picked.
+    pub scheduler: Scheduler,
 }
 
 const BY_PREFIX: u64 = 1 << 8;
 const UDP_BIT: u64 = 1 << 9;
+const SCHEDULER_SHIFT: u32 = 16;
 
 impl Service {
     /// Its IP protocol number.
@@ -148,6 +152,7 @@ impl Service {
             forwarding: Forwarding::from_number(modes as u8),
             by_prefix: modes & BY_PREFIX != 0,
             is_udp: modes & UDP_BIT != 0,
+            scheduler: Scheduler::from_number((modes >> SCHEDULER_SHIFT) as u8),
         })
     }
 
@@ -160,7 +165,8 @@ impl Service {
             self.persistence.0 as u64 | (self.idle.0 as u64) << 32,
             self.forwarding as u64
                 | if self.by_prefix { BY_PREFIX } else { 0 }
-                | if self.is_udp { UDP_BIT } else { 0 },
+                | if self.is_udp { UDP_BIT } else { 0 }
+                | (self.scheduler as u64) << SCHEDULER_SHIFT,
         ]
     }
 }

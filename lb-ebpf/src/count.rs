@@ -1,6 +1,6 @@
 //! Counters, per CPU.
 
-use lb_common::{maps::Traffic, reason::Reason};
+use lb_common::{maps::Traffic, reason::Reason, schedule::OPEN_WORD};
 
 use crate::maps;
 
@@ -51,6 +51,17 @@ pub(crate) fn packet_out(service: u16, server: u16, bytes: u32) {
 pub(crate) fn flow(service: u16, server: u16) {
     both(service, server, |traffic| traffic.flows += 1);
 }
+
+/// Counts a server's open flows: `by` more, wrapping.
+#[inline(always)]
+pub(crate) fn open(server: u16, by: u64) {
+    if let Some(load) = maps::load(server) {
+        load[OPEN_WORD].fetch_add(by);
+    }
+}
+
+/// One less, for [`open`].
+pub(crate) const ONE_LESS: u64 = u64::MAX;
 
 /// Counts a flow reset because its server is gone.
 #[inline(always)]

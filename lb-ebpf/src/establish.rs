@@ -128,6 +128,7 @@ extern "C" fn finish(index: u32, flow: u32, record: u64) -> u32 {
     if entered && keeps_port(&world, &to, index, flow) {
         let _changed = !slot.exchange(promoting, promoting.with_state(SlotState::Free));
         count::flow(service_id, to.server);
+        count::open(to.server, 1);
         let unrecorded = service.persistence.0 != 0 && record == 0;
         return if unrecorded { Reason::EstablishedUnrecorded } else { Reason::Established } as u32;
     }

@@ -14,6 +14,7 @@ use lb_common::{
 };
 
 use crate::{
+    count::{self, ONE_LESS},
     maps::{self, Flows, Ports, StickyTable},
     pipeline::World,
 };
@@ -90,10 +91,13 @@ pub(crate) extern "C" fn change_state(index: u32, life: u64, to: u32) -> u32 {
         return 0;
     }
     let was_closed = TcpState::from_note(life.note()).is_closed();
+    let server = FlowServer::from_word(slot.words[SERVER_WORD].load()).server;
     if !was_closed && to.is_closed() {
+        count::open(server, ONE_LESS);
         release_record(&world, slot);
     }
     if was_closed && !to.is_closed() {
+        count::open(server, 1);
         hold_record_again(&world, slot, service.persistence);
     }
     1
@@ -143,7 +147,7 @@ fn hold_record_again(world: &World, flow: &Slot<FLOW_WORDS>, persistence: Ticks)
     }
 }
 
-/// Gives back what the flow in a claimed slot held: its sticky record, unless it was closed before, and its SNAT port.
+/// Gives back what the flow in a claimed slot held: its server's count and its sticky record, unless it was closed before, and its SNAT port.
 /// `life` is the flow's own, from before the claim.
 ///
 /// A global function with numbers for arguments: the verifier checks it once, by itself.
@@ -152,10 +156,12 @@ fn hold_record_again(world: &World, flow: &Slot<FLOW_WORDS>, persistence: Ticks)
 pub(crate) extern "C" fn retire(index: u32, life: u64) -> u32 {
     let Some(world) = World::now() else { return 0 };
     let Some(slot) = Flows.slot(index) else { return 0 };
+    let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
     if !TcpState::from_note(Life::from_word(life).note()).is_closed() {
+        count::open(to.server, ONE_LESS);
         release_record(&world, slot);
     }
-    if let Some(cell) = cell_of(&world, &FlowServer::from_word(slot.words[SERVER_WORD].load())) {
+    if let Some(cell) = cell_of(&world, &to) {
         // An expired flow's port has rested since its deadline.
         let deadline = Life::from_word(life).deadline();
         let ended = if deadline.is_past(world.now) { deadline } else { world.now };

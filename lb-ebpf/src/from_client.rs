@@ -22,7 +22,7 @@ use crate::{
     open::open,
     packet::{End, Packet, Rewrite, Segment, answer_too_big, encapsulate},
     pipeline::{Outcome, World},
-    select::select,
+    select::{LOOK, select},
 };
 
 /// What a client's segment is found by.
@@ -145,7 +145,7 @@ fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey) -> Answer {
         (numbers, decide(first, second, ports, numbers, sender))
     };
     if answer >> 56 == Reason::ForwardedUnknown as u64 {
-        return Answer::from_word(select(first, second, key.service)).unknown();
+        return Answer::from_word(select(first, second, key.service, LOOK)).unknown();
     }
     if answer >> 56 != Reason::Established as u64 {
         return Answer::from_word(answer);

@@ -9,7 +9,9 @@ use lb_common::{
     control::{Control, LAYOUT_VERSION},
     flow::{FLOW_WORDS, FlowSlot},
     maps::{self, INNER_MAP, MMAPABLE, Traffic},
+    picks,
     ports::Cells,
+    schedule::LoadSlot,
     server::{ServerSlot, Servers},
     service::{Index, IndexSlot, Service, ServiceSlot},
     sticky::{STICKY_WORDS, StickySlot},
@@ -40,6 +42,12 @@ static PORT_CURSORS: Array<Word, { maps::PORT_CURSORS.max_entries as usize }, MM
 #[btf_map(name = "SCHEDULE")]
 static SCHEDULE: ArrayOfMaps<Array<u64, 2, { INNER_MAP as usize }>, { maps::SCHEDULE.max_entries as usize }> =
     ArrayOfMaps::new();
+#[btf_map(name = "SERVER_LOADS")]
+static SERVER_LOADS: Array<LoadSlot, { maps::SERVER_LOADS.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "TURNS")]
+static TURNS: Array<Word, { maps::TURNS.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "PICKS")]
+static RECENT_PICKS: Array<Word, { maps::RECENT_PICKS.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "ARMS")]
 static ARMS: DevMap<{ maps::ARMS.max_entries as usize }> = DevMap::new();
 #[btf_map(name = "REASONS")]
@@ -82,6 +90,24 @@ pub(crate) fn service(id: u16) -> Option<Service> {
 #[inline(always)]
 pub(crate) fn schedule(service: u16, index: u32) -> Option<u64> {
     SCHEDULE.get_value(u32::from(service), &index).copied()
+}
+
+/// What is counted of a server.
+#[inline(always)]
+pub(crate) fn load(server: u16) -> Option<&'static LoadSlot> {
+    SERVER_LOADS.get(u32::from(server))
+}
+
+/// How many turns a service's `round-robin` had.
+#[inline(always)]
+pub(crate) fn turns(service: u16) -> Option<&'static Word> {
+    TURNS.get(u32::from(service))
+}
+
+/// The cell of the latest pick for a client's hash.
+#[inline(always)]
+pub(crate) fn latest_pick(hash: u64) -> Option<&'static Word> {
+    RECENT_PICKS.get(picks::place(hash))
 }
 
 /// Sends the packet out by another interface: the action for it.

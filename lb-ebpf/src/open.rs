@@ -46,7 +46,7 @@ pub(crate) extern "C" fn open(first: u64, second: u64, ports: u64, sequence: u32
         return Answer::word(0, Reason::Carrying);
     }
     let id = client.key.service;
-    let selected = Answer::from_word(select(first, second, id));
+    let selected = Answer::from_word(select(first, second, id, u32::from(client.key.client_port)));
     if matches!(selected.reason, Reason::ResetNoServer) {
         count::service_reset(id);
     }

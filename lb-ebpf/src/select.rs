@@ -3,13 +3,18 @@
 use lb_common::{
     address::Address,
     choose::{Choice, choose},
+    clock::Ticks,
     flow::FlowServer,
     hash::hash3,
-    maglev::{NOBODY, lane, place},
+    maglev::{NOBODY, lane},
+    picks::{note, noted},
     reason::Reason,
-    server::ServerState,
+    schedule::{Asked, Load, Scheduler, pick},
+    server::{Server, ServerState, Servers as _},
+    service::Service,
     sticky::{STICKY_WORDS, Stickies, StickyKey, StickyServer},
     table::find,
+    tcp::TcpState,
 };
 
 use crate::{
@@ -18,28 +23,62 @@ use crate::{
     pipeline::World,
 };
 
-/// Selects the server for a new connection of a client (its address' two words) to a service. Gives an [`Answer`] with the
-/// server and its endpoint.
+/// Who asks when nothing opens a connection: no turn is taken and nothing noted.
+pub(crate) const LOOK: u32 = u32::MAX;
+
+/// Selects the server for a new connection of a client (its address' two words) to a service. `asker` is the client's
+/// port, or [`LOOK`]. Gives an [`Answer`] with the server and its endpoint.
 ///
 /// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn select(first: u64, second: u64, id: u16) -> u64 {
+pub(crate) extern "C" fn select(first: u64, second: u64, id: u16, asker: u32) -> u64 {
     let Some(world) = World::now() else { return Answer::word(0, Reason::NotConfigured) };
     let Some(service) = maps::service(id) else { return Answer::word(0, Reason::NotConfigured) };
     let client = service.client(Address([first, second]));
     let record = if service.persistence.0 == 0 { None } else { recorded(&world, client, id) };
-    let pick = |attempt| scheduled(&world, id, client, attempt);
-    let (number, server, reason) = match choose(&ServerTable, id, record, pick) {
+    let before = if takes_notes(&service) { latest(first, second, id) } else { NONE };
+    let next = |attempt| {
+        let skipped = u32::from(before != NONE);
+        let picked =
+            if attempt < skipped { before } else { scheduled(first, second, id, asker, attempt - skipped) };
+        if picked == NONE { None } else { Some(picked as u16) }
+    };
+    let (mut number, mut server, reason) = match choose(&ServerTable, id, record, next) {
         Choice::Sticky(number, server) => (number, server, Reason::NewBySticky),
         Choice::Scheduled(number, server) => (number, server, Reason::NewByScheduler),
         Choice::Nobody => return Answer::word(0, Reason::ResetNoServer),
     };
+    if matches!(reason, Reason::NewByScheduler)
+        && takes_notes(&service)
+        && asker != LOOK
+        && u32::from(number) != before
+    {
+        let agreed = remember(first, second, id, number, before);
+        if agreed != number
+            && let Some(other) = takes_new(agreed, id)
+        {
+            (number, server) = (agreed, other);
+        }
+    }
     if !server.state.has(ServerState::REACHABLE) {
         return Answer::word(0, Reason::NoNeighbour);
     }
     let to = FlowServer { server: number, endpoint: server.endpoint, snat_port: 0, source: 0 };
     Answer::word(to.word(), reason)
+}
+
+/// Whether a client's first connections must be kept together until it has its record.
+#[inline(always)]
+fn takes_notes(service: &Service) -> bool {
+    service.scheduler.is_live() && service.persistence.0 != 0
+}
+
+/// A server, if it takes new clients of a service.
+#[inline(always)]
+fn takes_new(number: u16, service: u16) -> Option<Server> {
+    let server = ServerTable.present(number)?;
+    if server.service == service && server.state.has(ServerState::TAKES_NEW) { Some(server) } else { None }
 }
 
 /// The server of the client's sticky record.
@@ -51,14 +90,85 @@ fn recorded(world: &World, client: Address, service: u16) -> Option<u16> {
     if found.still() { Some(to.server) } else { None }
 }
 
-/// The scheduler's pick.
-#[inline(always)]
-fn scheduled(world: &World, service: u16, client: Address, attempt: u32) -> Option<u16> {
-    let size = maps::schedule(service, 0)? as u32;
+/// No server that the functions below give.
+const NONE: u32 = NOBODY as u32;
+
+/// The scheduler's pick for a client, or [`NONE`]. `asker` as in [`select`].
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn scheduled(first: u64, second: u64, id: u16, asker: u32, attempt: u32) -> u32 {
+    let Some(world) = World::now() else { return NONE };
+    let Some(service) = maps::service(id) else { return NONE };
+    let Some(size) = maps::schedule(id, 0) else { return NONE };
+    let size = size as u32;
     if size == 0 {
-        return None;
+        return NONE;
     }
-    let (value, shift) = lane(place(world.control.maglev_seed.load(), client, size, attempt));
-    let id = (maps::schedule(service, value)? >> shift) as u16;
-    if id == NOBODY { None } else { Some(id) }
+    let mut asked = Asked {
+        seed: world.control.maglev_seed.load(),
+        client: service.client(Address([first, second])),
+        salt: 0,
+        size,
+        attempt,
+    };
+    let mut turn = 0;
+    if matches!(service.scheduler, Scheduler::RoundRobin)
+        && let Some(turns) = maps::turns(id)
+    {
+        turn = if asker == LOOK { turns.load() } else { turns.fetch_add(1) };
+        asked.attempt = if asker == LOOK { attempt } else { 0 };
+    } else if service.scheduler.is_live() && service.persistence.0 == 0 && asker != LOOK {
+        asked.salt = u64::from(asker);
+    }
+    let load = |server| maps::load(server).map_or(Load::default(), Load::read);
+    let at = |place| {
+        let (value, shift) = lane(place);
+        let server = (maps::schedule(id, value)? >> shift) as u16;
+        if server == NOBODY { None } else { Some(server) }
+    };
+    pick(service.scheduler, asked, turn, load, at).map_or(NONE, u32::from)
+}
+
+/// What a client's notes are found by.
+#[inline(always)]
+fn hash_of(world: &World, first: u64, second: u64, service: u16) -> u64 {
+    let client = match maps::service(service) {
+        Some(entry) => entry.client(Address([first, second])),
+        None => Address([first, second]),
+    };
+    hash3(&world.key(), StickyKey { client, service }.words())
+}
+
+/// The server that was picked for a client a moment ago, or [`NONE`]. As [`scheduled`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn latest(first: u64, second: u64, id: u16) -> u32 {
+    let Some(world) = World::now() else { return NONE };
+    let hash = hash_of(&world, first, second, id);
+    let Some(cell) = maps::latest_pick(hash) else { return NONE };
+    noted(cell.load(), hash, world.now, lifetime(&world)).map_or(NONE, u32::from)
+}
+
+/// Notes a pick for a client, in place of one that was of no use. Gives the server that another core noted first, or the
+/// same. As [`scheduled`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn remember(first: u64, second: u64, id: u16, server: u16, useless: u32) -> u16 {
+    let Some(world) = World::now() else { return server };
+    let hash = hash_of(&world, first, second, id);
+    let Some(cell) = maps::latest_pick(hash) else { return server };
+    let seen = cell.load();
+    let lifetime = lifetime(&world);
+    match noted(seen, hash, world.now, lifetime) {
+        Some(other) if u32::from(other) != useless => other,
+        _ => note(cell, seen, hash, server, world.now, lifetime),
+    }
+}
+
+/// A pick is remembered for as long as a half-open flow.
+#[inline(always)]
+fn lifetime(world: &World) -> Ticks {
+    world.control.idle(TcpState::SynSent, Ticks(0))
 }

@@ -12,6 +12,7 @@ pub mod name;
 pub mod overlay;
 pub mod plan;
 pub mod rows;
+pub mod slow_start;
 pub mod text;
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use lb_common::{
     hash::HashKey,
     maps::{ServerInfo, ServiceInfo, Traffic},
     ports::Cells,
+    schedule::LoadSlot,
     server::{ServerSlot, Servers},
     service::{Index, IndexSlot, Service, ServiceSlot},
     sticky::{StickyKey, StickySlot},
@@ -29,6 +30,7 @@ pub mod fake;
 pub mod geometry;
 mod host;
 pub mod load;
+pub mod loads;
 mod lock;
 pub mod migrate;
 pub mod pinned;
@@ -125,6 +127,12 @@ pub struct Maps {
     pub port_cells: Region<Word>,
     /// The next SNAT port.
     pub port_cursors: Region<Word>,
+    /// Open flows and weights of servers.
+    pub server_loads: Region<LoadSlot>,
+    /// Turns of `round-robin` by service.
+    pub turns: Region<Word>,
+    /// What was picked lately, by client.
+    pub picks: Region<Word>,
     /// Labels and settings of services.
     pub service_info: Region<ServiceInfo>,
     /// Labels and states of servers.

@@ -19,6 +19,7 @@ use lb_common::{
     hash::hash3,
     maglev::{Candidate, build, size_for},
     maps::{ServerInfo, ServiceInfo},
+    schedule::Scheduler,
     server::{Server, ServerState},
     service::Service,
     sticky::{STICKY_WORDS, Stickies, StickyServer},
@@ -113,6 +114,7 @@ fn fill(maps: &Maps) {
         forwarding: Forwarding::Snat,
         by_prefix: false,
         is_udp: false,
+        scheduler: Scheduler::SourceHash,
     };
     for (word, value) in maps.services[0].iter().zip(service.words()) {
         word.store(value);

@@ -99,7 +99,7 @@ fn unknown_and_repeated_keys_are_named_with_a_remedy() {
             "f:1:1: the configuration has no \"virtual_services\"; list the virtual services, or write \"virtual_services: []\" for none\n\
              f:4:1: unknown key \"virtual_servces\" in the configuration; did you mean \"virtual_services\"?",
         "    ports:" => "    wombat: 1\n    ports:":
-            "f:7:5: unknown key \"wombat\" in a virtual service; a virtual service takes label, address, ports, protocol, forwarding, scheduler, persistence, idle_timeout, on_down, health_check, force_https, real_servers",
+            "f:7:5: unknown key \"wombat\" in a virtual service; a virtual service takes label, address, ports, protocol, forwarding, scheduler, persistence, idle_timeout, slow_start, on_down, health_check, force_https, real_servers",
         "    ports:" => "    helth_check: {}\n    ports:":
             "f:7:5: unknown key \"helth_check\" in a virtual service; did you mean \"health_check\"?",
         "192.0.2.21 }" => "192.0.2.21, wieght: 1 }":
@@ -107,7 +107,7 @@ fn unknown_and_repeated_keys_are_named_with_a_remedy() {
         "    ports:" => "    label: Other\n    ports:":
             "f:7:5: key \"label\" is given twice in a virtual service; keep one (the first is on line 5)",
         "    ports:" => "    [x]: 1\n    ports:":
-            "f:7:5: a key of a virtual service is a list; a virtual service takes label, address, ports, protocol, forwarding, scheduler, persistence, idle_timeout, on_down, health_check, force_https, real_servers",
+            "f:7:5: a key of a virtual service is a list; a virtual service takes label, address, ports, protocol, forwarding, scheduler, persistence, idle_timeout, slow_start, on_down, health_check, force_https, real_servers",
         "  interfaces:" => "  tables: { flow: 1024 }\n  interfaces:":
             "f:3:13: unknown key \"flow\" in tables; did you mean \"flows\"?",
     }
@@ -361,9 +361,6 @@ fn what_comes_in_a_later_version_is_refused_by_name() {
             &format!("f:8:{column}: {key} {word} is not supported in this version yet; use {remedy}"),
         );
     };
-    for scheduler in ["round-robin", "least-connections"] {
-        later("scheduler", scheduler, "source-hash");
-    }
     refused! {
         "    real_servers:" => "    protocol: http\n    real_servers:":
             "f:8:15: protocol http without force_https: true is not supported in this version yet; set force_https: true, or use protocol tcp\n\
@@ -411,6 +408,8 @@ fn words_outside_the_contract_are_refused_with_those_inside() {
             "f:8:17: \"dsr\" is not a known forwarding; did you mean \"dr\"?",
         "    real_servers:" => "    scheduler: sourcehash\n    real_servers:":
             "f:8:16: \"sourcehash\" is not a known scheduler; did you mean \"source-hash\"?",
+        "    real_servers:" => "    scheduler: random\n    real_servers:":
+            "f:8:16: \"random\" is not a known scheduler; use source-hash, least-conn or round-robin",
         "    real_servers:" => "    protocol: tpc\n    real_servers:":
             "f:8:15: \"tpc\" is not a known protocol; did you mean \"tcp\"?",
         "    real_servers:" => "    on_down: drop\n    real_servers:":
@@ -454,6 +453,8 @@ fn persistence_has_a_mode_and_a_duration() {
             "f:8:19: idle_timeout \"1.5h\" is not a duration; write numbers with units, as in 500ms, 2s, 60m, 1h30m or 2d",
         "    real_servers:" => "    idle_timeout: 999ms\n    real_servers:":
             "f:8:19: idle_timeout 999ms is out of range; write a duration from 1s to 30d",
+        "    real_servers:" => "    slow_start: 61m\n    real_servers:":
+            "f:8:17: slow_start 1h1m is out of range; write a duration from 1s to 1h",
     }
 }
 

@@ -169,6 +169,10 @@ pub struct Service {
     /// How long an established flow may be silent before it is forgotten: 1 s to 30 d.
     #[serde(serialize_with = "seconds")]
     pub idle_timeout: Duration,
+    /// How long a server that takes new clients again grows from a tenth of its weight to all of it: 1 s to
+    /// [`Service::LONGEST_SLOW_START`]; zero: it has all of it at once.
+    #[serde(serialize_with = "seconds", skip_serializing_if = "Duration::is_zero")]
+    pub slow_start: Duration,
     /// What happens to the open flows of a server that goes down.
     pub on_down: OnDown,
     /// How the real servers' health is judged.
@@ -186,6 +190,8 @@ impl Service {
     /// Idle timeout of UDP where the file names none: 3 min, in which an answered question is long forgotten (RFC 4787
     /// section 4.3 asks for 2 at least).
     pub const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(180);
+    /// The longest slow start: 1 h.
+    pub const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
     /// The most ports of a service.
     pub const MAX_PORTS: usize = 64;
 
@@ -273,6 +279,23 @@ pub enum Scheduler {
     /// By a weighted consistent hash of the client's address.
     #[default]
     SourceHash,
+    /// The fewest open connections, for its weight, of two servers.
+    LeastConn,
+    /// In turn, as often as the weight says.
+    RoundRobin,
+}
+
+impl Scheduler {
+    /// The kind, as the data path knows it.
+    #[must_use]
+    pub const fn kind(self) -> lb_common::schedule::Scheduler {
+        use lb_common::schedule::Scheduler as Kind;
+        match self {
+            Self::SourceHash => Kind::SourceHash,
+            Self::LeastConn => Kind::LeastConn,
+            Self::RoundRobin => Kind::RoundRobin,
+        }
+    }
 }
 
 /// Whether a client comes back to the same server.
@@ -492,7 +515,7 @@ words! {
     XdpMode { "auto" => Auto, "native" => Native, "generic" => Generic }
     Protocol { "tcp" => Tcp, "http" => Http, "udp" => Udp }
     Forwarding { "snat" => Snat, "nat" => Nat, "dr" => Dr, "tunnel" => Tunnel }
-    Scheduler { "source-hash" => SourceHash }
+    Scheduler { "source-hash" => SourceHash, "least-conn" => LeastConn, "round-robin" => RoundRobin }
     OnDown { "reset" => Reset, "keep" => Keep }
     HealthKind { "tcp" => Tcp, "tls" => Tls, "http" => Http, "https" => Https, "none" => None }
 }

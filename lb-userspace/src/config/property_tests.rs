@@ -256,6 +256,7 @@ fn service() -> impl Strategy<Value = Service> {
                 scheduler: Scheduler::SourceHash,
                 persistence: Persistence::default(),
                 idle_timeout: Service::IDLE_TIMEOUT,
+                slow_start: Duration::ZERO,
                 on_down: OnDown::default(),
                 health_check: HealthCheck::default(),
                 force_https: http,

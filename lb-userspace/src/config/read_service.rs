@@ -22,15 +22,13 @@ const KEYS: &[&str] = &[
     "scheduler",
     "persistence",
     "idle_timeout",
+    "slow_start",
     "on_down",
     "health_check",
     "force_https",
     "real_servers",
 ];
 const SERVER_KEYS: &[&str] = &["label", "address", "port", "weight"];
-/// Valid words of the contract, refused until they work.
-const LATER_SCHEDULERS: &[&str] =
-    &["round-robin", "weighted-round-robin", "least-connections", "weighted-least-connections", "random"];
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 
@@ -97,12 +95,16 @@ fn rest(
         word(tree, "forwarding", Forwarding::WORDS, &[], findings)
     });
     let scheduler = fields.or_default("scheduler", Scheduler::default(), findings, |tree, findings| {
-        word(tree, "scheduler", Scheduler::WORDS, LATER_SCHEDULERS, findings)
+        word(tree, "scheduler", Scheduler::WORDS, &[], findings)
     });
     let persistence = fields.or_default("persistence", Persistence::default(), findings, persistence);
     let silent = if protocol == Protocol::Udp { Service::UDP_IDLE_TIMEOUT } else { Service::IDLE_TIMEOUT };
     let idle_timeout = fields.or_default("idle_timeout", silent, findings, |tree, findings| {
         duration(tree, "idle_timeout", Duration::from_secs(1), SHORTEST..=LONGEST, findings)
+    });
+    let slow_start = fields.or_default("slow_start", Duration::ZERO, findings, |tree, findings| {
+        let range = SHORTEST..=Service::LONGEST_SLOW_START;
+        duration(tree, "slow_start", Duration::from_secs(1), range, findings)
     });
     let on_down = fields.or_default("on_down", OnDown::default(), findings, |tree, findings| {
         word(tree, "on_down", OnDown::WORDS, &[], findings)
@@ -121,6 +123,7 @@ fn rest(
         scheduler,
         persistence,
         idle_timeout,
+        slow_start,
         on_down,
         health_check,
         force_https,

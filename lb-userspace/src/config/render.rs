@@ -121,6 +121,11 @@ pub(super) fn service_fields(service: &Service) -> RenderedFields {
     fields.extend([
         ("persistence", persistence(service.persistence)),
         ("idle_timeout", one(&display_duration(service.idle_timeout))),
+    ]);
+    if !service.slow_start.is_zero() {
+        fields.push(("slow_start", one(&display_duration(service.slow_start))));
+    }
+    fields.extend([
         ("on_down", one(&service.on_down)),
         ("health_check", Rendered::Map(health_fields(&service.health_check))),
     ]);

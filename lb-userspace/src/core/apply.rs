@@ -22,6 +22,7 @@ use anyhow::{Context as _, bail, ensure};
 use lb_common::address::Address;
 use lb_common::clock::Ticks;
 use lb_common::maps::{LABEL_BYTES, ServerInfo, ServiceInfo};
+use lb_common::schedule::Load;
 use lb_common::server::{STATE_WORD, Server, ServerState, Servers as _};
 use lb_common::service::{
     EntryKind, INDEX_CAPACITY, INDEX_WORDS, IndexEntry, MAX_SERVERS, MAX_SERVICES, Service, layout,
@@ -31,6 +32,7 @@ use lb_common::word::Word;
 use super::desired::Desired;
 use super::rows::{free_flows, free_stickies, live_stickies};
 use super::text::unpadded;
+use crate::dataplane::loads::set_weight;
 use crate::dataplane::{CountersOf, Maps};
 
 /// What an application did.
@@ -193,6 +195,7 @@ impl Work<'_> {
                 }
                 written |= self.maps.server_info.write(usize::from(*id), *info);
             }
+            written |= set_weight(self.maps, *id, weight_of(self.desired, *id));
             self.done.servers += u64::from(written);
             let reset_before = before.is_some_and(|before| before.state.has(ServerState::RESETS));
             if server.state.has(ServerState::RESETS) && !reset_before {
@@ -288,6 +291,7 @@ impl Work<'_> {
         }
         for id in servers {
             put(&self.maps.servers[usize::from(id)][STATE_WORD], 0);
+            set_weight(self.maps, id, 0);
             ensure!(self.maps.server_info.write(usize::from(id), NO_SERVER), "a server id beyond the map");
             self.done.servers += 1;
         }
@@ -318,6 +322,7 @@ pub fn differences(maps: &Maps, desired: &Desired) -> anyhow::Result<Vec<String>
     for (id, (server, info)) in &desired.servers {
         if maps.servers.present(*id) != Some(*server)
             || maps.server_info.read(usize::from(*id)) != Some(*info)
+            || Load::read(&maps.server_loads[usize::from(*id)]).weight != weight_of(desired, *id)
         {
             out.push(format!("real server {}", unpadded(&info.label)));
         }
@@ -360,6 +365,11 @@ fn retime(maps: &Maps, service: u16, old: Ticks, new: Ticks, now: Ticks, write: 
                 .is_some_and(|slot| slot.exchange(*life, life.with_deadline(deadline)))
         })
         .count() as u64
+}
+
+/// A server's weight among those that take new clients.
+fn weight_of(desired: &Desired, id: u16) -> u32 {
+    desired.weights.get(&id).copied().unwrap_or(0)
 }
 
 fn put(word: &Word, value: u64) -> bool {

@@ -8,14 +8,16 @@ use lb_common::TCP;
 use lb_common::address::Address;
 use lb_common::clock::Ticks;
 use lb_common::forwarding::Forwarding;
-use lb_common::maglev::{self, Candidate};
+use lb_common::maglev::Candidate;
 use lb_common::maps::{ServerInfo, ServiceInfo};
+use lb_common::schedule;
 use lb_common::server::{Server, ServerState, Servers as _};
 use lb_common::service::{EntryKind, IndexEntry, Service};
 
 use super::ids::{Ids, place};
 use super::name::{AdminState, ServerName};
 use super::overlay::Overlay;
+use super::slow_start::Growth;
 use super::text::padded;
 use crate::config::{self, Config, OnDown, Persistence, Protocol};
 use crate::dataplane::Maps;
@@ -74,6 +76,10 @@ pub struct Inputs<'a> {
     pub hz: u64,
     /// The scheduler's secret.
     pub seed: u64,
+    /// Which servers grow, at the time `uptime`.
+    pub growth: &'a Growth,
+    /// How long the daemon has run.
+    pub uptime: Duration,
 }
 
 /// The content of the maps. What is not in it is not there.
@@ -87,6 +93,8 @@ pub struct Desired {
     pub index: Vec<IndexEntry>,
     /// The scheduler's tables by id of their tcp service, as the inner map's values.
     pub schedules: BTreeMap<u16, Vec<u64>>,
+    /// The weights of the servers that take new clients, by id, in thousandths of the configured ones; of others zero.
+    pub weights: BTreeMap<u16, u32>,
 }
 
 /// Something has no number: `ids` are another configuration's.
@@ -241,18 +249,15 @@ fn one_service(
         let id = inputs.ids.server(&name).ok_or_else(|| NoId(name.to_string()))?;
         let (entry, info) = server_entry(inputs, service, server, number.id, id, &name)?;
         if entry.state.has(ServerState::TAKES_NEW) {
-            candidates.push(Candidate {
-                id,
-                address: entry.address,
-                port: entry.port,
-                weight: u32::from(server.weight),
-            });
+            let share = inputs.growth.share(id, service.slow_start, inputs.uptime);
+            let weight = u32::from(server.weight) * share;
+            candidates.push(Candidate { id, address: entry.address, port: entry.port, weight });
+            out.weights.insert(id, weight);
         }
         out.servers.insert(id, (entry, info));
     }
-    // By the number of configured servers, so that one that goes down does not change the size.
-    let size = maglev::size_for(service.real_servers.len());
-    let table = maglev::build(inputs.seed, &candidates, size);
+    let scheduler = service.scheduler.kind();
+    let table = schedule::build(scheduler, inputs.seed, &candidates, service.real_servers.len());
     out.schedules.insert(number.id, table.to_values());
     Ok(())
 }
@@ -274,6 +279,7 @@ fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (
         forwarding: service.forwarding.mode(),
         by_prefix: by_prefix(service),
         is_udp: service.protocol == Protocol::Udp,
+        scheduler: service.scheduler.kind(),
     };
     let info = ServiceInfo {
         label: padded(service.label.as_str()),
@@ -403,6 +409,7 @@ pub fn ip(words: [u64; 2]) -> IpAddr {
 mod tests {
     use super::*;
     use crate::core::testing::{Case, config};
+    use lb_common::maglev;
 
     #[test]
     fn what_may_be_sent_to_a_server_follows_from_state_health_weight_and_neighbour() {

@@ -11,8 +11,10 @@ use lb_common::choose::{Choice, choose};
 use lb_common::clock::Ticks;
 use lb_common::maglev::{NOBODY, Table, place};
 use lb_common::maps::LABEL_BYTES;
+use lb_common::schedule::{self, Asked, Load, Scheduler};
 use lb_common::server::{ServerSlot, ServerState, Servers};
 use lb_common::service::{EntryKind, Service};
+use lb_common::word::Word;
 use serde::{Deserialize, Serialize};
 
 use super::desired::Desired;
@@ -161,7 +163,7 @@ impl<'a> Future<'a> {
     }
 }
 
-/// The scheduler's pick, as the program makes it.
+/// The pick of `source-hash`, as the program makes it.
 #[must_use]
 pub fn pick(table: &Table, seed: u64, client: Address, attempt: u32) -> Option<u16> {
     let place = place(seed, client, table.size(), attempt);
@@ -169,17 +171,41 @@ pub fn pick(table: &Table, seed: u64, client: Address, attempt: u32) -> Option<u
     (id != NOBODY).then_some(id)
 }
 
-/// Where a client's next connection goes.
-fn next(
-    servers: &impl Servers,
-    table: Option<&Table>,
-    seed: u64,
-    service: u16,
+/// The pick of a service's scheduler, as the program would make it if the client connected now.
+fn picked(
+    maps: &Maps,
+    table: &Table,
+    id: u16,
+    service: Service,
     client: Address,
-    record: Option<u16>,
+    attempt: u32,
 ) -> Option<u16> {
-    let pick = |attempt| table.and_then(|table| pick(table, seed, client, attempt));
-    match choose(servers, service, record, pick) {
+    let asked = Asked {
+        seed: maps.control().maglev_seed.load(),
+        client: service.client(client),
+        salt: 0,
+        size: table.size(),
+        attempt,
+    };
+    let turn = maps.turns.get(usize::from(id)).map_or(0, Word::load);
+    let load =
+        |server: u16| maps.server_loads.get(usize::from(server)).map_or_else(Load::default, Load::read);
+    let at = |place: u32| table.places().get(place as usize).copied().filter(|id| *id != NOBODY);
+    schedule::pick(service.scheduler, asked, turn, load, at)
+}
+
+/// Where a client's next connection goes, with the table and the entry of its service.
+fn next(
+    maps: &Maps,
+    servers: &(impl Servers + ?Sized),
+    table: Option<&Table>,
+    (id, service): (u16, Service),
+    client: Address,
+    recorded: u16,
+) -> Option<u16> {
+    let pick = |attempt| table.and_then(|table| picked(maps, table, id, service, client, attempt));
+    let record = (service.persistence.0 != 0).then_some(recorded);
+    match choose(servers, id, record, pick) {
         Choice::Sticky(id, _) | Choice::Scheduled(id, _) => Some(id),
         Choice::Nobody => None,
     }
@@ -250,19 +276,11 @@ impl Planner<'_> {
                 continue;
             };
             let after = self.future.desired.services.get(&service).map(|(service, _)| *service);
-            let record = |service: Service| (service.persistence.0 != 0).then_some(row.to.server);
-            let from = next(
-                &self.maps.servers,
-                self.tables.get(&service),
-                self.seed,
-                service,
-                row.client,
-                record(before),
-            );
-            let to = after.and_then(|after| {
-                let table = self.future.tables.get(&service);
-                next(&self.future, table, self.seed, service, row.client, record(after))
-            });
+            let next = |servers: &dyn Servers, table, entry| {
+                next(self.maps, servers, table, (service, entry), row.client, row.to.server)
+            };
+            let from = next(&self.maps.servers, self.tables.get(&service), before);
+            let to = after.and_then(|after| next(&self.future, self.future.tables.get(&service), after));
             if from == to {
                 continue;
             }
@@ -336,6 +354,12 @@ impl Planner<'_> {
             let Some(before) = self.tables.get(id) else {
                 continue;
             };
+            // Whom a turn falls to is not known before.
+            let in_turn = |service: Service| service.scheduler == Scheduler::RoundRobin;
+            let after_entry = self.future.desired.services.get(id).map(|(service, _)| *service);
+            if self.service_now(*id).is_some_and(in_turn) || after_entry.is_some_and(in_turn) {
+                continue;
+            }
             let mut changed: BTreeMap<(u16, u16), u32> = BTreeMap::new();
             let mut all = 0u32;
             for (from, to) in pairs(before, after, self.seed) {

@@ -13,13 +13,14 @@ use lb_common::flow::{
 };
 use lb_common::hash::hash3;
 use lb_common::life::{Life, SlotState};
+use lb_common::picks;
 use lb_common::ports::{Cells as _, Owner, PortCell, PortRange, give_back};
 use lb_common::sticky::{STICKY_WORDS, Stickies, Sticky, StickyServer, StickySlot, let_go};
 use lb_common::table::{Insert, Kind as _, Slot, find, insert_if_absent, release};
 use lb_common::tcp::TcpState;
 
 use super::ids::InUse;
-use crate::dataplane::{Maps, PortMaps, Region};
+use crate::dataplane::{Maps, PortMaps, Region, loads};
 
 /// How often an exchange that lost against the program is tried again.
 const ATTEMPTS: u32 = 16;
@@ -143,6 +144,9 @@ fn free_flow(maps: &Maps, slot: &FlowSlot, index: u32, seen: Life, is_half_open:
             let words = slot.read();
             if !TcpState::from_note(life.note()).is_closed() {
                 let_go_of_record(maps, &words, now);
+                if !is_half_open {
+                    loads::ended(maps, FlowServer::from_word(words[SERVER_WORD]).server);
+                }
             }
             give_port_back(maps, &FlowServer::from_word(words[SERVER_WORD]), index, is_half_open, now);
             release(slot, claimed);
@@ -214,7 +218,9 @@ fn free_sticky(slot: &StickySlot, seen: Life) -> bool {
 /// Forgets a client's record with a service. Its open flows stay where they are.
 pub fn forget(maps: &Maps, service: u16, client: Address, now: Ticks) -> bool {
     let key = maps.sticky_key(client, service).words();
-    find::<STICKY_WORDS, Stickies, _>(&maps.sticky, hash3(&maps.key(), key), key, now)
+    let hash = hash3(&maps.key(), key);
+    picks::forget(&maps.picks[picks::place(hash) as usize], hash);
+    find::<STICKY_WORDS, Stickies, _>(&maps.sticky, hash, key, now)
         .is_some_and(|found| free_sticky(found.slot, found.life))
 }
 

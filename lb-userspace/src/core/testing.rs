@@ -19,6 +19,7 @@ use super::desired::{Desired, Inputs, Leaving, ServerHealth, desired};
 use super::ids::{Ids, InUse};
 use super::name::ServerName;
 use super::overlay::Overlay;
+use super::slow_start::Growth;
 use crate::config::{self, Config};
 use crate::dataplane::Maps;
 use crate::dataplane::fake::{FakeKernel, maps};
@@ -105,6 +106,8 @@ impl Case {
             ids: &self.ids,
             hz: 1000,
             seed: self.maps.control().maglev_seed.load(),
+            growth: &Growth::default(),
+            uptime: std::time::Duration::ZERO,
         })
         .unwrap()
     }

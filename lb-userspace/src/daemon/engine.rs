@@ -3,6 +3,7 @@
 
 mod change;
 mod doubt;
+mod growth;
 mod request;
 mod sticky;
 
@@ -25,6 +26,7 @@ use crate::core::apply::{apply, wait_for_packets};
 use crate::core::desired::{At, Desired, Inputs, Leaving, ServerHealth, desired, ip, leaving};
 use crate::core::overlay::effective;
 use crate::core::rows::Usage;
+use crate::core::slow_start::Growth;
 use crate::core::text::unpadded;
 use crate::core::{Applied, Ids, Overlay, ServerName};
 use crate::dataplane::Maps;
@@ -91,6 +93,7 @@ pub struct Engine {
     leaving: BTreeMap<u16, Leaving>,
     ticks: u64,
     doubts: Doubts,
+    growth: Growth,
     /// Whether everything has its number; before, nothing can be written.
     begun: bool,
     /// Whether what is wanted of the network may have changed.
@@ -209,6 +212,7 @@ impl Engine {
             leaving: BTreeMap::new(),
             ticks: 0,
             doubts: Doubts::default(),
+            growth: Growth::default(),
             begun: false,
             moved: true,
             resetting: Vec::new(),
@@ -466,6 +470,7 @@ impl Engine {
         if !self.leaving.is_empty() {
             self.finish_leaving(Ticks::from_jiffies(jiffies));
         }
+        self.grow();
         if self.ticks.is_multiple_of(RESYNC) {
             self.take_certificates();
             self.moved = true;
@@ -541,6 +546,7 @@ impl Engine {
         self.health.retain(|id, _| desired.servers.contains_key(id));
         self.doubts.retain(|id| desired.servers.contains_key(&id));
         self.leaving = leaving;
+        self.observe_growth(desired);
         Ok(applied)
     }
 
@@ -564,6 +570,8 @@ impl Engine {
             ids: &state.ids,
             hz: control.hz.load(),
             seed: control.maglev_seed.load(),
+            growth: &self.growth,
+            uptime: self.uptime(),
         };
         Ok((desired(&inputs)?, leaving))
     }

@@ -27,9 +27,11 @@ use super::store::Store;
 use crate::api::{self, Job};
 use crate::config::{self, Config, XdpMode};
 use crate::core::ServerName;
+use crate::core::plan::count;
 use crate::dataplane::arms;
 use crate::dataplane::clock::measure_hz;
 use crate::dataplane::load::{DataPath, Started};
+use crate::dataplane::loads;
 use crate::dataplane::repair::{Suspects, repair, suspects};
 use crate::dataplane::sweep::sweep;
 use crate::dataplane::{self, Geometry, Maps, confirm};
@@ -190,6 +192,7 @@ struct Daemon {
     adopted: bool,
     /// Rows that a killed process may have left half-made, seen once.
     suspects: Option<Suspects>,
+    drift: Vec<i64>,
     ticks: u64,
     watch: Watch,
     /// What the watch said last, so that it is said once.
@@ -232,6 +235,7 @@ async fn bring_up(
         xdp_mode: mode,
     };
     let suspects = adopted.then(|| suspects(&maps));
+    let drift = if adopted { loads::drift(&maps) } else { Vec::new() };
     let mut engine = Engine::new(Arc::clone(&maps), memory, about, clock, adopted);
     let seed =
         getrandom::u64().map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
@@ -254,7 +258,7 @@ async fn bring_up(
     engine.take_moved();
     let [a, b, c, d, ..] = seed.to_be_bytes();
     let seed = u32::from_be_bytes([a, b, c, d]);
-    Ok((Daemon { engine, outside, seed, adopted, suspects, ticks: 0, watch, off: None }, news))
+    Ok((Daemon { engine, outside, seed, adopted, suspects, drift, ticks: 0, watch, off: None }, news))
 }
 
 /// Begins the trial of what was attached now, or goes on with that of what was adopted.
@@ -423,6 +427,12 @@ impl Daemon {
         {
             let repaired = repair(maps, &suspects, now);
             info!("rows that an ended process left half-made: {repaired:?}");
+        }
+        if self.ticks == 2 {
+            let mended = loads::mend(maps, &self.drift);
+            if mended > 0 {
+                info!("open connections of {} counted anew", count(mended as u64, "server"));
+            }
         }
         if self.ticks.is_multiple_of(sweep_every(maps)) {
             sweep_all(maps, now);

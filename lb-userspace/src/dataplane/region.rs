@@ -28,6 +28,8 @@ unsafe impl Plain for Word {}
 unsafe impl Plain for [Word; 4] {}
 // SAFETY: an array of cells.
 unsafe impl Plain for [Word; 64] {}
+// SAFETY: an array of cells.
+unsafe impl Plain for [Word; 2] {}
 // SAFETY: cells only (`repr(C)`).
 unsafe impl<const N: usize> Plain for Slot<N> {}
 // SAFETY: cells only (`repr(C)`).
@@ -123,6 +125,7 @@ impl<T: Plain + Copy> Region<T> {
 /// Memory made of cells may be borrowed while others change it; plain structs may not.
 pub trait Celled {}
 impl Celled for Word {}
+impl Celled for [Word; 2] {}
 impl Celled for [Word; 4] {}
 impl Celled for [Word; 64] {}
 impl<const N: usize> Celled for Slot<N> {}

@@ -18,7 +18,7 @@ use lb_common::{
     word::Word,
 };
 
-use super::Maps;
+use super::{Maps, loads};
 
 pub use super::{
     census::{Census, Holdings, Usage, census},
@@ -90,14 +90,15 @@ fn claim_expired(slots: &[FlowSlot], now: Ticks) -> impl Iterator<Item = (u32, &
 
 /// Gives back what the flow in a claimed slot held. `life` is the flow's own, from before the claim.
 pub(super) fn retire(maps: &Maps, index: u32, words: &[u64; FLOW_WORDS], life: Life, now: Ticks) {
-    // A closed flow let its record go when it was closed.
-    if !TcpState::from_note(life.note()).is_closed()
-        && let Some(record) = FlowSticky::from_word(words[STICKY_WORD]).record
-    {
-        let key = FlowKey::from_words(words);
-        let deadline = now.plus(persistence(maps, key.service));
-        let key = maps.sticky_key(key.client, key.service);
-        let_go(&maps.sticky, record, key, deadline);
+    // A closed flow gave up its count and its record when it was closed.
+    if !TcpState::from_note(life.note()).is_closed() {
+        loads::ended(maps, FlowServer::from_word(words[SERVER_WORD]).server);
+        if let Some(record) = FlowSticky::from_word(words[STICKY_WORD]).record {
+            let key = FlowKey::from_words(words);
+            let deadline = now.plus(persistence(maps, key.service));
+            let key = maps.sticky_key(key.client, key.service);
+            let_go(&maps.sticky, record, key, deadline);
+        }
     }
     if let Some(cell) = cell_of(maps, words) {
         give_back(cell, index, now);

@@ -8,6 +8,7 @@ use lb_common::{
     hash::{hash3, mix},
     life::{Life, SlotState},
     ports::{Owner, PortCell, PortRange, claim, promote},
+    schedule::Scheduler,
     service::Service,
     sticky::{STICKY_WORDS, Stickies, StickyKey, StickyServer, hold, let_go, reference},
     table::{Found, Insert, claim_any, find, insert_if_absent, publish},
@@ -53,6 +54,7 @@ pub(super) fn maps() -> Maps {
             forwarding: Forwarding::Snat,
             by_prefix: false,
             is_udp: false,
+            scheduler: Scheduler::SourceHash,
         };
         let slot = &maps.services[usize::try_from(id).unwrap()];
         for (word, value) in slot.iter().zip(service.words()) {

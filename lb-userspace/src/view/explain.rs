@@ -10,6 +10,7 @@ use lb_common::{
     address::Address,
     choose::{ATTEMPTS, Choice, choose},
     maps::ServiceInfo,
+    schedule::Scheduler as Kind,
     server::{Server, ServerState, Servers as _},
     sticky::Sticky,
     tcp::TcpState,
@@ -149,7 +150,7 @@ struct Case<'a> {
     snapshot: &'a Snapshot<'a>,
     client: Address,
     service: u16,
-    scheduler: Scheduler,
+    scheduler: Scheduler<'a>,
     record: Option<Sticky>,
     persistent: bool,
 }
@@ -245,6 +246,9 @@ impl Case<'_> {
             pick == Some(id)
         });
         let attempt = attempt.unwrap_or(0);
+        if self.scheduler.kind().is_live() {
+            return self.why_counted(id);
+        }
         let place = self.scheduler.place(self.client, attempt).unwrap_or(0);
         let mut why =
             format!("the scheduler gives it {} (place {place} of {})", self.label(id), self.scheduler.size());
@@ -259,6 +263,19 @@ impl Case<'_> {
             );
         }
         why
+    }
+
+    /// Why a scheduler that counts gives a server at this moment.
+    fn why_counted(&self, id: u16) -> String {
+        let label = self.label(id);
+        if self.scheduler.noted(self.client) == Some(id) {
+            return format!("{label} was picked for it a moment ago");
+        }
+        if self.scheduler.kind() == Kind::RoundRobin {
+            return format!("it is the turn of {label}, until another client comes");
+        }
+        let open = plural(u64::from(self.scheduler.load(id).open), "open connection", "open connections");
+        format!("least-conn gives it {label}, which has {open} now")
     }
 
     /// How a server is, in words.

@@ -11,6 +11,7 @@ use lb_common::{
     maps::{MapSpec, Traffic},
     ports::{Owner, PortCell},
     reason::Reason,
+    schedule::{Load, LoadSlot},
     server::{Server, ServerState, Servers as _},
     service::{INDEX_CAPACITY, Service},
     sticky::{Sticky, StickySlot},
@@ -46,6 +47,9 @@ pub(super) fn decode(snapshot: &Snapshot<'_>, spec: &MapSpec, index: usize) -> a
                 _ => None,
             }
         }
+        "SERVER_LOADS" => maps.server_loads.get(index).and_then(|slot| server_load(snapshot, index, slot)),
+        "TURNS" => maps.turns.get(index).and_then(|word| turns(snapshot, index, word)),
+        "PICKS" => maps.picks.get(index).and_then(|word| latest_pick(snapshot, index, word)),
         "REASONS" => reason(index, &maps.kernel.reasons()?),
         "SERVICE_COUNTERS" => match id {
             Some(id) => {
@@ -306,6 +310,45 @@ fn port_cursor(snapshot: &Snapshot<'_>, index: usize, word: &Word) -> Option<Val
         "next": value,
         "raw": hex_of(&[value]),
     }))
+}
+
+fn server_load(snapshot: &Snapshot<'_>, index: usize, slot: &LoadSlot) -> Option<Value> {
+    let words = [0, 1].map(|word: usize| slot[word].load());
+    let Load { open, weight } = Load::read(slot);
+    (words != [0, 0]).then(|| {
+        json!({
+            "index": index,
+            "server": snapshot.names.server_label(u16::try_from(index).unwrap_or(u16::MAX)),
+            "open": open,
+            "weight": weight,
+            "raw": hex_of(&words),
+        })
+    })
+}
+
+fn turns(snapshot: &Snapshot<'_>, index: usize, word: &Word) -> Option<Value> {
+    let value = word.load();
+    (value != 0).then(|| {
+        json!({
+            "index": index,
+            "service": snapshot.names.service_label(u16::try_from(index).unwrap_or(u16::MAX)),
+            "turns": value,
+            "raw": hex_of(&[value]),
+        })
+    })
+}
+
+fn latest_pick(snapshot: &Snapshot<'_>, index: usize, word: &Word) -> Option<Value> {
+    let value = word.load();
+    #[expect(clippy::cast_possible_truncation, reason = "the server is the low 16 bits")]
+    let server = value as u16;
+    (value != 0).then(|| {
+        json!({
+            "index": index,
+            "server": snapshot.names.server_label(server),
+            "raw": hex_of(&[value]),
+        })
+    })
 }
 
 fn schedule(snapshot: &Snapshot<'_>, id: u16, values: &[u64]) -> Value {

@@ -2,28 +2,42 @@
 
 use lb_common::{
     address::Address,
+    hash::hash3,
     maglev::{NOBODY, lane, place},
+    picks,
+    schedule::{self, Asked, Load, turn_place},
     service::Service,
+    tcp::TcpState,
 };
 
 use crate::dataplane::Maps;
 
-/// A service's scheduler table.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Scheduler {
+/// A service's scheduler: its table, and what it counts.
+pub(crate) struct Scheduler<'a> {
+    maps: &'a Maps,
+    id: u16,
     seed: u64,
+    turn: u64,
     service: Option<Service>,
     values: Vec<u64>,
 }
 
-impl Scheduler {
+impl<'a> Scheduler<'a> {
     /// Reads the table that is in force.
-    pub(crate) fn read(maps: &Maps, service: u16) -> anyhow::Result<Self> {
+    pub(crate) fn read(maps: &'a Maps, id: u16) -> anyhow::Result<Self> {
         Ok(Self {
+            maps,
+            id,
             seed: maps.control().maglev_seed.load(),
-            service: self::service(maps, service),
-            values: maps.kernel.schedule(service)?.unwrap_or_default(),
+            turn: maps.turns.get(usize::from(id)).map_or(0, lb_common::word::Word::load),
+            service: service(maps, id),
+            values: maps.kernel.schedule(id)?.unwrap_or_default(),
         })
+    }
+
+    /// How it picks.
+    pub(crate) fn kind(&self) -> schedule::Scheduler {
+        self.service.map_or_else(Default::default, |service| service.scheduler)
     }
 
     /// How many places it has; zero if there is no table.
@@ -32,19 +46,61 @@ impl Scheduler {
         u32::try_from(size).unwrap_or(0)
     }
 
-    /// The place of a client at an attempt.
-    pub(crate) fn place(&self, client: Address, attempt: u32) -> Option<u32> {
-        let client = self.service.map_or(client, |service| service.client(client));
-        (self.size() != 0).then(|| place(self.seed, client, self.size(), attempt))
+    fn client(&self, client: Address) -> Address {
+        self.service.map_or(client, |service| service.client(client))
     }
 
-    /// The pick for a client at an attempt: what the program's `scheduled` does.
+    /// The place of a client at an attempt; with `least-conn` the first of the two that are compared.
+    pub(crate) fn place(&self, client: Address, attempt: u32) -> Option<u32> {
+        let size = self.size();
+        (size != 0).then(|| match self.kind() {
+            schedule::Scheduler::RoundRobin => turn_place(self.turn, size, attempt),
+            _ => place(self.seed, self.client(client), size, attempt),
+        })
+    }
+
+    /// What is counted of a server.
+    pub(crate) fn load(&self, id: u16) -> Load {
+        self.maps.server_loads.get(usize::from(id)).map_or_else(Load::default, Load::read)
+    }
+
+    /// The server that was picked for a client a moment ago, and that it goes to until it has its record.
+    pub(crate) fn noted(&self, client: Address) -> Option<u16> {
+        let service = self.service?;
+        if !service.scheduler.is_live() || service.persistence.0 == 0 {
+            return None;
+        }
+        let key = self.maps.sticky_key(client, self.id).words();
+        let hash = hash3(&self.maps.key(), key);
+        let cell = self.maps.picks.get(usize::try_from(picks::place(hash)).ok()?)?;
+        let lifetime = self.maps.control().idle(TcpState::SynSent, service.idle);
+        picks::noted(cell.load(), hash, self.maps.now().ok()?, lifetime)
+    }
+
+    /// The pick for a client at an attempt, if it connected now: what the program would give.
     pub(crate) fn pick(&self, client: Address, attempt: u32) -> Option<u16> {
-        let (value, shift) = lane(self.place(client, attempt)?);
-        let word = self.values.get(usize::try_from(value).ok()?)?;
-        #[expect(clippy::cast_possible_truncation, reason = "lanes are 16 bits")]
-        let id = (word >> shift) as u16;
-        (id != NOBODY).then_some(id)
+        let noted = self.noted(client);
+        match (noted, attempt) {
+            (Some(noted), 0) => Some(noted),
+            (Some(_), attempt) => self.scheduled(client, attempt - 1),
+            (None, attempt) => self.scheduled(client, attempt),
+        }
+    }
+
+    fn scheduled(&self, client: Address, attempt: u32) -> Option<u16> {
+        let size = self.size();
+        if size == 0 {
+            return None;
+        }
+        let asked = Asked { seed: self.seed, client: self.client(client), salt: 0, size, attempt };
+        let at = |place| {
+            let (value, shift) = lane(place);
+            let word = self.values.get(usize::try_from(value).ok()?)?;
+            #[expect(clippy::cast_possible_truncation, reason = "lanes are 16 bits")]
+            let id = (word >> shift) as u16;
+            (id != NOBODY).then_some(id)
+        };
+        schedule::pick(self.kind(), asked, self.turn, |id| self.load(id), at)
     }
 }
 

@@ -15,6 +15,7 @@ use lb_common::{
     hash::hash3,
     maglev::{Candidate, build, size_for},
     maps::{ServerInfo, ServiceInfo, Traffic},
+    schedule::Scheduler,
     server::{Server, ServerState},
     service::{EntryKind, IndexEntry, Service, layout},
     sticky::{STICKY_WORDS, Stickies, StickyServer},
@@ -148,6 +149,7 @@ impl Builder {
             forwarding: Forwarding::Snat,
             by_prefix: false,
             is_udp: false,
+            scheduler: Scheduler::SourceHash,
         };
         for (word, value) in self.maps.services[usize::from(id)].iter().zip(service.words()) {
             word.store(value);

@@ -20,6 +20,7 @@ use lb_common::{
     maglev::Table,
     maps::{self, INNER_MAP, MapSpec, Traffic},
     reason::{REASONS, Reason},
+    schedule::Scheduler,
     server::{self, ServerSlot, ServerState},
     service::{self, EntryKind, IndexEntry, IndexSlot, Service as ServiceEntry, ServiceSlot},
     table::BUCKET,
@@ -266,6 +267,7 @@ impl Bench {
             forwarding: Forwarding::Snat,
             by_prefix: false,
             is_udp: false,
+            scheduler: Scheduler::SourceHash,
         };
         for (cell, word) in self.services[usize::from(service.id)].iter().zip(entry.words()) {
             cell.store(word);

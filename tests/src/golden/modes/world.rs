@@ -10,6 +10,7 @@ use lb_common::{
     flow::mac_word,
     forwarding::Forwarding,
     maglev::{self, Candidate},
+    schedule::Scheduler,
     server::{Server, ServerState},
     service::{EntryKind, IndexEntry, Service},
 };
@@ -215,6 +216,7 @@ impl Bench {
                 forwarding: world.forwarding,
                 by_prefix: false,
                 is_udp: world.is_udp,
+                scheduler: Scheduler::SourceHash,
             },
         );
         let control = self.control();
