@@ -22,6 +22,7 @@ pub mod open;
 pub mod passing;
 pub mod race;
 pub mod random;
+pub mod schedulers;
 pub mod sticky;
 pub mod tags;
 

@@ -49,6 +49,12 @@ fn resets_are_answered_in_the_services_name() {
 }
 
 #[test]
+fn schedulers_that_count_choose_by_what_they_count() {
+    let report = golden::schedulers::run().err().unwrap_or_default();
+    assert!(report.is_empty(), "{report}");
+}
+
+#[test]
 fn full_tables_serve_everybody() {
     hold(&golden::full::cases());
 }
