@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use tests::{
     e2e::{
@@ -117,7 +118,7 @@ fn counts_survive_the_daemon_and_are_made_good_after_it() {
     let held = open(&site, 0..60, Site::HYPERSPACE);
     let before = counted(&site);
     assert_eq!(before.values().sum::<u64>(), 60, "{before:?}");
-    site.kill_daemon().unwrap();
+    site.kill_daemon(Signal::SIGKILL).unwrap();
     let more = open(&site, 60..90, Site::HYPERSPACE);
     site.start_daemon(&[]).unwrap();
     site.wait_until_reachable().unwrap();
@@ -128,26 +129,18 @@ fn counts_survive_the_daemon_and_are_made_good_after_it() {
 }
 
 #[test]
-fn a_returning_server_takes_more_and_more_new_clients_until_it_has_its_share() {
-    let mut site =
-        site("scheduler: source-hash\n    slow_start: 24s", "scheduler: round-robin\n    slow_start: 24s");
+fn a_returning_server_takes_few_new_clients_at_first_and_its_share_in_the_end() {
+    // One starts so slowly that it stays at its first step, the other so fast that its end can be waited for.
+    let site = site("slow_start: 1h", "scheduler: round-robin\n    slow_start: 12s");
     let known = homes(&site, 0..300, Site::HYPERSPACE).unwrap();
-    for service in ["Hyperspace/Hyperspace_Srv_1", "MyChart/MyChart_Srv_1"] {
-        site.done(&["server", "drain", service]).unwrap();
-        site.done(&["server", "online", service]).unwrap();
+    for server in ["Hyperspace/Hyperspace_Srv_1", "MyChart/MyChart_Srv_1"] {
+        site.done(&["server", "drain", server]).unwrap();
+        site.done(&["server", "online", server]).unwrap();
     }
     assert_eq!(weight(&site, SRV_1), 10_000, "a tenth of 100, in thousandths");
-    let early = homes(&site, 1000..1600, Site::HYPERSPACE).unwrap();
-    let in_turn = homes(&site, 0..63, Site::MYCHART).unwrap();
-    let (few, turns) = (clients_of(&early, SRV_1).count(), clients_of(&in_turn, "MyChart_Srv_1").count());
-    println!("of 600 new clients {few} go to the server that has just returned; in turn {turns} of 63");
-    // A share of a tenth in 2.1 is 29; while this is measured, it may have grown to a quarter: 67, and 13 of 63.
-    assert!((5..100).contains(&few), "{few}");
-    assert!((3..=16).contains(&turns), "{turns}");
-    assert_eq!(moved(&known, &homes(&site, 0..300, Site::HYPERSPACE).unwrap()), []);
-    let mut seen = Vec::new();
+    let mut seen = vec![0];
     let grown = || {
-        let now = weight(&site, SRV_1);
+        let now = weight(&site, "MyChart_Srv_1");
         if seen.last() != Some(&now) {
             seen.push(now);
         }
@@ -155,11 +148,16 @@ fn a_returning_server_takes_more_and_more_new_clients_until_it_has_its_share() {
     };
     until("the server has its whole weight", GROWN_WITHIN, grown).unwrap();
     println!("weights on the way: {seen:?}");
-    assert!(seen.is_sorted() && seen.len() >= 3, "{seen:?}");
-    let late = homes(&site, 2000..2600, Site::HYPERSPACE).unwrap();
-    let many = clients_of(&late, SRV_1).count();
-    println!("of 600 later ones {many}");
-    assert!((150..250).contains(&many), "{many}");
+    assert!(seen.is_sorted() && seen.len() >= 4, "{seen:?}");
+    let in_turn = homes(&site, 0..60, Site::MYCHART).unwrap();
+    assert_eq!(spread(&in_turn).values().max(), Some(&30), "{:?}", spread(&in_turn));
+
+    let new = homes(&site, 1000..1600, Site::HYPERSPACE).unwrap();
+    let few = clients_of(&new, SRV_1).count();
+    println!("of 600 new clients {few} go to the server that has just returned");
+    // A tenth in 2.1 is 29, with a standard deviation of 5.
+    assert!((9..=49).contains(&few), "{few}");
     assert_eq!(moved(&known, &homes(&site, 0..300, Site::HYPERSPACE).unwrap()), []);
-    site.stop_daemon().unwrap();
+    let log = site.daemon_log();
+    assert!(log.contains("MyChart/MyChart_Srv_1 has its whole share of new clients"), "{log}");
 }
