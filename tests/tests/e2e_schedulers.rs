@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -122,7 +123,15 @@ fn counts_survive_the_daemon_and_are_made_good_after_it() {
     let more = open(&site, 60..90, Site::HYPERSPACE);
     site.start_daemon(&[]).unwrap();
     site.wait_until_reachable().unwrap();
-    assert_eq!(counted(&site).values().sum::<u64>(), 90);
+    assert_eq!(counted(&site).values().sum::<u64>(), 90, "the program counts without the daemon");
+    // As after an older version, which had no such maps.
+    site.kill_daemon(Signal::SIGKILL).unwrap();
+    for map in ["SERVER_LOADS", "TURNS", "PICKS"] {
+        fs::remove_file(site.places().pins.join("maps").join(map)).unwrap();
+    }
+    site.start_daemon(&[]).unwrap();
+    let all = || Ok((counted(&site).values().sum::<u64>() == 90).then_some(()));
+    until("the connections of before are counted", PATIENCE, all).unwrap();
     drop((held, more));
     let gone = || Ok((counted(&site).values().sum::<u64>() == 0).then_some(()));
     until("no connection is counted", PATIENCE, gone).unwrap();
