@@ -135,7 +135,7 @@ fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey) -> Answer {
     let [first, second, ports] = key.words();
     let answered = if segment.is_udp { answered(first, second, ports) } else { 0 };
     if segment.flags.opens() || (segment.is_udp && answered == 0) {
-        return Answer::from_word(open(first, second, ports, packet.sequence(segment), packet.return_hop()));
+        return Answer::from_word(open(key, packet.sequence(segment), packet.return_hop()));
     }
     let (numbers, answer) = if segment.is_udp {
         (SECOND_DATAGRAM, answered)

@@ -28,6 +28,9 @@ pub(crate) struct Answer {
     pub(crate) reason: Reason,
 }
 
+/// Where the reason stands in an [`Answer`]'s word.
+pub(crate) const REASON_SHIFT: u32 = 56;
+
 impl Answer {
     #[inline(always)]
     pub(crate) const fn word(to: u64, reason: Reason) -> u64 {

@@ -19,19 +19,44 @@ use lb_common::{
 };
 
 use crate::{
-    count,
     flow::{port_range, retire},
     from_client::Client,
-    handshake::{Answer, owns_port},
+    handshake::{Answer, REASON_SHIFT, owns_port},
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
     pipeline::World,
     select::select,
 };
 
 /// Decides on a SYN with this key, sequence number and sender's MAC address. Gives an [`Answer`].
+///
+/// The steps are global functions, called one after the other from here, because the stacks of functions that call each
+/// other add up.
+#[inline(always)]
+pub(crate) fn open(key: FlowKey, sequence: u32, sender: u64) -> u64 {
+    let [first, second, ports] = key.words();
+    let answer = resume(first, second, ports, sequence, sender);
+    if answer != NOT_REPEATED {
+        return answer;
+    }
+    let selected = select(first, second, key.service, u32::from(key.client_port));
+    let reason = selected >> REASON_SHIFT;
+    if reason != Reason::NewBySticky as u64 && reason != Reason::NewByScheduler as u64 {
+        return selected;
+    }
+    let made = half_open(first, second, ports, u64::from(sequence) << 32 | selected & 0xffff_ffff, sender);
+    if made >> REASON_SHIFT == Reason::NewByScheduler as u64 {
+        made & !(0xff << REASON_SHIFT) | reason << REASON_SHIFT
+    } else {
+        made
+    }
+}
+
+/// Decides on a SYN as [`open`] if its flow is half-open; else [`NOT_REPEATED`].
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn open(first: u64, second: u64, ports: u64, sequence: u32, sender: u64) -> u64 {
+extern "C" fn resume(first: u64, second: u64, ports: u64, sequence: u32, sender: u64) -> u64 {
     let Some(world) = World::now() else {
         return Answer::word(0, Reason::NotConfigured);
     };
@@ -42,19 +67,21 @@ pub(crate) extern "C" fn open(first: u64, second: u64, ports: u64, sequence: u32
             return answer;
         }
     }
-    if world.control.is_carrying(world.now) {
-        return Answer::word(0, Reason::Carrying);
-    }
-    let id = client.key.service;
-    let selected = Answer::from_word(select(first, second, id, u32::from(client.key.client_port)));
-    if matches!(selected.reason, Reason::ResetNoServer) {
-        count::service_reset(id);
-    }
-    if !matches!(selected.reason, Reason::NewBySticky | Reason::NewByScheduler) {
-        return Answer::word(0, selected.reason);
-    }
-    match half_open_flow(&world, &client, selected.to.server, selected.to.endpoint, sequence, sender) {
-        Ok(to) => Answer::word(to.word(), selected.reason),
+    if world.control.is_carrying(world.now) { Answer::word(0, Reason::Carrying) } else { NOT_REPEATED }
+}
+
+/// Makes a SYN's flow half-open. `numbers` are the server, its endpoint and the sequence number, as far up as a
+/// [`FlowServer`]'s word is not used yet. Gives an [`Answer`], with [`Reason::NewByScheduler`] if it could be made.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn half_open(first: u64, second: u64, ports: u64, numbers: u64, sender: u64) -> u64 {
+    let Some(world) = World::now() else {
+        return Answer::word(0, Reason::NotConfigured);
+    };
+    let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
+    let FlowServer { server, endpoint, .. } = FlowServer::from_word(numbers & 0xffff_ffff);
+    match half_open_flow(&world, &client, server, endpoint, (numbers >> 32) as u32, sender) {
+        Ok(to) => Answer::word(to.word(), Reason::NewByScheduler),
         Err(reason) => Answer::word(0, reason),
     }
 }

@@ -18,6 +18,7 @@ use lb_common::{
 };
 
 use crate::{
+    count,
     handshake::Answer,
     maps::{self, ServerTable, StickyTable},
     pipeline::World,
@@ -47,7 +48,12 @@ pub(crate) extern "C" fn select(first: u64, second: u64, id: u16, asker: u32) ->
     let (mut number, mut server, reason) = match choose(&ServerTable, id, record, next) {
         Choice::Sticky(number, server) => (number, server, Reason::NewBySticky),
         Choice::Scheduled(number, server) => (number, server, Reason::NewByScheduler),
-        Choice::Nobody => return Answer::word(0, Reason::ResetNoServer),
+        Choice::Nobody => {
+            if asker != LOOK {
+                count::service_reset(id);
+            }
+            return Answer::word(0, Reason::ResetNoServer);
+        }
     };
     if matches!(reason, Reason::NewByScheduler)
         && takes_notes(&service)

@@ -353,14 +353,6 @@ fn the_host_of_a_check_may_be_an_address() {
 
 #[test]
 fn what_comes_in_a_later_version_is_refused_by_name() {
-    let later = |key: &str, word: &str, remedy: &str| {
-        let column = key.len() + 7;
-        refuse(
-            "    real_servers:",
-            &format!("    {key}: {word}\n    real_servers:"),
-            &format!("f:8:{column}: {key} {word} is not supported in this version yet; use {remedy}"),
-        );
-    };
     refused! {
         "    real_servers:" => "    protocol: http\n    real_servers:":
             "f:8:15: protocol http without force_https: true is not supported in this version yet; set force_https: true, or use protocol tcp\n\

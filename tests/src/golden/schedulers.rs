@@ -91,6 +91,7 @@ impl Hall<'_> {
                 idle: ticks(span::IDLE),
                 forwarding,
                 by_prefix: false,
+                is_udp: false,
                 scheduler,
             },
         );
