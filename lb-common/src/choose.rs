@@ -14,8 +14,9 @@ pub enum Choice {
 }
 
 /// How many places of the scheduler's table are tried before there is nobody: the table follows a server's state within
-/// moments, the server's own state is exact.
-pub const ATTEMPTS: u32 = 8;
+/// moments, the server's own state is exact. So many that in such a moment hardly a client has none that is usable: with one
+/// of two servers just drained, one in 2^32.
+pub const ATTEMPTS: u32 = 32;
 
 /// Chooses for a client of `service` with the server of its sticky record, if it has one. `pick` is the scheduler's
 /// answer for an attempt.

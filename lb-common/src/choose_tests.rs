@@ -94,7 +94,7 @@ fn an_unknown_client_goes_where_the_scheduler_says_exactly_if_new_clients_are_ta
             assert_eq!(asked, [0]);
         } else {
             assert_eq!(choice, Choice::Nobody, "{picked}");
-            assert_eq!(asked, [0, 1, 2, 3, 4, 5, 6, 7]);
+            assert_eq!(asked, (0..ATTEMPTS).collect::<Vec<_>>());
         }
     }
 }
@@ -138,15 +138,15 @@ fn a_further_place_is_tried_while_the_table_lags_behind_the_servers_states() {
         server(1, SERVICE, PRESENT | KNOWN),
         server(2, SERVICE, PRESENT | NEW | KNOWN),
     ];
-    for turn in 0..8 {
+    for turn in 0..ATTEMPTS {
         let (choice, asked) = chosen(&servers, None, |attempt| {
             Some(if attempt == turn { 2 } else { u16::try_from(attempt % 2).unwrap() })
         });
         assert_eq!(choice, Choice::Scheduled(2, servers[2]));
         assert_eq!(asked, (0..=turn).collect::<Vec<_>>());
     }
-    let (choice, asked) = chosen(&servers, None, |attempt| Some(if attempt < 8 { 0 } else { 2 }));
-    assert_eq!((choice, asked.len()), (Choice::Nobody, 8));
+    let (choice, asked) = chosen(&servers, None, |attempt| Some(if attempt < ATTEMPTS { 0 } else { 2 }));
+    assert_eq!((choice, asked.len()), (Choice::Nobody, ATTEMPTS as usize));
 }
 
 #[test]

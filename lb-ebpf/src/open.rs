@@ -19,8 +19,8 @@ use lb_common::{
 };
 
 use crate::{
-    flow::{port_range, retire},
-    from_client::Client,
+    flow::{self, port_range, retire},
+    from_client::{Client, serving},
     handshake::{Answer, REASON_SHIFT, owns_port},
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
     pipeline::World,
@@ -67,7 +67,21 @@ extern "C" fn resume(first: u64, second: u64, ports: u64, sequence: u32, sender:
             return answer;
         }
     }
+    end_flow_of_dead_server(&world, &client);
     if world.control.is_carrying(world.now) { Answer::word(0, Reason::Carrying) } else { NOT_REPEATED }
+}
+
+/// A client that begins anew has no use for a flow whose server is gone: should that come back, the flow would take the new
+/// connection's segments.
+#[inline(always)]
+fn end_flow_of_dead_server(world: &World, client: &Client) {
+    if let Some(found) = client.find_flow(world)
+        && !TcpState::from_note(found.life.note()).is_closed()
+        && serving(&FlowServer::from_word(found.slot.words[SERVER_WORD].load())).is_none()
+        && found.still()
+    {
+        flow::change_state(found.index, found.life.word(), TcpState::ServerReset as u32);
+    }
 }
 
 /// Makes a SYN's flow half-open. `numbers` are the server, its endpoint and the sequence number, as far up as a

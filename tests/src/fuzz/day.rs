@@ -208,7 +208,10 @@ impl Hospital {
             self.come_again(client);
             return Ok(());
         };
-        if open.is_none() {
+        if open.is_none() && self.model.now >= until {
+            // It found no room, and lives on where it may be overwritten.
+            self.come_again(client);
+        } else if open.is_none() {
             self.say(&flow.key, Next::SynAck)?;
             let reason = self.say(&flow.key, Next::Ack(0))?;
             self.day.connections += u64::from(reason == Some(Reason::Established));

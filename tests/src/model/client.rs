@@ -66,6 +66,7 @@ impl Model {
             }
             self.set_half_open(slot, None);
         }
+        self.end_flow_of_dead_server(heard.key);
         let Key { client, service, .. } = heard.key;
         let Some((number, sticky)) = self.choose(client, service) else {
             self.traffic[super::service_number(service)].resets += 1;
@@ -100,6 +101,18 @@ impl Model {
         self.set_port(place, Owner::HalfOpen(slot), self.now);
         let reason = if sticky { Reason::NewBySticky } else { Reason::NewByScheduler };
         Ok(self.forward(reason, heard, &flow))
+    }
+
+    /// A client that begins anew has no use for a flow whose server is gone, should that come back.
+    fn end_flow_of_dead_server(&mut self, key: Key) {
+        if let Some(slot) = self.flow_of(key)
+            && let Some(mut flow) = self.flows[slot].clone()
+            && !flow.state.is_closed()
+            && self.serving(&flow).is_none()
+        {
+            self.change_state(&mut flow, State::ServerReset);
+            self.set_flow(slot, Some(flow));
+        }
     }
 
     /// A SYN of a half-open flow goes where the first one went, if it still can.

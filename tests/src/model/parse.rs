@@ -79,21 +79,64 @@ pub(super) fn network(frame: &[u8]) -> Option<(usize, u16)> {
 }
 
 pub(super) fn parse(frame: &[u8]) -> Parsed {
+    if frame.len() < 34 {
+        // Without room for an IP header, only its first EtherType is looked at.
+        let kind = be16(frame, 12);
+        let known = matches!(kind, None | Some(0x0800 | 0x86dd | 0x8100 | 0x88a8));
+        return Parsed::Neither(if known { Reason::Truncated } else { Reason::NotIp });
+    }
     let Some((start, kind)) = network(frame) else {
         return Parsed::Neither(Reason::Truncated);
     };
-    if kind != 0x0800 {
+    let packet = frame.get(start..).unwrap_or_default();
+    if packet.len() < 20 {
+        return Parsed::Neither(Reason::Truncated);
+    }
+    if kind != 0x0800 && kind != 0x86dd {
         return Parsed::Neither(Reason::NotIp);
     }
     if frame[0] & 1 == 1 {
         return Parsed::Neither(Reason::NotOurs);
     }
-    let packet = &frame[start..];
+    if kind == 0x86dd {
+        return ipv6(packet);
+    }
+    if packet[9] != 6 && !(0x45..0x50).contains(&packet[0]) {
+        return Parsed::Neither(Reason::NotOurs);
+    }
     match packet.get(9) {
         Some(6) if packet.len() >= 20 => tcp(packet),
-        Some(1) if packet.len() >= 20 => icmp(packet).unwrap_or(Parsed::Neither(Reason::NotOurs)),
+        Some(17) => udp(packet),
+        Some(1) if packet.len() >= 20 => icmp(packet).unwrap_or(FOREIGN),
         _ if packet.len() >= 20 => Parsed::Neither(Reason::NotOurs),
         _ => Parsed::Neither(Reason::Truncated),
+    }
+}
+
+/// Looked at, and for no address that is ours.
+const FOREIGN: Parsed = Parsed::LaterFragment(Ipv4Addr::UNSPECIFIED);
+
+/// No service here is IPv6: nothing is ours, as far as it can be told what it is.
+fn ipv6(packet: &[u8]) -> Parsed {
+    if packet.len() < 40 || packet[0] >> 4 != 6 {
+        return Parsed::Neither(Reason::Truncated);
+    }
+    match (packet[6], packet.len()) {
+        (0 | 43 | 44 | 60, ..48) | (6 | 17, ..44) => Parsed::Neither(Reason::Truncated),
+        (0 | 43 | 44 | 60, _) if matches!(packet[40], 6 | 17) => FOREIGN,
+        (1 | 6 | 17 | 58, _) => FOREIGN,
+        _ => Parsed::Neither(Reason::NotOurs),
+    }
+}
+
+/// No service here is UDP.
+fn udp(packet: &[u8]) -> Parsed {
+    let header = usize::from(packet[0] & 15) * 4;
+    let fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
+    if !fragment && packet.len() < header + 4 {
+        Parsed::Neither(Reason::Truncated)
+    } else {
+        FOREIGN
     }
 }
 
@@ -112,11 +155,11 @@ fn tcp(packet: &[u8]) -> Parsed {
     if header > 20 {
         return Parsed::Odd(ends, Reason::IpOptions);
     }
-    if packet.len() < 40 {
-        return Parsed::Odd(ends, Reason::BadHeader);
-    }
     if fragment & 0x2000 != 0 {
         return Parsed::Odd(ends, Reason::Fragment);
+    }
+    if packet.len() < 40 {
+        return Parsed::Odd(ends, Reason::BadHeader);
     }
     let (total, offset) = (total(packet), usize::from(packet[32] >> 4) * 4);
     let flags = packet[33];
