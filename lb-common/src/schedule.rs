@@ -110,8 +110,9 @@ pub struct Asked {
     pub attempt: u32,
 }
 
-/// How many places `least-conn` looks at for a second server: enough for the case that the first has most places.
-pub const DRAWS: u32 = 4;
+/// How many places `least-conn` looks at for two servers. Of two with as many places, one client in 256 finds only the
+/// fuller one.
+pub const DRAWS: u32 = 8;
 
 /// The pick. `turn` is how many were made before by `round-robin`, `at` gives the server of a place, `load` of a server.
 #[inline(always)]

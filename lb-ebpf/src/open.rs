@@ -257,18 +257,18 @@ extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32, ahead: u32) -> u
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn reclaim_ports(endpoint: u16, source: u32) -> u32 {
-    let Some(world) = World::now() else { return 0 };
-    let snat = world.snat();
-    let range = port_range(snat, endpoint, source as u8);
-    let Some(cursor) = (&Ports).cursor(range.pair) else { return 0 };
-    if snat.ports == 0 {
-        return 0;
-    }
-    let start = (cursor.load() % u64::from(snat.ports)) as u32;
     let mut retired = 0;
     let mut probe = 0;
     while probe < PROBES {
-        let offset = (start + probe) % snat.ports;
+        // Read again each time, instead of being kept on the stack.
+        let Some(world) = World::now() else { return 0 };
+        let snat = world.snat();
+        let range = port_range(snat, endpoint, source as u8);
+        let Some(cursor) = (&Ports).cursor(range.pair) else { return retired };
+        if snat.ports == 0 {
+            return retired;
+        }
+        let offset = (cursor.load().wrapping_add(u64::from(probe)) % u64::from(snat.ports)) as u32;
         let Some(cell) = (&Ports).cell(range.index(offset)) else { return retired };
         if let Owner::Flow(flow) = PortCell::from_word(cell.load()).owner {
             retired += retire_expired(&world, flow);

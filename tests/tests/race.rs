@@ -1,7 +1,7 @@
 //! Packets of one client on two cores at the same instant.
 #![cfg(test)]
 
-use tests::golden::race::{Raced, acknowledgements, first_connections};
+use tests::golden::race::{Raced, acknowledgements, first_connections, first_connections_in_turn};
 
 const ROUNDS: u32 = 10_000;
 
@@ -19,6 +19,11 @@ fn met(what: &str, raced: &Raced) {
 #[test]
 fn two_first_connections_at_the_same_instant_on_two_cores_go_to_one_server() {
     met("first connections", &first_connections(ROUNDS).unwrap());
+}
+
+#[test]
+fn two_first_connections_at_the_same_instant_go_to_one_server_although_each_is_a_turn() {
+    met("first connections in turn", &first_connections_in_turn(ROUNDS).unwrap());
 }
 
 #[test]

@@ -95,6 +95,55 @@ fn a_client_of_a_server_that_is_down_is_told_why_and_where_it_goes_instead() {
 }
 
 #[test]
+fn what_a_scheduler_that_counts_would_do_now_is_said_and_changes_nothing() {
+    use lb_common::{
+        picks,
+        schedule::{OPEN_WORD, Scheduler},
+    };
+    let builder = Builder::example();
+    let service = |scheduler| {
+        let words = lb_common::service::Service {
+            scheduler,
+            ..lb_common::service::Service::load(&builder.maps.services[0]).unwrap()
+        }
+        .words();
+        builder.maps.services[0][3].store(words[3]);
+    };
+    service(Scheduler::LeastConn);
+    builder.schedule(0, &[1, 2, 3]);
+    (1..=3).for_each(|id| builder.change(id, UP, |info| info.health = 1));
+    for (id, open) in [(1, 30), (2, 20), (3, 10)] {
+        builder.maps.server_loads[id][OPEN_WORD].store(open);
+    }
+    let fewest = hyperspace(&builder, CLIENT);
+    assert_ne!(fewest.server.as_deref(), Some("Hyperspace_Srv_1"), "{}", fewest.why);
+    assert!(fewest.why.contains("least-conn gives it Hyperspace_Srv_"), "{}", fewest.why);
+    assert!(fewest.why.contains("0 open connections now"), "{}", fewest.why);
+
+    service(Scheduler::RoundRobin);
+    builder.maps.turns[0].store(7);
+    let turn = hyperspace(&builder, CLIENT);
+    assert_eq!(turn, hyperspace(&builder, CLIENT));
+    assert_eq!(builder.maps.turns[0].load(), 7);
+    assert!(turn.why.contains("it is the turn of Hyperspace_Srv_"), "{}", turn.why);
+
+    let other = if turn.server.as_deref() == Some("Hyperspace_Srv_2") { 3 } else { 2 };
+    let key = builder.maps.sticky_key(address(CLIENT), 0).words();
+    let hash = lb_common::hash::hash3(&builder.maps.key(), key);
+    let cell = &builder.maps.picks[picks::place(hash) as usize];
+    let now = builder.maps.now().unwrap();
+    builder.maps.control().idle_syn.store(60);
+    assert_eq!(picks::note(cell, 0, hash, other, now, Ticks(60)), other);
+    let noted = hyperspace(&builder, CLIENT);
+    assert_eq!(noted.server, Some(format!("Hyperspace_Srv_{other}")));
+    assert!(
+        noted.why.ends_with(&format!("Hyperspace_Srv_{other} was picked for it a moment ago")),
+        "{}",
+        noted.why
+    );
+}
+
+#[test]
 fn nobody_is_an_answer_with_a_reason() {
     let builder = Builder::example();
     for id in [1, 2, 3] {

@@ -274,6 +274,14 @@ impl Bench {
         }
     }
 
+    /// Has a service pick by another scheduler, from the table that it has, until the next reset.
+    pub(super) fn set_scheduler(&self, service: &Service, scheduler: Scheduler) {
+        let slot = &self.services[usize::from(service.id)];
+        if let Some(entry) = ServiceEntry::load(slot) {
+            self.put_service(service.id, &ServiceEntry { scheduler, ..entry });
+        }
+    }
+
     /// Sets the state of a server.
     pub(crate) fn set_server(&self, server: &hospital::Host, state: u16) {
         let word = server::state_word(server.mac, ServerState(state));

@@ -24,7 +24,7 @@ use super::{
     hospital::{HYPERSPACE, Host, SERVERS, servers_of},
     rows::{Held, Row, Rows},
 };
-use lb_common::server::ServerState;
+use lb_common::{schedule::Scheduler, server::ServerState};
 
 const TRANSMIT: u32 = 3;
 /// Where a frame without tags has its destination address and source port.
@@ -119,14 +119,32 @@ impl Pair<'_> {
 /// There are no two CPUs, or two connections went to different servers, or a table does not show two flows, each with a
 /// port of its own, that hold one record.
 pub fn first_connections(rounds: u32) -> Result<Raced, String> {
+    on_two_cores(rounds, connect)
+}
+
+/// As [`first_connections`], with `round-robin`, to which every SYN is a turn.
+///
+/// # Errors
+/// As there.
+pub fn first_connections_in_turn(rounds: u32) -> Result<Raced, String> {
     on_two_cores(rounds, |pair, passed, clients| {
-        let syns = pair.both(passed, clients.map(|client| client.syn().build()))?;
-        let [one, other] = sent_to(clients, &syns.map(|ran| ran.out))?;
-        if one.server != other.server {
-            return Err(format!("{} went to two servers", one.client));
-        }
-        acknowledged(pair, passed, [one, other]).map(Some)
+        pair.bench.set_scheduler(&HYPERSPACE, Scheduler::RoundRobin);
+        connect(pair, passed, clients)
     })
+}
+
+/// Two connections whose SYNs come at once.
+fn connect(
+    pair: &Pair<'_>,
+    passed: &mut usize,
+    clients: [Connection; 2],
+) -> Result<Option<(bool, u16)>, String> {
+    let syns = pair.both(passed, clients.map(|client| client.syn().build()))?;
+    let [one, other] = sent_to(clients, &syns.map(|ran| ran.out))?;
+    if one.server != other.server {
+        return Err(format!("{} went to two servers", one.client));
+    }
+    acknowledged(pair, passed, [one, other]).map(Some)
 }
 
 /// As [`first_connections`], but the SYNs went to different servers, because the first was drained for a moment in between:

@@ -405,3 +405,38 @@ fn what_another_program_changed_in_the_maps_is_put_right() {
 fn the_texts_of_the_test_are_configurations() {
     assert_eq!(config(&[("V", 150, &[("a", 1), ("b", 2)])]), config::parse(FILE, &two()).unwrap());
 }
+
+#[test]
+fn a_server_that_returns_grows_with_the_daemons_ticks_and_one_that_was_there_does_not() {
+    use lb_common::schedule::Load;
+    let slow = two().replace("label: V\n", "label: V\n    slow_start: 24s\n    scheduler: least-conn\n");
+    let mut world = World::new(&slow);
+    let weight = |world: &World, server: &str| {
+        Load::read(&world.maps.server_loads[usize::from(world.id(server))]).weight
+    };
+    let places = |world: &World, server: &str| {
+        let table =
+            lb_common::maglev::Table::from_values(&world.maps.kernel.schedule(0).unwrap().unwrap()).unwrap();
+        table.places().iter().filter(|id| **id == world.id(server)).count()
+    };
+    assert_eq!((weight(&world, "a"), weight(&world, "b")), (100_000, 100_000), "a start changes no share");
+    world.down("a");
+    assert_eq!(weight(&world, "a"), 0);
+    world.health("a", Verdict::Up, "connected");
+    assert_eq!(weight(&world, "a"), 10_000);
+    let first = places(&world, "a");
+    let mut seen = vec![10_000];
+    for _ in 0..23 {
+        world.engine.tick().unwrap();
+        seen.push(weight(&world, "a"));
+    }
+    assert!(seen.is_sorted() && seen[12] == 55_000 && seen[23] == 92_500, "{seen:?}");
+    assert!(places(&world, "a") > 5 * first, "{first} places at first, {} now", places(&world, "a"));
+    world.engine.tick().unwrap();
+    assert_eq!((weight(&world, "a"), world.engine.growth.is_growing()), (100_000, false));
+    world.state("b", "drain").unwrap();
+    world.state("b", "online").unwrap();
+    assert_eq!(weight(&world, "b"), 10_000);
+    world.restart(&slow);
+    assert_eq!(weight(&world, "b"), 100_000, "another daemon knows nothing of it");
+}
