@@ -133,11 +133,7 @@ fn ipv6(packet: &[u8]) -> Parsed {
 fn udp(packet: &[u8]) -> Parsed {
     let header = usize::from(packet[0] & 15) * 4;
     let fragment = u16::from_be_bytes([packet[6], packet[7]]) & 0x1fff != 0;
-    if !fragment && packet.len() < header + 4 {
-        Parsed::Neither(Reason::Truncated)
-    } else {
-        FOREIGN
-    }
+    if !fragment && packet.len() < header + 4 { Parsed::Neither(Reason::Truncated) } else { FOREIGN }
 }
 
 fn tcp(packet: &[u8]) -> Parsed {
