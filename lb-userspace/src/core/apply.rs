@@ -121,18 +121,25 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// A service's flows carry its address and port in every packet: they end where those do.
+    /// A service's flows carry its address and port in every packet, and go on as its mode and protocol say: they end where
+    /// those do.
     fn readdressed(&mut self) -> anyhow::Result<()> {
         let listens = |entry: &IndexEntry| matches!(entry.kind, EntryKind::Service | EntryKind::Local);
-        let named =
-            |entry: &IndexEntry| (entry.id, entry.address, entry.port, entry.kind == EntryKind::Local);
+        let named = |entry: &IndexEntry| {
+            (entry.id, entry.address, entry.port, entry.protocol, entry.kind == EntryKind::Local)
+        };
+        let goes_otherwise = |id: &u16| {
+            let live = self.maps.services.get(usize::from(*id)).and_then(Service::load);
+            let wanted = self.desired.services.get(id).map(|(service, _)| service.forwarding);
+            live.is_some_and(|live| wanted.is_some_and(|wanted| wanted != live.forwarding))
+        };
         let wanted: HashSet<_> =
             self.desired.index.iter().filter(|entry| listens(entry)).map(named).collect();
         let (stay, gone): (Vec<IndexEntry>, Vec<IndexEntry>) =
             live_index(self.maps).into_iter().partition(|entry| {
                 !listens(entry)
                     || !self.desired.services.contains_key(&entry.id)
-                    || wanted.contains(&named(entry))
+                    || wanted.contains(&named(entry)) && !goes_otherwise(&entry.id)
             });
         if gone.is_empty() {
             return Ok(());

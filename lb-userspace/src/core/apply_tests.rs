@@ -12,6 +12,7 @@ use super::apply::{apply, differences};
 use super::desired::{Desired, ServerHealth, leaving};
 use super::ids::Ids;
 use super::name::{AdminState, ServerName};
+use super::plan::plan;
 use super::rows::{Usage, live_flows, live_stickies};
 use super::testing::{Case, client, config, flow, stick};
 use crate::config::{self, Config};
@@ -258,6 +259,20 @@ fn a_service_at_another_address_ends_its_flows_and_keeps_its_clients() {
     assert_eq!((done.flows_freed, done.clients_freed), (2, 0));
     assert_eq!(live_stickies(&case.maps, NOW).count(), 2);
     lookups_find(&case.maps, &case.desired());
+}
+
+#[test]
+fn a_service_in_another_mode_ends_its_flows_and_keeps_its_clients_and_the_plan_says_so() {
+    let mut case = two_servers();
+    populate(&case, 0);
+    case.config.services[0].forwarding = config::Forwarding::Dr;
+    let plan = plan(&case.maps, &case.desired(), NOW, jiff::Timestamp::UNIX_EPOCH).unwrap();
+    assert_eq!(plan.resets.iter().map(|resets| resets.connections).sum::<u64>(), 2);
+    assert!(plan.resets[0].reason.contains("another forwarding mode"), "{}", plan.resets[0].reason);
+    let done = apply_at(&case).unwrap();
+    assert_eq!((done.flows_freed, done.clients_freed), (2, 0));
+    assert_eq!(live_stickies(&case.maps, NOW).count(), 2);
+    assert!(!apply_at(&case).unwrap().changed());
 }
 
 #[test]

@@ -329,6 +329,10 @@ impl Planner<'_> {
             }
             let reason = if !self.future.listens(service, before.address, flow.key.service_port) {
                 "the virtual service is removed, or has another address or port"
+            } else if self.future.desired.services.get(&service).is_some_and(|(after, _)| {
+                (after.forwarding, after.is_udp) != (before.forwarding, before.is_udp)
+            }) {
+                "the virtual service has another forwarding mode or protocol"
             } else if !self.future.desired.servers.contains_key(&id) {
                 "the server is removed"
             } else if !serves(&self.future) {
