@@ -19,6 +19,7 @@ pub mod client;
 mod config;
 mod doctor;
 mod read;
+mod routers;
 mod screen;
 mod watch;
 pub mod world;
