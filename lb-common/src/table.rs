@@ -463,6 +463,43 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
     None
 }
 
+/// Frees the slot with the earliest deadline among those of a hash's that are live and `weak`, if at least `least` of them
+/// are. Says whether it did.
+#[inline(always)]
+pub fn give_way<const N: usize, S: Slots<N>>(
+    slots: &S,
+    hash: u64,
+    weak: impl Fn(&Slot<N>) -> bool,
+    least: u32,
+    now: Ticks,
+) -> bool {
+    let (mut count, mut first, mut first_life) = (0, 0, Life::from_word(0));
+    let mut longest = 0;
+    let mut way = 0;
+    while way < WAYS {
+        let index = candidate(hash, slots.bucket_mask(), way);
+        let Some(slot) = slots.slot(index) else { return false };
+        let life = slot.life();
+        if matches!(life.state(), SlotState::Live) && weak(slot) {
+            count += 1;
+            let age = if life.deadline().is_past(now) {
+                u32::MAX
+            } else {
+                // Deadlines lie less than 2^30 ticks ahead.
+                (u32::MAX >> 1) - life.deadline().since(now).0
+            };
+            if age > longest {
+                (longest, first, first_life) = (age, index, life);
+            }
+        }
+        way += 1;
+    }
+    if count == 0 || count < least {
+        return false;
+    }
+    slots.slot(first).is_some_and(|slot| slot.exchange(first_life, first_life.with_state(SlotState::Free)))
+}
+
 /// Fills a slot taken by [`claim_any`] and puts it in force.
 #[inline(always)]
 pub fn publish<const N: usize>(slot: &Slot<N>, claimed: Life, words: &[u64; N], note: u32, deadline: Ticks) {

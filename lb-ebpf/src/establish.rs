@@ -14,7 +14,7 @@ use lb_common::{
     reason::Reason,
     server::{ServerState, Servers as _},
     sticky::{STICKY_WORDS, Stickies, StickyKey, StickyServer, hold, reference},
-    table::{Found, Insert, Slot, Slots as _, find, release, try_insert},
+    table::{Found, Insert, Slot, Slots as _, WAYS, find, give_way, release, try_insert},
     tcp::TcpState,
 };
 
@@ -226,8 +226,13 @@ extern "C" fn stick(first: u64, second: u64, to: u32) -> u64 {
         if held != 0 {
             return held;
         }
+        if !service.forwarding.sees_answers() {
+            unverified_gives_way(first, second, u32::from(to as u16), UNVERIFIED);
+        }
         let made = make_record(first, second, to);
-        if made != LOOK_AGAIN {
+        let full = made == 0 && service.forwarding.sees_answers();
+        if made != LOOK_AGAIN && !(full && unverified_gives_way(first, second, u32::from(to as u16), 1) == 1)
+        {
             return made;
         }
     }
@@ -250,6 +255,24 @@ extern "C" fn hold_record(first: u64, second: u64, to: u32) -> u64 {
     }
     follow_server(&found, key.service, (to >> 16) as u16);
     reference_word(found.index, found.life)
+}
+
+/// How many of a client's slots may hold unverified records before one of them makes way for another: whoever can forge
+/// acknowledgements fills no more.
+const UNVERIFIED: u32 = WAYS / 2;
+
+/// Has the unverified record that would expire first make way, if there are so many where a client's record may lie.
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn unverified_gives_way(first: u64, second: u64, service: u32, least: u32) -> u32 {
+    let Some(world) = World::now() else { return 0 };
+    let id = service as u16;
+    let Some(service) = maps::service(id) else { return 0 };
+    let key = StickyKey { client: service.client(Address([first, second])), service: id };
+    let weak = |slot: &Slot<STICKY_WORDS>| !StickyServer::from_word(slot.words[2].load()).verified;
+    u32::from(give_way(&StickyTable, hash3(&world.key(), key.words()), weak, least, world.now))
 }
 
 /// No reference that [`make_record`] gives: the record has been made by another core, or another got in the way.

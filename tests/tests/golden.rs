@@ -81,6 +81,12 @@ fn what_finds_no_row_while_rows_are_carried_over_is_dropped() {
 }
 
 #[test]
+fn records_that_could_be_forged_fill_half_of_the_slots_and_make_way_for_those_that_could_not() {
+    let [unverified, verified] = golden::modes::unverified_records_give_way().unwrap();
+    assert_eq!((unverified, verified), (4, 8));
+}
+
+#[test]
 fn every_reason_is_the_outcome_of_a_golden_packet() {
     let seen: BTreeSet<_> = golden::all().iter().flat_map(Case::reasons).chain(IN_MODES).collect();
     let missing: Vec<_> = Reason::ALL.iter().filter(|reason| !seen.contains(reason)).collect();

@@ -11,10 +11,36 @@ mod world;
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use lb_common::reason::Reason;
+use lb_common::{forwarding::Forwarding, life::SlotState, reason::Reason};
 
 use self::{story::Story, world::World};
 use super::bench::{Bench, Sizes};
+
+/// In a sticky table that has one client's slots only: how many records there are after forged connections from many
+/// addresses, in a mode whose answers are not seen; and after as many verified clients as there are slots.
+///
+/// # Errors
+/// Somebody was not served as must be.
+pub fn unverified_records_give_way() -> Result<[usize; 2], String> {
+    let told = |error: anyhow::Error| format!("{error:#}");
+    let sizes = Sizes { flows: 1024, half_open: 64, sticky: 8 };
+    let mut bench = Bench::load_sized(sizes).map_err(told)?;
+    bench.schedule_the_server().map_err(told)?;
+    bench.reset().map_err(told)?;
+    let mut counts = [0; 2];
+    for (count, (forwarding, clients)) in counts.iter_mut().zip([(Forwarding::Dr, 30), (Forwarding::Snat, 8)])
+    {
+        let world = World { forwarding, ..World::all()[0] };
+        bench.settle(&world).map_err(told)?;
+        bench.put_server_of(&world);
+        for number in 0..clients {
+            let world = World { client: 100 + number, ..world };
+            Story::new(&bench, &world).connect(40_000, number, Reason::NewByScheduler)?;
+        }
+        *count = bench.tables.sticky.iter().filter(|slot| slot.life().state() == SlotState::Live).count();
+    }
+    Ok(counts)
+}
 
 /// Plays all stories.
 ///

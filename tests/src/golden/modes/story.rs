@@ -104,7 +104,7 @@ impl<'a> Story<'a> {
     }
 
     /// Makes a connection from this port; it has the SNAT port of this number.
-    fn connect(&mut self, port: u16, snat: u16, how: Reason) -> Told {
+    pub(super) fn connect(&mut self, port: u16, snat: u16, how: Reason) -> Told {
         let world = self.world;
         let syn = world.segment(port, SYN, 0, 0);
         self.forwards(&world.client_sends(&syn), how, &world.forwarded(&syn, snat))?;

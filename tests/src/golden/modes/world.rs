@@ -42,6 +42,8 @@ pub(super) const SERVER_MAC: Mac = [2, 0, 0, 0, 0, 0x20];
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct World {
     pub(super) forwarding: Forwarding,
+    /// The number of the client.
+    pub(super) client: u16,
     pub(super) clients_v6: bool,
     pub(super) servers_v6: bool,
     /// EtherTypes and contents of the VLAN tags.
@@ -75,7 +77,15 @@ impl World {
                 for tags in TAGS {
                     for two_arms in [false, true] {
                         for is_udp in [false, true] {
-                            out.push(Self { forwarding, clients_v6, servers_v6, tags, two_arms, is_udp });
+                            out.push(Self {
+                                forwarding,
+                                client: 77,
+                                clients_v6,
+                                servers_v6,
+                                tags,
+                                two_arms,
+                                is_udp,
+                            });
                         }
                     }
                 }
@@ -89,7 +99,7 @@ impl World {
     }
 
     pub(super) fn client(&self) -> IpAddr {
-        ip(self.clients_v6, 77)
+        ip(self.clients_v6, self.client)
     }
 
     /// A router on the way.
@@ -205,6 +215,14 @@ impl Bench {
     /// The index does not fit, or the kernel refused a map.
     pub(super) fn install(&mut self, world: &World) -> anyhow::Result<()> {
         self.reset()?;
+        self.settle(world)
+    }
+
+    /// Makes the settings, the index and the service this world's.
+    ///
+    /// # Errors
+    /// As of [`Bench::install`].
+    pub(super) fn settle(&mut self, world: &World) -> anyhow::Result<()> {
         self.fill_index(&world.index())?;
         let ticks = |span: i64| Ticks(u32::try_from(span).unwrap_or(u32::MAX));
         self.put_service(
@@ -235,6 +253,11 @@ impl Bench {
     /// Empties the tables, with the server usable.
     pub(super) fn begin(&self, world: &World) {
         self.tables.clear();
+        self.put_server_of(world);
+    }
+
+    /// Makes the server usable.
+    pub(super) fn put_server_of(&self, world: &World) {
         self.put_server(SERVER, &world.entry(USABLE));
     }
 
