@@ -247,16 +247,17 @@ fn service() -> impl Strategy<Value = Service> {
             }
             let (protocol, real_servers) =
                 if http { (Protocol::Http, Vec::new()) } else { (Protocol::Tcp, real_servers) };
+            let port_count = ports.len();
             let service = Service {
                 label,
                 address: Ipv4Addr::UNSPECIFIED.into(),
                 ports,
                 protocol,
                 forwarding: Forwarding::Snat,
-                scheduler: Scheduler::SourceHash,
+                scheduler: Scheduler::WORDS[port_count % Scheduler::WORDS.len()].1,
                 persistence: Persistence::default(),
                 idle_timeout: Service::IDLE_TIMEOUT,
-                slow_start: Duration::ZERO,
+                slow_start: Duration::from_secs(port_count.saturating_sub(2) as u64 * 59),
                 on_down: OnDown::default(),
                 health_check: HealthCheck::default(),
                 force_https: http,

@@ -162,3 +162,28 @@ fn adding_a_server_moves_no_client_that_has_a_record() {
     assert!(plan.moves.is_empty());
     assert!((10.0..40.0).contains(&plan.unknown_changed[0].percent), "{plan:?}");
 }
+
+#[test]
+fn a_plan_counts_no_picks_of_a_scheduler_that_goes_in_turn() {
+    let mut case = three();
+    case.config.services[0].real_servers[0].weight = 7;
+    assert_eq!(planned(&case).unknown_changed.len(), 1);
+    case.config.services[0].scheduler = crate::config::Scheduler::RoundRobin;
+    assert!(planned(&case).unknown_changed.is_empty());
+}
+
+#[test]
+fn a_client_whose_server_goes_is_said_to_move_to_the_one_with_fewer_flows() {
+    let mut case = three();
+    case.config.services[0].scheduler = crate::config::Scheduler::LeastConn;
+    case.apply().unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(|server| case.id("V", server));
+    for (server, open) in [(b, 50), (c, 3)] {
+        case.maps.server_loads[usize::from(server)][lb_common::schedule::OPEN_WORD].store(open);
+    }
+    stick(&case.maps, 0, client(1), a, NOW);
+    case.overlay.set_state(ServerName::new("V", "a"), AdminState::Halt);
+    let moved = planned(&case).moved;
+    assert_eq!(moved.len(), 1);
+    assert_eq!((moved[0].from.as_deref(), moved[0].to.as_deref()), (Some("a"), Some("c")));
+}

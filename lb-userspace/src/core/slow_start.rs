@@ -27,6 +27,15 @@ enum Phase {
     Growing { since: Duration },
 }
 
+/// What a look changed, by id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Servers that begin to grow.
+    pub begun: Vec<u16>,
+    /// Servers that have all of their weight from now on and had not.
+    pub grown: Vec<u16>,
+}
+
 impl Growth {
     /// A server's share of its weight, in thousandths, at a time, with its service's slow start (zero: none). One that did
     /// not take new clients when last looked at begins now.
@@ -40,13 +49,13 @@ impl Growth {
         }
     }
 
-    /// Takes in who takes new clients now, by id with their service's slow start; gives those who have all of their weight
-    /// from now on and had not.
-    pub fn observe(&mut self, now: Duration, taking: impl IntoIterator<Item = (u16, Duration)>) -> Vec<u16> {
+    /// Takes in who takes new clients now, by id with their service's slow start.
+    pub fn observe(&mut self, now: Duration, taking: impl IntoIterator<Item = (u16, Duration)>) -> Observed {
         let before = self.taking.take();
-        let mut grown = Vec::new();
+        let mut observed = Observed::default();
         let phase = |(id, slow_start): (u16, Duration)| {
-            let phase = match before.as_ref().map(|before| before.get(&id)) {
+            let known = before.as_ref().map(|before| before.get(&id));
+            let phase = match known {
                 None | Some(Some(Phase::Settled)) => Phase::Settled,
                 Some(Some(Phase::Growing { since })) => Phase::Growing { since: *since },
                 Some(None) => Phase::Growing { since: now },
@@ -54,15 +63,19 @@ impl Growth {
             match phase {
                 Phase::Growing { since } if share_after(now.saturating_sub(since), slow_start) == WHOLE => {
                     if !slow_start.is_zero() {
-                        grown.push(id);
+                        observed.grown.push(id);
                     }
                     (id, Phase::Settled)
+                }
+                Phase::Growing { .. } if known == Some(None) => {
+                    observed.begun.push(id);
+                    (id, phase)
                 }
                 phase => (id, phase),
             }
         };
         self.taking = Some(taking.into_iter().map(phase).collect());
-        grown
+        observed
     }
 
     /// Whether any server grows.
@@ -98,18 +111,19 @@ mod tests {
     #[test]
     fn a_server_that_returns_grows_from_a_tenth_to_its_weight_in_steps_of_five_seconds() {
         let mut growth = Growth::default();
-        assert!(growth.observe(at(0), [(1, MINUTE), (2, MINUTE)]).is_empty());
-        assert!(growth.observe(at(10), [(1, MINUTE)]).is_empty());
+        assert_eq!(growth.observe(at(0), [(1, MINUTE), (2, MINUTE)]), Observed::default());
+        assert_eq!(growth.observe(at(10), [(1, MINUTE)]), Observed::default());
         assert_eq!(growth.share(2, MINUTE, at(100)), 100, "it would begin now");
-        growth.observe(at(100), [(1, MINUTE), (2, MINUTE)]);
+        assert_eq!(growth.observe(at(100), [(1, MINUTE), (2, MINUTE)]).begun, [2]);
         let share = |growth: &Growth, seconds| growth.share(2, MINUTE, at(seconds));
         assert_eq!(
             [100, 104, 105, 130, 159, 160].map(|now| share(&growth, now)),
             [100, 100, 175, 550, 925, 1000]
         );
         assert_eq!(growth.share(1, MINUTE, at(100)), WHOLE);
-        assert!(growth.is_growing() && growth.observe(at(159), [(1, MINUTE), (2, MINUTE)]).is_empty());
-        assert_eq!(growth.observe(at(160), [(1, MINUTE), (2, MINUTE)]), [2]);
+        assert!(growth.is_growing());
+        assert_eq!(growth.observe(at(159), [(1, MINUTE), (2, MINUTE)]), Observed::default());
+        assert_eq!(growth.observe(at(160), [(1, MINUTE), (2, MINUTE)]).grown, [2]);
         assert!(!growth.is_growing());
     }
 
@@ -128,7 +142,7 @@ mod tests {
     fn without_slow_start_nothing_grows_and_a_change_of_it_counts_at_once() {
         let mut growth = Growth::default();
         growth.observe(at(0), []);
-        assert!(growth.observe(at(1), [(1, Duration::ZERO), (2, MINUTE)]).is_empty());
+        assert_eq!(growth.observe(at(1), [(1, Duration::ZERO), (2, MINUTE)]).begun, [2]);
         assert_eq!([1, 2].map(|id| growth.share(id, Duration::ZERO, at(1))), [WHOLE, WHOLE]);
         assert_eq!(growth.share(2, at(10), at(6)), 550);
         assert_eq!(growth.share(1, MINUTE, at(6)), WHOLE, "it is settled");

@@ -29,10 +29,12 @@ impl Engine {
             .filter(|(id, _)| takes_new(id))
             .collect();
         let uptime = self.uptime();
-        for id in self.growth.observe(uptime, taking) {
-            if let Some(name) = self.name_of(id) {
-                info!("{name} has its whole share of new clients");
-            }
+        let observed = self.growth.observe(uptime, taking);
+        for name in observed.begun.iter().filter_map(|id| self.name_of(*id)) {
+            info!("{name} begins with a tenth of its share of new clients (slow_start)");
+        }
+        for name in observed.grown.iter().filter_map(|id| self.name_of(*id)) {
+            info!("{name} has its whole share of new clients");
         }
     }
 
