@@ -7,7 +7,7 @@
 //!    no row for it drops ([`Reason::Carrying`](lb_common::reason::Reason::Carrying)), instead of answering with RST or
 //!    giving out a port: whoever sent it sends it again.
 //! 4. A second pass carries over what the old program wrote meanwhile. It takes milliseconds; should the daemon die in it,
-//!    the program stops waiting after [`LONGEST`], and the next start does the pass again.
+//!    the program stops waiting after three seconds, and the next start does the pass again.
 //! 5. The new pins take the old ones' places; the old tables go.
 
 use std::{fs, os::fd::AsFd, time::Duration};

@@ -28,13 +28,13 @@ pub fn unverified_records_give_way() -> Result<[usize; 2], String> {
     bench.schedule_the_server().map_err(told)?;
     bench.reset().map_err(told)?;
     let mut counts = [0; 2];
-    for (count, (forwarding, clients)) in counts.iter_mut().zip([(Forwarding::Dr, 30), (Forwarding::Snat, 8)])
-    {
+    let crowds = [(Forwarding::Dr, 100..130), (Forwarding::Snat, 200..208)];
+    for (count, (forwarding, clients)) in counts.iter_mut().zip(crowds) {
         let world = World { forwarding, ..World::all()[0] };
         bench.settle(&world).map_err(told)?;
         bench.put_server_of(&world);
-        for number in 0..clients {
-            let world = World { client: 100 + number, ..world };
+        for (number, client) in (0..).zip(clients) {
+            let world = World { client, ..world };
             Story::new(&bench, &world).connect(40_000, number, Reason::NewByScheduler)?;
         }
         *count = bench.tables.sticky.iter().filter(|slot| slot.life().state() == SlotState::Live).count();

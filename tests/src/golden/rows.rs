@@ -413,7 +413,9 @@ impl Tables {
             Full::Sticky => {
                 for (index, slot) in free(&self.sticky) {
                     let who = Who { service: 1, client: stranger(index), port: 0 };
-                    let words = who.sticky_key().words();
+                    let [first, second, _] = who.sticky_key().words();
+                    let to = StickyServer { service: 1, server: 0, made_at: Ticks(0), verified: true };
+                    let words = [first, second, to.word()];
                     fill(slot, &words, 0, after(super::hospital::span::PERSISTENCE, epoch));
                 }
             }
