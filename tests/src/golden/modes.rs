@@ -1,6 +1,6 @@
 //! Every forwarding mode, family, number of VLAN tags and number of interfaces, through the built program.
 //!
-//! A [`World`] has one service and one server; [`Story`] plays the same packets in each of them, with what must come out
+//! A `World` has one service and one server; `Story` plays the same packets in each of them, with what must come out
 //! written down once (`modes/expected.rs`).
 
 mod expected;
