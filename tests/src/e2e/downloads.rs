@@ -16,7 +16,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::lab::{Lab, Ns, client};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than TCP waits between two of its own attempts after a link was full for half a minute (RFC 6298 section 5.5).
+const PATIENCE: Duration = Duration::from_secs(100);
 
 /// Downloads on their way.
 #[derive(Debug)]

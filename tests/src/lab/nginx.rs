@@ -91,6 +91,7 @@ http {{
     scgi_temp_path scgi;
     sendfile on;
     keepalive_timeout 75s;
+    send_timeout 300s;
     keepalive_requests 1000000;
     ssl_certificate certificate.pem;
     ssl_certificate_key key.pem;
