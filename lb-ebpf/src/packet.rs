@@ -5,6 +5,7 @@
 //! that the verifier does not know, and what lies behind is checked once.
 
 mod access;
+mod header;
 mod icmp_error;
 mod reset;
 mod rewrite;
@@ -137,8 +138,7 @@ impl Packet {
         let (network, ethertype) = network_header(start, end)?;
         let header = match ethertype {
             ETHERTYPE_IPV4 => ipv4(network),
-            ETHERTYPE_IPV6 => ipv6(network, end),
-            _ => return Err(Reason::NotIp),
+            _ => ipv6(network, end),
         };
         let length = (end as usize - start as usize) as u32;
         let packet = Self { context, start, network, transport: network, length, hops: 0, arm: 0 };
@@ -353,7 +353,8 @@ fn plausible(flags: TcpFlags) -> bool {
     some && !both
 }
 
-/// The network header, behind up to two VLAN tags, with 20 bytes that are within the packet; and its EtherType.
+/// The network header, behind up to two VLAN tags, with 20 bytes that are within the packet; and its EtherType, which is IPv4's
+/// or IPv6's.
 #[inline(always)]
 fn network_header(start: *mut u8, end: *mut u8) -> Result<(*mut u8, u16), Reason> {
     if start.wrapping_add(ETHERNET + IPV4) > end {

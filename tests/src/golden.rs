@@ -37,7 +37,7 @@ use anyhow::Result;
 use lb_common::{clock::Ticks, maps::Traffic, reason::Reason};
 
 use self::{
-    bench::{Bench, Verdict},
+    bench::{Bench, Verdict, since},
     frame::Frame,
     hospital::{Host, SERVERS, SERVICES, Service, schedule, span::SLACK},
     rows::{Full, Key, Row, Rows, being_written},
@@ -341,14 +341,7 @@ impl<'a> Run<'a> {
         let names = names.chain(SERVERS.iter().map(|server| ("server", server.id)));
         let now = traffic(self.bench)?;
         for ((name, (before, after)), expected) in names.zip(self.traffic.iter().zip(now)).zip(expected) {
-            let counted = Traffic {
-                packets_in: after.packets_in - before.packets_in,
-                bytes_in: after.bytes_in - before.bytes_in,
-                packets_out: after.packets_out - before.packets_out,
-                bytes_out: after.bytes_out - before.bytes_out,
-                flows: after.flows - before.flows,
-                resets: after.resets - before.resets,
-            };
+            let counted = since(before, &after);
             if counted != expected {
                 self.problems.push(format!("{name:?}: counted {counted:?}, not {expected:?}"));
             }

@@ -8,12 +8,11 @@ use crate::pipeline::SAME_ARM;
 use super::{
     Hop, IPV4, IPV6, Packet, Segment, TCP_HEADER,
     access::{load8, load16, load32, store16, store32},
+    header::{Content, write_ipv4, write_ipv6},
     ipv4_addresses, ipv6_addresses,
-    rewrite::{store_ipv4_addresses, store_ipv6_addresses},
 };
 
-const DO_NOT_FRAGMENT: u16 = 0x4000;
-const HOPS: u8 = 64;
+const RESET: Content = Content { protocol: TCP, length: TCP_HEADER as u32, class: 0 };
 
 impl Packet {
     /// Turns the segment into the RST that answers it, and sends it back.
@@ -26,14 +25,14 @@ impl Packet {
             // SAFETY: `ipv6_header` checked 40 bytes.
             let payload = u32::from(u16::from_be(unsafe { load16::<4>(at) }));
             write_reset(tcp, segment, payload, source, destination);
-            write_ipv6(at, destination, source);
+            write_ipv6(at, RESET, destination, source, 0);
             IPV6
         } else {
             let (source, destination) = ipv4_addresses(self.network);
             // SAFETY: `parse` checked 20 bytes.
             let total = u32::from(u16::from_be(unsafe { load16::<2>(self.network) }));
             write_reset(tcp, segment, total.wrapping_sub(IPV4 as u32), source, destination);
-            write_ipv4(self.network, destination, source);
+            write_ipv4(self.network, RESET, destination, source);
             IPV4
         };
         let before = (self.network as usize - self.start as usize) as u32;
@@ -43,39 +42,6 @@ impl Packet {
             // SAFETY: the context is the one the program was called with; no packet pointer is used afterwards.
             unsafe { bpf_xdp_adjust_tail(self.context, -(surplus as i32)) };
         }
-    }
-}
-
-/// Writes the header of an RST into 20 bytes that the caller has checked.
-#[inline(always)]
-fn write_ipv4(at: *mut u8, source: Address, destination: Address) {
-    let length = ((IPV4 + TCP_HEADER) as u16).to_be();
-    let version = u16::from_ne_bytes([0x45, 0]);
-    let hops_and_protocol = u16::from_ne_bytes([HOPS, TCP]);
-    let words = [version, length, DO_NOT_FRAGMENT.to_be(), hops_and_protocol];
-    let sum = pair_of_words(u64::from(source.v4_word()), u64::from(destination.v4_word()))
-        + words.iter().map(|word| u64::from(*word)).sum::<u64>();
-    // SAFETY: see above.
-    unsafe {
-        store16::<0>(at, version);
-        store16::<2>(at, length);
-        store16::<4>(at, 0);
-        store16::<6>(at, DO_NOT_FRAGMENT.to_be());
-        store16::<8>(at, hops_and_protocol);
-        store16::<10>(at, !fold(sum));
-        store_ipv4_addresses(at, source, destination);
-    }
-}
-
-/// Writes the header of an RST into 40 bytes that the caller has checked.
-#[inline(always)]
-fn write_ipv6(at: *mut u8, source: Address, destination: Address) {
-    // SAFETY: see above.
-    unsafe {
-        store32::<0>(at, 0x6000_0000_u32.to_be());
-        store16::<4>(at, (TCP_HEADER as u16).to_be());
-        store16::<6>(at, u16::from_ne_bytes([TCP, HOPS]));
-        store_ipv6_addresses(at, source, destination);
     }
 }
 

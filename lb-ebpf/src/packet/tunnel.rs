@@ -6,7 +6,6 @@ use aya_ebpf::{
 };
 use lb_common::{
     ICMP, ICMPV6,
-    address::Address,
     checksum::{Delta, fold},
     reason::Reason,
     server::Servers as _,
@@ -20,29 +19,19 @@ use crate::{
 use super::{
     ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Hop, IPV4, IPV6,
     access::{ahead, load8, load16, load32, load64, store8, store16, store32, store64},
-    bounds, interface, network_header, receiver,
-    rewrite::{hop_delta, store_ipv4_addresses, store_ipv6_addresses},
+    bounds,
+    header::{Content, write_ipv4, write_ipv6},
+    interface, network_header, receiver,
+    rewrite::hop_delta,
     sender, write_addresses,
 };
 
-const HOPS: u8 = 64;
-const DO_NOT_FRAGMENT: u16 = 0x4000;
 /// Protocol numbers of a packet inside a packet.
 const IPV4_INSIDE: u8 = 4;
 const IPV6_INSIDE: u8 = 41;
 /// Bytes of an ICMP message's own header, and of the transport header that it repeats.
 const ICMP_HEADER: usize = 8;
 const REPEATED: usize = 8;
-
-/// What the outer header says of the inner packet.
-#[derive(Clone, Copy)]
-struct Inner {
-    protocol: u8,
-    /// Bytes without link header and padding.
-    length: u32,
-    /// DSCP and ECN (RFC 6040).
-    class: u8,
-}
 
 /// The link header and what follows it, 24 bytes, and how many of them are VLAN tags.
 struct Link {
@@ -117,21 +106,21 @@ pub(crate) fn answer_too_big(context: *mut xdp_md, mtu: u32) -> u32 {
 }
 
 #[inline(always)]
-fn inner_v4(at: *mut u8) -> Inner {
+fn inner_v4(at: *mut u8) -> Content {
     // SAFETY: `network_header` checked 20 bytes.
     let (class, total) = unsafe { (load8::<1>(at), load16::<2>(at)) };
-    Inner { protocol: IPV4_INSIDE, length: u32::from(u16::from_be(total)), class }
+    Content { protocol: IPV4_INSIDE, length: u32::from(u16::from_be(total)), class }
 }
 
 #[inline(always)]
-fn inner_v6(at: *mut u8, end: *mut u8) -> Result<Inner, Reason> {
+fn inner_v6(at: *mut u8, end: *mut u8) -> Result<Content, Reason> {
     if at.wrapping_add(IPV6) > end {
         return Err(Reason::Truncated);
     }
     // SAFETY: 40 bytes were checked.
     let (head, payload) = unsafe { (load16::<0>(at), load16::<4>(at)) };
     let class = (u16::from_be(head) >> 4) as u8;
-    Ok(Inner { protocol: IPV6_INSIDE, length: IPV6 as u32 + u32::from(u16::from_be(payload)), class })
+    Ok(Content { protocol: IPV6_INSIDE, length: IPV6 as u32 + u32::from(u16::from_be(payload)), class })
 }
 
 /// Whoever puts a packet into a tunnel forwards it (RFC 2003 section 3.1).
@@ -182,42 +171,6 @@ impl Link {
     }
 }
 
-/// Writes an IPv4 header into 20 bytes that the caller has checked.
-#[inline(always)]
-fn write_ipv4(at: *mut u8, inner: Inner, source: Address, destination: Address) {
-    let words = [
-        u16::from_ne_bytes([0x45, inner.class]),
-        ((inner.length + IPV4 as u32) as u16).to_be(),
-        DO_NOT_FRAGMENT.to_be(),
-        u16::from_ne_bytes([HOPS, inner.protocol]),
-    ];
-    let (from, to) = (u64::from(source.v4_word()), u64::from(destination.v4_word()));
-    let sum = words.iter().map(|word| u64::from(*word)).sum::<u64>() + from + to;
-    // SAFETY: see above.
-    unsafe {
-        store16::<0>(at, words[0]);
-        store16::<2>(at, words[1]);
-        store16::<4>(at, 0);
-        store16::<6>(at, words[2]);
-        store16::<8>(at, words[3]);
-        store16::<10>(at, !fold(sum));
-        store_ipv4_addresses(at, source, destination);
-    }
-}
-
-/// Writes an IPv6 header into 40 bytes that the caller has checked. The flow label tells flows apart (RFC 6438).
-#[inline(always)]
-fn write_ipv6(at: *mut u8, inner: Inner, source: Address, destination: Address, entropy: u32) {
-    let label = entropy & 0xf_ffff;
-    // SAFETY: see above.
-    unsafe {
-        store32::<0>(at, (6 << 28 | u32::from(inner.class) << 20 | label).to_be());
-        store16::<4>(at, (inner.length as u16).to_be());
-        store16::<6>(at, u16::from_ne_bytes([inner.protocol, HOPS]));
-        store_ipv6_addresses(at, source, destination);
-    }
-}
-
 /// Cuts the frame behind `keep` bytes of its packet, keeps its link header, and makes room for `MORE` bytes in front.
 #[inline(always)]
 fn answer<const KEEP: usize, const MORE: usize>(context: *mut xdp_md, ethertype: u16) -> Option<*mut u8> {
@@ -247,7 +200,7 @@ fn too_big_v4(context: *mut xdp_md, mtu: u32) -> Option<()> {
     let (source, destination) = super::ipv4_addresses(repeated);
     write_ipv4(
         at,
-        Inner { protocol: ICMP, length: (ICMP_HEADER + KEEP) as u32, class: 0 },
+        Content { protocol: ICMP, length: (ICMP_HEADER + KEEP) as u32, class: 0 },
         destination,
         source,
     );
@@ -277,7 +230,7 @@ fn too_big_v6(context: *mut xdp_md, mtu: u32) -> Option<()> {
     let repeated = at.wrapping_add(MORE);
     let (source, destination) = super::ipv6_addresses(repeated);
     const LENGTH: usize = ICMP_HEADER + KEEP;
-    let inner = Inner { protocol: ICMPV6, length: LENGTH as u32, class: 0 };
+    let inner = Content { protocol: ICMPV6, length: LENGTH as u32, class: 0 };
     write_ipv6(at, inner, destination, source, 0);
     const PACKET_TOO_BIG: u16 = u16::from_ne_bytes([2, 0]);
     let mtu = mtu.to_be();

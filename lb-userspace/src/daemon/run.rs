@@ -95,7 +95,7 @@ pub fn xdp(pin_dir: PathBuf) -> Attach {
         arms::check(&pin_dir, interfaces)?;
         let (mut path, started) = DataPath::start(&pin_dir, first, mode, geometry)?;
         for other in others {
-            path.extend(&pin_dir, other, mode)?;
+            path.extend(other, mode)?;
         }
         arms::warn_of_others(&pin_dir, interfaces)?;
         let places = || [&path.attached].into_iter().chain(&path.others);

@@ -7,10 +7,10 @@ use aya::programs::ProgramInfo;
 use tracing::warn;
 
 use super::{
-    attach::{adopted, attach, pinned_link, refuse_foreign},
+    attach::{adopted, attach_pinned, pinned_link, refuse_foreign},
     bpf::{self, OpenFor},
     host,
-    load::{Attached, DataPath},
+    load::DataPath,
     pinned::Pins,
     program,
 };
@@ -46,8 +46,8 @@ impl DataPath {
     ///
     /// # Errors
     /// Another program is on the interface, or the kernel refused.
-    pub fn extend(&mut self, pin_dir: &Path, interface: &str, mode: XdpMode) -> anyhow::Result<()> {
-        let pins = Pins::new(pin_dir);
+    pub fn extend(&mut self, interface: &str, mode: XdpMode) -> anyhow::Result<()> {
+        let pins = Pins::new(&self.pin_dir);
         let target = host::interface(interface)?;
         refuse_foreign(&pins, &target)?;
         let path = pins.program(PROGRAM);
@@ -61,18 +61,7 @@ impl DataPath {
             }
             adopted(&target, bpf::link_info(&link).context("cannot ask about the link")?, mode)?
         } else {
-            let (link, mode, note) = attach(&program, &target, mode)?;
-            let path = pins.link(interface);
-            bpf::pin(&link, &path).with_context(|| format!("cannot pin the link as {}", path.display()))?;
-            let info = bpf::link_info(&link).context("cannot ask about the link")?;
-            Attached {
-                interface: interface.to_owned(),
-                index: target.index,
-                program: info.program,
-                link: info.id,
-                mode,
-                note,
-            }
+            attach_pinned(&pins, &program, &target, mode)?
         };
         self.others.push(attached);
         Ok(())

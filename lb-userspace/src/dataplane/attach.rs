@@ -142,8 +142,29 @@ pub(super) fn pin_programs(pins: &Pins, object: &mut Ebpf) -> anyhow::Result<()>
     Ok(())
 }
 
+/// Attaches as the configuration says, and pins the link.
+pub(super) fn attach_pinned(
+    pins: &Pins,
+    program: impl AsFd,
+    target: &Interface,
+    mode: XdpMode,
+) -> anyhow::Result<Attached> {
+    let (link, mode, note) = attach(program, target, mode)?;
+    let path = pins.link(&target.name);
+    bpf::pin(&link, &path).with_context(|| format!("cannot pin the link as {}", path.display()))?;
+    let info = bpf::link_info(&link).context("cannot ask about the link")?;
+    Ok(Attached {
+        interface: target.name.clone(),
+        index: target.index,
+        program: info.program,
+        link: info.id,
+        mode,
+        note,
+    })
+}
+
 /// Attaches as the configuration says: the link, how it runs, and why not otherwise.
-pub(super) fn attach(
+fn attach(
     program: impl AsFd,
     target: &Interface,
     mode: XdpMode,

@@ -19,7 +19,7 @@ use lb_common::{
 
 use super::{
     Geometry, Maps, Region,
-    attach::{adopt, adopted, attach, pin_programs, pinned_link, refuse_foreign},
+    attach::{adopt, adopted, attach_pinned, pin_programs, pinned_link, refuse_foreign},
     bpf::{self, OpenFor},
     host::{self, Interface},
     lock::Lock,
@@ -139,18 +139,7 @@ fn bring_up(
     }
     pin_programs(pins, &mut object)?;
     let program = program::xdp(&mut object, PROGRAM)?.fd()?.try_clone()?;
-    let (link, mode, note) = attach(&program, target, mode)?;
-    let path = pins.link(&target.name);
-    bpf::pin(&link, &path).with_context(|| format!("cannot pin the link as {}", path.display()))?;
-    let info = bpf::link_info(&link).context("cannot ask about the link")?;
-    let attached = Attached {
-        interface: target.name.clone(),
-        index: target.index,
-        program: info.program,
-        link: info.id,
-        mode,
-        note,
-    };
+    let attached = attach_pinned(pins, &program, target, mode)?;
     Ok((attached, Started::Fresh))
 }
 

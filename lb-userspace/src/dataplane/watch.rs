@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::Context as _;
 
 use super::{
-    attach::attach,
+    attach::attach_pinned,
     bpf::{self, OpenFor},
     host,
     load::{Attached, DataPath},
@@ -42,12 +42,8 @@ fn put_back(pins: &Pins, place: &mut Attached, mode: XdpMode) -> anyhow::Result<
         fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
     let program = bpf::open(&pins.program(PROGRAM), OpenFor::Everything).with_context(off)?;
-    let (link, mode, note) = attach(&program, &target, mode).with_context(off)?;
-    bpf::pin(&link, &path).with_context(|| format!("cannot pin the link as {}", path.display()))?;
-    let info = bpf::link_info(&link).context("cannot ask about the link")?;
     let done =
         format!("somebody had taken the program off {name}, and it is back: no session was lost by it");
-    (place.link, place.index) = (info.id, target.index);
-    (place.mode, place.note) = (mode, note);
+    *place = attach_pinned(pins, &program, &target, mode).with_context(off)?;
     Ok(Some(done))
 }

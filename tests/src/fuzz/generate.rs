@@ -5,13 +5,14 @@ use std::net::Ipv4Addr;
 use super::{
     machine::SIZES,
     onward,
-    packet::{Numbers, Shape, mend},
+    packet::{Numbers, Shape},
     setup::{self, SCHEDULES, STATES, router, small},
     step::Step,
 };
 use crate::{
     golden::{
         bench::USABLE,
+        frame::mend,
         hospital::{BALANCER, FIRST_PORT, OTHER_PORT, SERVERS, SERVICES, SOURCES, span},
         random::Random,
     },

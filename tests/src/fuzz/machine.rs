@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     golden::{
-        bench::{Bench, Sizes, Verdict},
+        bench::{Bench, Sizes, Verdict, since},
         hospital::{SERVERS, SERVICES},
     },
     model::{Chosen, Model, Outcome, Place},
@@ -276,14 +276,7 @@ impl Machine {
         }
         let traffic = self.read_traffic()?;
         for (place, (after, before)) in traffic.iter().zip(&self.traffic).enumerate() {
-            let counted = Traffic {
-                packets_in: after.packets_in - before.packets_in,
-                bytes_in: after.bytes_in - before.bytes_in,
-                packets_out: after.packets_out - before.packets_out,
-                bytes_out: after.bytes_out - before.bytes_out,
-                flows: after.flows - before.flows,
-                resets: after.resets - before.resets,
-            };
+            let counted = since(before, after);
             if counted != model.traffic[place] {
                 let must = model.traffic[place];
                 return Ok(Some(format!(

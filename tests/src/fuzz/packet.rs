@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::{
-    golden::frame::{Mac, checksum},
+    golden::frame::{Mac, mend},
     model::Ends,
 };
 
@@ -95,33 +95,4 @@ impl Shape {
         frame.extend(&self.trailer);
         frame
     }
-}
-
-/// Writes the checksums that a packet ought to have, if its lengths make sense.
-pub(crate) fn mend(packet: &mut [u8]) {
-    if packet.len() < 20 {
-        return;
-    }
-    let header = usize::from(packet[0] & 0xf) * 4;
-    let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
-    if header < 20 || total < header || packet.len() < total {
-        return;
-    }
-    packet[10..12].fill(0);
-    let sum = checksum(&packet[..header]);
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    let field = header + if packet[9] == 1 { 2 } else { 16 };
-    if !matches!(packet[9], 1 | 6) || total < field + 2 {
-        return;
-    }
-    packet[field..field + 2].fill(0);
-    let mut covered = Vec::with_capacity(12 + total);
-    if packet[9] == 6 {
-        covered.extend(&packet[12..20]);
-        covered.extend([0, 6]);
-        covered.extend(u16::try_from(total - header).unwrap_or(u16::MAX).to_be_bytes());
-    }
-    covered.extend(&packet[header..total]);
-    let sum = checksum(&covered);
-    packet[field..field + 2].copy_from_slice(&sum.to_be_bytes());
 }

@@ -428,6 +428,18 @@ impl Bench {
     }
 }
 
+/// What was counted between two readings.
+pub(crate) const fn since(before: &Traffic, after: &Traffic) -> Traffic {
+    Traffic {
+        packets_in: after.packets_in - before.packets_in,
+        bytes_in: after.bytes_in - before.bytes_in,
+        packets_out: after.packets_out - before.packets_out,
+        bytes_out: after.bytes_out - before.bytes_out,
+        flows: after.flows - before.flows,
+        resets: after.resets - before.resets,
+    }
+}
+
 fn region<T: Plain>(ebpf: &Ebpf, spec: MapSpec, length: u32) -> Result<Region<T>> {
     let Some(Map::Array(data)) = ebpf.map(spec.name) else { bail!("{} is no array", spec.name) };
     Region::map(data.fd().as_fd(), usize::try_from(length)?, true)

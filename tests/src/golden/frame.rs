@@ -270,16 +270,40 @@ pub(super) fn checksums_are_right(packet: &[u8]) -> bool {
     if header < 20 || total < header || packet.len() < total || checksum(&packet[..header]) != 0 {
         return false;
     }
+    matches!(packet[9], 1 | 6) && content_sum(packet, header, total) == 0
+}
+
+/// The sum of what an IPv4 packet contains, with the pseudo-header if it is TCP.
+fn content_sum(packet: &[u8], header: usize, total: usize) -> u16 {
     let content = &packet[header..total];
-    match packet[9] {
-        1 => checksum(content) == 0,
-        6 => {
-            let mut covered = packet[12..20].to_vec();
-            covered.extend([0, 6]);
-            covered.extend(u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes());
-            covered.extend(content);
-            checksum(&covered) == 0
-        }
-        _ => false,
+    let mut covered = Vec::with_capacity(12 + total);
+    if packet[9] == 6 {
+        covered.extend(&packet[12..20]);
+        covered.extend([0, 6]);
+        covered.extend(u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes());
     }
+    covered.extend(content);
+    checksum(&covered)
+}
+
+/// Writes the checksums that an IPv4 packet ought to have, if its lengths make sense.
+pub(crate) fn mend(packet: &mut [u8]) {
+    if packet.len() < 20 {
+        return;
+    }
+    let header = usize::from(packet[0] & 0xf) * 4;
+    let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
+    if header < 20 || total < header || packet.len() < total {
+        return;
+    }
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..header]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    let field = header + if packet[9] == 1 { 2 } else { 16 };
+    if !matches!(packet[9], 1 | 6) || total < field + 2 {
+        return;
+    }
+    packet[field..field + 2].fill(0);
+    let sum = content_sum(packet, header, total);
+    packet[field..field + 2].copy_from_slice(&sum.to_be_bytes());
 }

@@ -7,7 +7,7 @@ use lb_common::hash::mix;
 use super::{
     Bench, bench,
     connection::Connection,
-    frame::{BARE, ETHERNET, Frame, HOST_UNREACHABLE, checksum, checksums_are_right, flag},
+    frame::{BARE, ETHERNET, Frame, HOST_UNREACHABLE, checksums_are_right, flag, mend},
     hospital::{BALANCER, HYPERSPACE, MYCHART, PORTS, SOURCE, SRV_1, SRV_2, SRV_3},
     set,
 };
@@ -203,36 +203,9 @@ fn mutation(random: &mut Random, [open, answered]: &[Connection; 2]) -> Vec<u8> 
         }
     }
     if !random.one_in(4) {
-        make_right(&mut frame[start..]);
+        mend(&mut frame[start..]);
     }
     frame
-}
-
-/// Writes the checksums that a packet ought to have, if its lengths make sense.
-fn make_right(packet: &mut [u8]) {
-    let header = usize::from(packet[0] & 0xf) * 4;
-    let total = usize::from(u16::from_be_bytes([packet[2], packet[3]]));
-    let field = match packet[9] {
-        1 => header + 2,
-        6 => header + 16,
-        _ => return,
-    };
-    if header < 20 || packet.len() < total || total < field + 2 {
-        return;
-    }
-    packet[10..12].fill(0);
-    let sum = checksum(&packet[..header]);
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
-    packet[field..field + 2].fill(0);
-    let mut covered = Vec::new();
-    if packet[9] == 6 {
-        covered.extend(&packet[12..20]);
-        covered.extend([0, 6]);
-        covered.extend(u16::try_from(total - header).unwrap_or(u16::MAX).to_be_bytes());
-    }
-    covered.extend(&packet[header..total]);
-    let sum = checksum(&covered);
-    packet[field..field + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// What a flood left.
@@ -263,7 +236,7 @@ pub fn flood(count: usize) -> Result<Flood, String> {
         syn[ETHERNET + 12..ETHERNET + 16].copy_from_slice(&spoofed[..4]);
         syn[ETHERNET + 20..ETHERNET + 22].copy_from_slice(&spoofed[4..6]);
         syn[ETHERNET + 24..ETHERNET + 26].copy_from_slice(&spoofed[6..8]);
-        make_right(&mut syn[ETHERNET..]);
+        mend(&mut syn[ETHERNET..]);
         match bench.run(syn).map_err(|error| problem(&error))?.action {
             TRANSMIT => flood.sent += 1,
             _ => flood.dropped += 1,
