@@ -57,6 +57,7 @@ pub use self::{
     services::Services,
     topology::{Arms, Family, Mode, Topology},
 };
+pub(crate) use self::namespace::host_command;
 pub use nix::sys::signal::Signal;
 
 /// The name of the one lab that uses the system's directories.

@@ -10,9 +10,13 @@ use crate::{
     workspace::Workspace,
 };
 
-/// The programs of lb-ebpf and of the lab: cargo's name and the object's file name.
-const OBJECTS: [(&str, &str); 3] =
-    [("steadfast", "steadfast.o"), ("xdp-pass", "xdp-pass.o"), ("lab-xdp", "lab-xdp.o")];
+/// The programs of lb-ebpf, of the lab and of the bench: cargo's name and the object's file name.
+const OBJECTS: [(&str, &str); 4] = [
+    ("steadfast", "steadfast.o"),
+    ("xdp-pass", "xdp-pass.o"),
+    ("lab-xdp", "lab-xdp.o"),
+    ("bench-xdp", "bench-xdp.o"),
+];
 
 #[derive(Args)]
 pub(crate) struct Arguments {

@@ -51,7 +51,7 @@ pub(super) fn command<A: AsRef<OsStr>>(
 }
 
 /// A command in our own namespace that finds the system's tools whatever our PATH is.
-pub(super) fn host_command<A: AsRef<OsStr>>(
+pub(crate) fn host_command<A: AsRef<OsStr>>(
     program: impl AsRef<OsStr>,
     args: impl IntoIterator<Item = A>,
 ) -> Command {

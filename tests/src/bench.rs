@@ -1,0 +1,13 @@
+//! The bench: what a packet costs, beside what it must cost anywhere.
+//!
+//! Nothing here is a time by itself. Every figure is measured in rounds, in each of which everything is run once, one
+//! after the other; what counts are ratios within a round, and their median over the rounds.
+
+pub mod figures;
+mod frames;
+pub mod packet;
+mod replay;
+mod rows;
+#[path = "../xdp/src/script.rs"]
+mod script;
+mod world;
