@@ -3,6 +3,7 @@
 use crate::address::Address;
 use crate::clock::Ticks;
 use crate::hash::HashKey;
+use crate::service::{InForce, Spread};
 use crate::tcp::TcpState;
 use crate::word::Word;
 
@@ -58,8 +59,10 @@ pub struct Control {
     pub arms: [Arm; MAX_ARMS],
     /// The IPv6 source addresses towards the servers.
     pub sources_v6: [[Word; 2]; MAX_SOURCES],
+    /// By generation of the service index, whether it is spread by multiplication ([`Spread`]): the lowest two bits.
+    pub multiplied: Word,
     /// Zero, for what comes.
-    pub reserved: [Word; 5],
+    pub reserved: [Word; 4],
 }
 
 /// An interface that the program is attached to.
@@ -111,6 +114,17 @@ impl Snat {
             sources: (word >> 48) as u8,
             sources_v6: (word >> 56) as u8,
         }
+    }
+}
+
+impl Control {
+    /// The service index that is in force.
+    #[inline(always)]
+    #[must_use]
+    pub fn index(&self) -> InForce {
+        let generation = self.generation.load();
+        let multiplied = self.multiplied.load() >> (generation & 1) & 1 != 0;
+        InForce { generation, spread: if multiplied { Spread::Multiplied } else { Spread::Hashed } }
     }
 }
 

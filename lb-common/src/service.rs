@@ -196,39 +196,107 @@ pub trait Index {
     fn entry(&self, index: u32) -> Option<&IndexSlot>;
 }
 
-/// The hash of an index key.
+/// How the place where an entry is looked for first follows from its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spread {
+    /// By the tables' hash.
+    #[default]
+    Hashed,
+    /// By one multiplication: names that somebody chose for that may all want one place, but only the configuration's are
+    /// in the index, and how many are looked at for a name is bounded.
+    Multiplied,
+}
+
+/// Which generation of the index is in force, and how its entries are spread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InForce {
+    /// Its number; the lowest bit counts.
+    pub generation: u64,
+    /// See there.
+    pub spread: Spread,
+}
+
+impl InForce {
+    /// The place of the first entry that is looked at, over both generations.
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "one of two generations")]
+    pub const fn base(self) -> u32 {
+        (self.generation as u32 & 1) * INDEX_CAPACITY
+    }
+}
+
+/// Where in a generation an entry is looked for first.
 #[inline(always)]
 #[must_use]
-pub const fn index_hash(key: &HashKey, address: Address, port: u16, protocol: u8) -> u64 {
-    hash3(key, [address.0[0], address.0[1], port as u64 | (protocol as u64) << 16])
+#[expect(clippy::cast_possible_truncation, reason = "the hash is cut to the capacity")]
+pub const fn first_place(spread: Spread, key: &HashKey, address: Address, port: u16, protocol: u8) -> u32 {
+    match spread {
+        Spread::Hashed => {
+            let name = port as u64 | (protocol as u64) << 16;
+            hash3(key, [address.0[0], address.0[1], name]) as u32 & (INDEX_CAPACITY - 1)
+        }
+        Spread::Multiplied => multiplied(key.0[3], address, port),
+    }
+}
+
+/// The place by [`Spread::Multiplied`], with the last word of the tables' secret.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "the product is cut to the capacity")]
+pub const fn multiplied(secret: u64, address: Address, port: u16) -> u32 {
+    let name = (address.0[0] ^ address.0[1]).wrapping_add(port as u64);
+    (name.wrapping_mul(secret | 1) >> (u64::BITS - INDEX_CAPACITY.trailing_zeros())) as u32
+}
+
+/// What is at one place of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// What was looked for.
+    Hit(IndexHit),
+    /// Nothing: what was looked for is not in the index.
+    Empty,
+    /// Something else.
+    Other,
+}
+
+/// Whether an entry is what is looked for.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "fields are taken out of packed words")]
+pub fn place(slot: &IndexSlot, address: Address, port: u16, protocol: u8) -> Place {
+    let meta = slot[2].load();
+    if meta == 0 {
+        return Place::Empty;
+    }
+    let wanted = port as u64 | (protocol as u64) << 16;
+    if meta & 0xff_ffff == wanted && slot[0].load() == address.0[0] && slot[1].load() == address.0[1] {
+        let service_port = slot[3].load() as u16;
+        Place::Hit(IndexHit { kind: (meta >> 24) as u8, id: (meta >> 32) as u16, service_port })
+    } else {
+        Place::Other
+    }
 }
 
 /// Finds what listens on (or answers from) an address, port (as on the wire) and protocol.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "fields are taken out of packed words")]
 pub fn find_entry<I: Index>(
     index: &I,
-    generation: u64,
+    in_force: InForce,
     key: &HashKey,
     address: Address,
     port: u16,
     protocol: u8,
 ) -> Option<IndexHit> {
-    let start = index_hash(key, address, port, protocol) as u32;
-    let base = (generation as u32 & 1) * INDEX_CAPACITY;
-    let wanted = u64::from(port) | u64::from(protocol) << 16;
+    let start = first_place(in_force.spread, key, address, port, protocol);
     let mut probe = 0;
     while probe < INDEX_PROBES {
-        let slot = index.entry(base + (start.wrapping_add(probe) & (INDEX_CAPACITY - 1)))?;
-        let meta = slot[2].load();
-        if meta == 0 {
-            return None;
+        let at = start.wrapping_add(probe) & (INDEX_CAPACITY - 1);
+        match place(index.entry(in_force.base() + at)?, address, port, protocol) {
+            Place::Hit(hit) => return Some(hit),
+            Place::Empty => return None,
+            Place::Other => probe += 1,
         }
-        if meta & 0xff_ffff == wanted && slot[0].load() == address.0[0] && slot[1].load() == address.0[1] {
-            let service_port = slot[3].load() as u16;
-            return Some(IndexHit { kind: (meta >> 24) as u8, id: (meta >> 32) as u16, service_port });
-        }
-        probe += 1;
     }
     None
 }
@@ -239,7 +307,7 @@ pub use build::{IndexFull, layout};
 #[cfg(not(target_arch = "bpf"))]
 mod build {
     extern crate alloc;
-    use super::{INDEX_CAPACITY, INDEX_PROBES, INDEX_WORDS, IndexEntry, index_hash};
+    use super::{INDEX_CAPACITY, INDEX_PROBES, INDEX_WORDS, IndexEntry, Spread, first_place};
     use crate::hash::HashKey;
     use alloc::vec;
     use alloc::vec::Vec;
@@ -275,12 +343,14 @@ mod build {
     ///
     /// # Errors
     /// [`IndexFull`], which with the limits on services and servers does not happen but by a freak of the key.
-    #[expect(clippy::cast_possible_truncation, reason = "the hash is cut to the capacity")]
-    pub fn layout(key: &HashKey, entries: &[IndexEntry]) -> Result<Vec<[u64; INDEX_WORDS]>, IndexFull> {
+    pub fn layout(
+        spread: Spread,
+        key: &HashKey,
+        entries: &[IndexEntry],
+    ) -> Result<Vec<[u64; INDEX_WORDS]>, IndexFull> {
         let mut places: Vec<Option<Wants>> = vec![None; INDEX_CAPACITY as usize];
         for (number, entry) in entries.iter().enumerate() {
-            let hash = index_hash(key, entry.address, entry.port, entry.protocol) as u32;
-            let start = hash & (INDEX_CAPACITY - 1);
+            let start = first_place(spread, key, entry.address, entry.port, entry.protocol);
             let mut carried = Wants { start, number };
             let mut place = start;
             while let Some(there) = places[place as usize] {

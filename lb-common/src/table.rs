@@ -150,7 +150,7 @@ pub enum Insert {
 pub const fn candidate(hash: u64, bucket_mask: u32, way: u32) -> u32 {
     let first = hash as u32 & bucket_mask;
     let second = (hash >> 32) as u32 & bucket_mask;
-    let bucket = if way < BUCKET {
+    let bucket = if in_first(way) {
         first
     } else if second == first {
         // A key with one bucket only would be the first to run out of slots.
@@ -158,7 +158,17 @@ pub const fn candidate(hash: u64, bucket_mask: u32, way: u32) -> u32 {
     } else {
         second
     };
-    (bucket * BUCKET) | (way & (BUCKET - 1))
+    // Each slot is a cache line: a key begins at one of its own in each bucket, where it is likely to be.
+    let home = (hash >> HOME_SHIFT) as u32;
+    (bucket * BUCKET) | (home.wrapping_add(way >> 1) & (BUCKET - 1))
+}
+
+/// The bits of a hash that say where in its buckets a key begins; no table has so many buckets that they say more.
+const HOME_SHIFT: u32 = 29;
+
+/// Whether a way leads into the key's first bucket.
+const fn in_first(way: u32) -> bool {
+    way & 1 == 0
 }
 
 #[inline(always)]
@@ -352,7 +362,7 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
                 false
             }
         };
-        if vacant && way < BUCKET {
+        if vacant && in_first(way) {
             first = first.and(way, life);
         } else if vacant {
             second = second.and(way, life);

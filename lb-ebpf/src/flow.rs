@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// A deadline is moved when it would move by at least this much: one store a second at most, not one a packet.
-const REFRESH: u32 = 8;
+pub(crate) const REFRESH: u32 = 8;
 
 /// Follows a packet of an established flow: sequence numbers, TCP state, deadline.
 #[inline(always)]

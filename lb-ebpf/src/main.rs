@@ -13,6 +13,8 @@ mod count;
 #[cfg(target_arch = "bpf")]
 mod establish;
 #[cfg(target_arch = "bpf")]
+mod fast;
+#[cfg(target_arch = "bpf")]
 mod flow;
 #[cfg(target_arch = "bpf")]
 mod from_client;
@@ -41,12 +43,20 @@ mod entry {
     };
     use lb_common::reason::Action;
 
-    use crate::pipeline::{Outcome, SAME_ARM};
+    use crate::{
+        fast::Fast,
+        pipeline::{Outcome, SAME_ARM},
+    };
 
     /// The load balancer.
     #[xdp]
     #[inline(always)]
     pub(crate) fn steadfast(context: XdpContext) -> u32 {
+        match crate::fast::run(context.as_ptr().cast()) {
+            Fast::Transmit => return xdp_action::XDP_TX,
+            Fast::Pass => return xdp_action::XDP_PASS,
+            Fast::Undecided => {}
+        }
         let Outcome { reason, arm } = crate::pipeline::run(context.as_ptr().cast());
         let count = crate::count::reason(reason);
         crate::alarm::tell(&context, reason, count);

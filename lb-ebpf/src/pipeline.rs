@@ -123,7 +123,7 @@ impl World {
     /// What listens on, or answers from, this address and port.
     #[inline(always)]
     pub(crate) fn entry(&self, address: Address, port: u16, protocol: u8) -> Option<IndexHit> {
-        find_entry(&ServiceIndex, self.control.generation.load(), &self.key(), address, port, protocol)
+        find_entry(&ServiceIndex, self.control.index(), &self.key(), address, port, protocol)
     }
 
     /// Whose packet this is.
@@ -163,7 +163,7 @@ impl World {
     }
 
     #[inline(always)]
-    fn source_number(&self, sources: u8, address: Address) -> Option<u8> {
+    pub(crate) fn source_number(&self, sources: u8, address: Address) -> Option<u8> {
         let mut number = 0;
         while number < lb_common::control::MAX_SOURCES as u8 {
             if number >= sources {

@@ -1,5 +1,6 @@
 //! `cargo xtask COMMAND`: set-up, build, lab and tests of Steadfast.
 
+mod bench;
 mod build;
 mod clean;
 mod command;
@@ -39,6 +40,8 @@ enum Command {
     Test(test::Arguments),
     /// Feed random packets and states to the XDP program and its model, and compare
     Fuzz(fuzz::Arguments),
+    /// Measure the balancer beside what would be used instead
+    Bench(bench::Arguments),
     /// Boot other kernels in QEMU, attach the program in their drivers and run the golden packets there
     Vm(vm::Arguments),
     /// Take the balancer off this machine's interfaces (what `steadfastd detach` does)
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&workspace, &arguments),
         Command::Test(arguments) => test::test(&workspace, &arguments),
         Command::Fuzz(arguments) => fuzz::fuzz(&workspace, &arguments),
+        Command::Bench(arguments) => bench::bench(&workspace, &arguments),
         Command::Vm(arguments) => vm::vm(&workspace, &arguments),
         Command::Detach => detach::detach(&workspace),
         Command::Clean => clean::clean(&workspace),

@@ -25,7 +25,8 @@ use lb_common::maps::{LABEL_BYTES, ServerInfo, ServiceInfo};
 use lb_common::schedule::Load;
 use lb_common::server::{STATE_WORD, Server, ServerState, Servers as _};
 use lb_common::service::{
-    EntryKind, INDEX_CAPACITY, INDEX_WORDS, IndexEntry, MAX_SERVERS, MAX_SERVICES, Service, layout,
+    EntryKind, INDEX_CAPACITY, INDEX_WORDS, InForce, IndexEntry, MAX_SERVERS, MAX_SERVICES, Service, Spread,
+    layout,
 };
 use lb_common::word::Word;
 
@@ -260,10 +261,10 @@ impl Work<'_> {
 
     /// Puts an index in force.
     fn flip(&mut self, entries: &[IndexEntry]) -> anyhow::Result<()> {
-        let wanted = lay_out(self.maps, entries)?;
-        let generation = &self.maps.control().generation;
-        let current = generation.load();
-        if read_index(self.maps, current) == wanted {
+        let (spread, wanted) = lay_out(self.maps, entries)?;
+        let control = self.maps.control();
+        let InForce { generation: current, spread: live } = control.index();
+        if live == spread && read_index(self.maps, current) == wanted {
             return Ok(());
         }
         // A packet that read the generation before the last flip may still be walking the one that is idle now.
@@ -277,7 +278,10 @@ impl Work<'_> {
         if read_index(self.maps, idle) != wanted {
             bail!("the index does not hold what was written: does another program write it?");
         }
-        generation.store(idle);
+        let bit = 1 << (idle & 1);
+        let others = control.multiplied.load() & !bit;
+        control.multiplied.store(if spread == Spread::Multiplied { others | bit } else { others });
+        control.generation.store(idle);
         self.done.index = true;
         Ok(())
     }
@@ -339,7 +343,8 @@ pub fn differences(maps: &Maps, desired: &Desired) -> anyhow::Result<Vec<String>
             out.push(format!("the scheduler's table of service {id}"));
         }
     }
-    if read_index(maps, maps.control().generation.load()) != lay_out(maps, &desired.index)? {
+    let InForce { generation, spread } = maps.control().index();
+    if (spread, read_index(maps, generation)) != lay_out(maps, &desired.index)? {
         out.push("the index".to_owned());
     }
     out.extend(
@@ -387,8 +392,10 @@ fn put(word: &Word, value: u64) -> bool {
     differs
 }
 
-fn lay_out(maps: &Maps, entries: &[IndexEntry]) -> anyhow::Result<Vec<[u64; INDEX_WORDS]>> {
-    layout(&maps.key(), entries).map_err(|_full| {
+/// The index by the cheaper spread, where that has room for all.
+fn lay_out(maps: &Maps, entries: &[IndexEntry]) -> anyhow::Result<(Spread, Vec<[u64; INDEX_WORDS]>)> {
+    let by = |spread| layout(spread, &maps.key(), entries).map(|words| (spread, words));
+    by(Spread::Multiplied).or_else(|_full| by(Spread::Hashed)).map_err(|_full| {
         anyhow::anyhow!(
             "{} addresses and ports do not fit the index with this machine's secret: a freak of chance; `steadfastd \
              detach` and a new start draw another secret",

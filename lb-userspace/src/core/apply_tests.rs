@@ -24,9 +24,9 @@ const NOW: Ticks = Ticks(100_000);
 
 /// Every service, address and endpoint is found by the program's own look-up, and nothing else is.
 fn lookups_find(maps: &Maps, desired: &Desired) {
-    let generation = maps.control().generation.load();
+    let in_force = maps.control().index();
     let find =
-        |address, port| find_entry(&IndexMap(&maps.service_index), generation, &maps.key(), address, port, 6);
+        |address, port| find_entry(&IndexMap(&maps.service_index), in_force, &maps.key(), address, port, 6);
     for entry in &desired.index {
         let hit = find(entry.address, entry.port).unwrap();
         assert!(hit.is(entry.kind) && hit.id == entry.id, "{entry:?}");

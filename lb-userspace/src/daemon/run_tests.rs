@@ -129,10 +129,9 @@ fn a_daemon_serves_follows_its_servers_is_killed_adopts_and_is_detached() {
         assert_eq!(live.control().hz.load(), 250);
         assert!(addresses().await.contains(&ip("192.0.2.150")));
         let find = |port: u16| {
-            let generation = live.control().generation.load();
             find_entry(
                 &IndexMap(&live.service_index),
-                generation,
+                live.control().index(),
                 &live.key(),
                 ip("192.0.2.150").into(),
                 port.to_be(),

@@ -1,5 +1,5 @@
 use lb_common::address::Address;
-use lb_common::service::IndexEntry;
+use lb_common::service::{IndexEntry, Spread};
 
 use super::*;
 use crate::net::testing::Namespace;
@@ -98,7 +98,7 @@ fn what_the_index_holds_is_guarded_but_not_what_the_daemon_answers_itself() {
         entry("192.0.2.150:0", EntryKind::Address),
         entry("192.0.2.20:443", EntryKind::Endpoint),
     ];
-    let laid_out = lb_common::service::layout(&maps.key(), &entries).unwrap();
+    let laid_out = lb_common::service::layout(Spread::Hashed, &maps.key(), &entries).unwrap();
     for (slot, words) in maps.service_index.iter().zip(laid_out) {
         for (word, value) in slot.iter().zip(words) {
             word.store(value);

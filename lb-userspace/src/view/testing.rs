@@ -17,7 +17,7 @@ use lb_common::{
     maps::{ServerInfo, ServiceInfo, Traffic},
     schedule::Scheduler,
     server::{Server, ServerState},
-    service::{EntryKind, IndexEntry, Service, layout},
+    service::{EntryKind, IndexEntry, Service, Spread, layout},
     sticky::{STICKY_WORDS, Stickies, StickyServer},
     table::{Insert, insert_if_absent},
     tcp::TcpState,
@@ -163,7 +163,7 @@ impl Builder {
             id,
             service_port: 0,
         };
-        let generation = layout(&self.maps.key(), &[entry]).unwrap();
+        let generation = layout(Spread::Hashed, &self.maps.key(), &[entry]).unwrap();
         for (slot, words) in self.maps.service_index.iter().zip(generation) {
             if words[2] != 0 {
                 for (word, value) in slot.iter().zip(words) {

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// One figure a round.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Rounds(pub Vec<f64>);
 
 impl Rounds {
@@ -42,7 +42,7 @@ impl Rounds {
 }
 
 /// Which way a target is met.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Must {
     /// The value must not be above.
@@ -52,7 +52,7 @@ pub enum Must {
 }
 
 /// A promise.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Target {
     /// What is measured.
     pub name: String,
@@ -92,7 +92,7 @@ impl Target {
 }
 
 /// A line of a table.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Row {
     /// What was measured.
     pub name: String,
@@ -101,7 +101,7 @@ pub struct Row {
 }
 
 /// A table.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Table {
     /// What it is about.
     pub title: String,
@@ -111,8 +111,23 @@ pub struct Table {
     pub rows: Vec<Row>,
 }
 
+impl Table {
+    fn extend(&mut self, later: Self) {
+        for row in later.rows {
+            match self.rows.iter_mut().find(|own| own.name == row.name) {
+                Some(own) => {
+                    for (cell, rounds) in own.cells.iter_mut().zip(row.cells) {
+                        cell.0.extend(rounds.0);
+                    }
+                }
+                None => self.rows.push(row),
+            }
+        }
+    }
+}
+
 /// What a suite found.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// What it measured.
     pub tables: Vec<Table>,
@@ -121,6 +136,33 @@ pub struct Report {
 }
 
 impl Report {
+    /// Adds the rounds of a later report of the same suite.
+    pub fn extend(&mut self, later: Self) {
+        for table in later.tables {
+            match self.tables.iter_mut().find(|own| own.title == table.title) {
+                Some(own) => own.extend(table),
+                None => self.tables.push(table),
+            }
+        }
+    }
+
+    /// What `other` measured over what this did, round by round, where both have it.
+    #[must_use]
+    pub fn beside(&self, other: &Self) -> Self {
+        let table = |own: &Table| {
+            let there = other.tables.iter().find(|table| table.title == own.title)?;
+            let rows = own.rows.iter().filter_map(|row| {
+                let other = there.rows.iter().find(|other| other.name == row.name)?;
+                let (ours, others) = (row.cells.first()?, other.cells.first()?);
+                let ratio = ours.with(others, |ours, others| ours / others);
+                Some(Row { name: row.name.clone(), cells: vec![ours.clone(), others.clone(), ratio] })
+            });
+            let columns = ["this build", "the other", "this / other"].map(str::to_owned).to_vec();
+            Some(Table { title: own.title.clone(), columns, rows: rows.collect() })
+        };
+        Self { tables: self.tables.iter().filter_map(table).collect(), targets: Vec::new() }
+    }
+
     /// As text for a terminal, or for a page in Markdown.
     #[must_use]
     pub fn text(&self) -> String {

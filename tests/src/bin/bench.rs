@@ -1,8 +1,12 @@
 //! `cargo xtask bench`'s program: what the balancer costs, beside what would be used instead.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use tests::bench::{
     figures::Report,
@@ -20,6 +24,9 @@ struct Arguments {
     /// Write the results to this file, too
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Run another build's bench by turns with this one, and print the ratios
+    #[arg(long, global = true, value_name = "PROGRAM")]
+    beside: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -30,6 +37,14 @@ enum Suite {
         #[arg(long, default_value_t = 400_000)]
         repeat: u32,
     },
+}
+
+impl Suite {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Packet { .. } => "packet",
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -43,8 +58,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let report: Report = match arguments.suite {
-        Suite::Packet { repeat } => packet(Options { rounds: arguments.rounds, repeat })?,
+    let report = match &arguments.beside {
+        None => measure(arguments)?,
+        Some(other) => by_turns(arguments, other)?,
     };
     print!("{}", report.text());
     if let Some(path) = &arguments.json {
@@ -52,4 +68,34 @@ fn run(arguments: &Arguments) -> Result<()> {
         fs::write(path, json).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+fn measure(arguments: &Arguments) -> Result<Report> {
+    match arguments.suite {
+        Suite::Packet { repeat } => packet(Options { rounds: arguments.rounds, repeat }),
+    }
+}
+
+/// A round of each build after the other, as often as there are rounds.
+fn by_turns(arguments: &Arguments, other: &Path) -> Result<Report> {
+    let own = env::current_exe().context("where is this program?")?;
+    let directory = tempfile::tempdir()?;
+    let (mut ours, mut others) = (Report::default(), Report::default());
+    for _ in 0..arguments.rounds {
+        for (program, sum) in [(own.as_path(), &mut ours), (other, &mut others)] {
+            let json = directory.path().join("round.json");
+            let mut command = Command::new(program);
+            command.args([arguments.suite.name(), "--rounds", "1", "--json"]).arg(&json);
+            let output = command.output().with_context(|| format!("cannot run {}", program.display()))?;
+            ensure!(
+                output.status.success(),
+                "{}: {}",
+                program.display(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+            let text = fs::read_to_string(&json)?;
+            sum.extend(serde_json::from_str(&text).context("the other build writes other results")?);
+        }
+    }
+    Ok(ours.beside(&others))
 }

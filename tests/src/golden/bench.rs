@@ -22,7 +22,7 @@ use lb_common::{
     reason::{REASONS, Reason},
     schedule::Scheduler,
     server::{self, ServerSlot, ServerState},
-    service::{self, EntryKind, IndexEntry, IndexSlot, Service as ServiceEntry, ServiceSlot},
+    service::{self, EntryKind, IndexEntry, IndexSlot, Service as ServiceEntry, ServiceSlot, Spread},
     table::BUCKET,
     word::Word,
 };
@@ -162,7 +162,9 @@ impl Bench {
     /// # Errors
     /// It does not fit.
     pub(super) fn fill_index(&self, entries: &[IndexEntry]) -> Result<()> {
-        let Ok(layout) = service::layout(&KEY, entries) else { bail!("the index does not fit") };
+        let Ok(layout) = service::layout(Spread::Multiplied, &KEY, entries) else {
+            bail!("the index does not fit")
+        };
         for (slot, words) in self.index.iter().zip(layout) {
             for (cell, word) in slot.iter().zip(words) {
                 cell.store(word);
@@ -209,6 +211,7 @@ impl Bench {
         let control = &self.control[0];
         let set = |word: &Word, value: i64| word.store(value.cast_unsigned());
         control.generation.store(0);
+        control.multiplied.store(1);
         for (word, value) in control.hash_key.iter().zip(KEY.0) {
             word.store(value);
         }

@@ -1,0 +1,221 @@
+//! The shortest way: data of an established flow, in the modes that rewrite addresses, in and out by the first interface;
+//! and what is not ours.
+//!
+//! It decides what the pipeline would, from the same rows, and writes nothing that the pipeline writes but sequence
+//! numbers. Whatever is not as plain as that, it leaves untouched, and the pipeline decides. The tests' packets take it
+//! wherever it is open to them.
+
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_jiffies64};
+use lb_common::{
+    TCP,
+    address::Address,
+    clock::Ticks,
+    control::Control,
+    flow::{
+        ARM_SHIFT, FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD,
+        Sequences,
+    },
+    forwarding::Forwarding,
+    hash::hash3,
+    life::SlotState,
+    ports::{Cells as _, Owner, PortCell},
+    reason::Reason,
+    server::{ServerState, Servers as _},
+    service::{EntryKind, Index as _, Spread, multiplied},
+    table::{Found, Slots as _, find},
+    tcp::{TcpState, worth_recording},
+};
+
+use crate::{
+    count,
+    flow::{REFRESH, port_range},
+    maps::{self, Flows, Ports, ServerTable, ServiceIndex},
+    packet::{Family, Hop, Plain, family, interface},
+    pipeline::{SAME_ARM, World},
+};
+
+/// What became of a packet here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fast {
+    /// It is ready to be sent, and counted.
+    Transmit,
+    /// It is for the host, and counted.
+    Pass,
+    /// Nothing.
+    Undecided,
+}
+
+/// Decides on a packet, if it is of those.
+#[inline(always)]
+pub(crate) fn run(context: *mut xdp_md) -> Fast {
+    match family(context) {
+        Family::V4 => decide::<false>(context),
+        Family::V6 => decide::<true>(context),
+        Family::Other => Fast::Undecided,
+    }
+}
+
+#[inline(always)]
+fn decide<const V6: bool>(context: *mut xdp_md) -> Fast {
+    let Some(packet) = Plain::<V6>::read(context) else { return Fast::Undecided };
+    let Some(control) = maps::control() else { return Fast::Undecided };
+    let arm = &control.arms[0];
+    if arm.interface.load() as u32 != interface(context) || arm.mac.load() != packet.receiver() {
+        return Fast::Undecided;
+    }
+    let ports = packet.ports();
+    let entry = look(control, packet.destination(), (ports >> 16) as u16);
+    if entry == NOTHING {
+        let entry = look(control, packet.source(), ports as u16);
+        if entry == NOTHING {
+            count::reason(Reason::NotOurs);
+            return Fast::Pass;
+        }
+        if kind(entry) == EntryKind::Endpoint as u8 && packet.goes_on() {
+            return from_server(control, &packet, (entry >> 32) as u16);
+        }
+    } else if kind(entry) == EntryKind::Service as u8 && packet.goes_on() {
+        return from_client(control, &packet, (entry >> 32) as u16);
+    }
+    Fast::Undecided
+}
+
+/// Nothing is at the place of what was looked for, so it is not in the index.
+const NOTHING: u64 = 0;
+/// Something else is.
+const SOMETHING_ELSE: u64 = 1;
+
+#[inline(always)]
+const fn kind(entry: u64) -> u8 {
+    (entry >> 24) as u8
+}
+
+/// The index's word about an address and port, where one look tells.
+#[inline(always)]
+fn look(control: &Control, address: Address, port: u16) -> u64 {
+    let in_force = control.index();
+    if in_force.spread != Spread::Multiplied {
+        return SOMETHING_ELSE;
+    }
+    let place = multiplied(control.hash_key[3].load(), address, port);
+    let Some(slot) = ServiceIndex.entry(in_force.base() + place) else { return SOMETHING_ELSE };
+    let entry = slot[2].load();
+    if entry == NOTHING {
+        return NOTHING;
+    }
+    let same = entry & 0xff_ffff == u64::from(port) | u64::from(TCP) << 16
+        && slot[0].load() == address.0[0]
+        && slot[1].load() == address.0[1];
+    if same { entry } else { SOMETHING_ELSE }
+}
+
+#[inline(always)]
+fn now() -> Ticks {
+    // SAFETY: the helper has no arguments and no effects.
+    Ticks::from_jiffies(unsafe { bpf_jiffies64() })
+}
+
+/// Whether a flow is established, and its deadline so new that it stays.
+#[inline(always)]
+fn is_fresh(found: &Found<'_, FLOW_WORDS>, now: Ticks, idle: Ticks) -> bool {
+    let ahead = found.life.deadline().0.wrapping_sub(now.0);
+    found.life.note() == TcpState::Established as u32
+        && ahead.wrapping_add(REFRESH) > idle.0
+        && ahead <= idle.0
+}
+
+#[inline(always)]
+fn from_client<const V6: bool>(control: &'static Control, packet: &Plain<V6>, service: u16) -> Fast {
+    let now = now();
+    let client = packet.source();
+    let ports = packet.ports();
+    let key = FlowKey { client, client_port: ports as u16, service_port: (ports >> 16) as u16, service };
+    let words = key.words();
+    let Some(found) = find::<FLOW_WORDS, FlowKind, _>(&Flows, hash3(&control.key(), words), words, now)
+    else {
+        return Fast::Undecided;
+    };
+    let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
+    let last = Sequences::from_word(found.slot.words[SEQUENCE_WORD].load());
+    // With arm 0 above the address, as the first interface's is.
+    let same_hop = found.slot.words[HOP_WORD].load() == packet.sender();
+    let Some(entry) = maps::service(service) else { return Fast::Undecided };
+    if !same_hop || !is_fresh(&found, now, entry.idle) || !found.still() {
+        return Fast::Undecided;
+    }
+    let Some(server) = ServerTable.present(to.server) else { return Fast::Undecided };
+    let usable = server.state.has(ServerState::REACHABLE) && !server.state.has(ServerState::RESETS);
+    if !usable || server.endpoint != to.endpoint || server.arm != 0 {
+        return Fast::Undecided;
+    }
+    let (source, source_port) = match server.forwarding {
+        Forwarding::Snat => (control.source(to.source, server.address), to.snat_port),
+        Forwarding::Nat => (client, key.client_port),
+        Forwarding::Dr | Forwarding::Tunnel => return Fast::Undecided,
+    };
+    let sequence = packet.sequence();
+    if worth_recording(last.client, sequence) {
+        found.slot.words[SEQUENCE_WORD].store(Sequences { client: sequence, ..last }.word());
+    }
+    let hop = Hop { to: server.hop_word(), from: packet.receiver(), arm: SAME_ARM };
+    let port = server.port_for(key.service_port);
+    packet.send(&hop, source, server.address, u32::from(source_port) | u32::from(port) << 16);
+    count::packet_in(service, to.server, packet.length);
+    count::reason(Reason::Forwarded);
+    Fast::Transmit
+}
+
+#[inline(always)]
+fn from_server<const V6: bool>(control: &'static Control, packet: &Plain<V6>, endpoint: u16) -> Fast {
+    let world = World { control, now: now() };
+    let (server_address, ours, ports) = (packet.source(), packet.destination(), packet.ports());
+    let port = (ports >> 16) as u16;
+    let snat = world.snat();
+    let Some(offset) = snat.offset(port) else { return Fast::Undecided };
+    let Some(source) = world.source_number(snat.sources_like(ours), ours) else { return Fast::Undecided };
+    let Some(cell) = (&Ports).cell(port_range(snat, endpoint, source).index(offset)) else {
+        return Fast::Undecided;
+    };
+    let Owner::Flow(index) = PortCell::from_word(cell.load()).owner else { return Fast::Undecided };
+    let Some(slot) = (&Flows).slot(index) else { return Fast::Undecided };
+    let life = slot.life();
+    let word = slot.words[SERVER_WORD].load();
+    let to = FlowServer::from_word(word);
+    if word != (FlowServer { server: to.server, endpoint, snat_port: port, source }).word()
+        || !matches!(life.state(), SlotState::Live)
+    {
+        return Fast::Undecided;
+    }
+    let found = Found { index, slot, life };
+    let client = Address([slot.words[0].load(), slot.words[1].load()]);
+    let names = slot.words[2].load();
+    let service_port = (names >> 16) as u16;
+    let next_hop = slot.words[HOP_WORD].load();
+    let last = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
+    let service = (names >> 32) as u16;
+    let Some(entry) = maps::service(service) else { return Fast::Undecided };
+    if next_hop >> ARM_SHIFT != 0
+        || entry.is_udp
+        || !is_fresh(&found, world.now, entry.idle)
+        || !found.still()
+    {
+        return Fast::Undecided;
+    }
+    let Some(server) = ServerTable.present(to.server) else { return Fast::Undecided };
+    let gone = server.endpoint != endpoint
+        || server.address != server_address
+        || server.port_for(service_port) != ports as u16
+        || server.state.has(ServerState::RESETS);
+    if gone {
+        return Fast::Undecided;
+    }
+    let sequence = packet.sequence();
+    if worth_recording(last.server, sequence) {
+        slot.words[SEQUENCE_WORD].store(Sequences { server: sequence, ..last }.word());
+    }
+    let hop = Hop { to: next_hop, from: packet.receiver(), arm: SAME_ARM };
+    packet.send(&hop, entry.address, client, u32::from(service_port) | (names as u32 & 0xffff) << 16);
+    count::packet_out(service, to.server, packet.length);
+    count::reason(Reason::Returned);
+    Fast::Transmit
+}

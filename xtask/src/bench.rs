@@ -1,0 +1,92 @@
+//! `cargo xtask bench`: what the balancer costs, beside what would be used instead.
+
+use std::{fs, os::unix::fs::symlink, path::PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use crate::{build, command::Cmd, privilege::Privilege, setup, workspace::Workspace};
+
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// What to measure
+    #[arg(value_enum, default_value_t = Suite::Packet)]
+    suite: Suite,
+    /// Rounds, in each of which everything is run once
+    #[arg(long, default_value_t = 9)]
+    rounds: usize,
+    /// Write the results to this file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Build this revision as well, run both by turns, and print the ratios of the two
+    #[arg(long, value_name = "REV")]
+    compare: Option<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Suite {
+    /// A packet in the program, in nanoseconds of one core
+    Packet,
+}
+
+impl Suite {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Packet => "packet",
+        }
+    }
+}
+
+pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    setup::setup(workspace)?;
+    build::objects(workspace)?;
+    workspace.cargo().args(["build", "--release", "--package", "tests", "--bin", "bench"]).run()?;
+    let program = workspace.program("release", "bench");
+    let mut bench = Privilege::find().command(program, "to load the XDP program")?;
+    bench.arg(arguments.suite.name()).args(["--rounds", &arguments.rounds.to_string()]);
+    if let Some(path) = &arguments.json {
+        bench.arg("--json").arg(path);
+    }
+    if let Some(revision) = &arguments.compare {
+        bench.arg("--beside").arg(build_other(workspace, revision)?);
+    }
+    if !bench.status()?.success() {
+        bail!("the bench did not come to an end: see above");
+    }
+    Ok(())
+}
+
+/// Builds the bench of another revision, in a working tree and a target directory of its own; gives the program.
+fn build_other(workspace: &Workspace, revision: &str) -> Result<PathBuf> {
+    let git = |arguments: &[&str]| {
+        let mut git = Cmd::new("git");
+        git.dir(workspace.root()).args(arguments);
+        git
+    };
+    let commit = git(&["rev-parse", "--verify", "--short", &format!("{revision}^{{commit}}")])
+        .output()
+        .with_context(|| format!("there is no revision {revision}"))?;
+    let commit = commit.trim();
+    let place = workspace.target().join("compare").join(commit);
+    let (tree, target) = (place.join("tree"), place.join("target"));
+    if !tree.exists() {
+        fs::create_dir_all(&target).with_context(|| format!("cannot create {}", target.display()))?;
+        let tree = tree.to_string_lossy();
+        git(&["worktree", "add", "--quiet", "--detach", &tree, commit]).run()?;
+        // The linker is the same, and takes a minute to build.
+        let tools = target.join("tools");
+        symlink(workspace.tools(), &tools).with_context(|| format!("cannot create {}", tools.display()))?;
+    }
+    ensure!(
+        tree.join("tests/src/bin/bench.rs").exists(),
+        "{revision} ({commit}) has no bench yet: compare with a later one"
+    );
+    println!("build: {revision} ({commit}) in {}", tree.display());
+    let cargo = |arguments: &[&str]| {
+        let mut cargo = workspace.cargo();
+        cargo.dir(&tree).env("CARGO_TARGET_DIR", &target).args(arguments).run()
+    };
+    cargo(&["run", "--quiet", "--package", "xtask", "--", "build"])?;
+    cargo(&["build", "--release", "--package", "tests", "--bin", "bench"])?;
+    Ok(target.join("release/bench"))
+}
