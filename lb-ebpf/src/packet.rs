@@ -7,6 +7,7 @@
 mod access;
 mod header;
 mod icmp_error;
+mod mss;
 mod reset;
 mod rewrite;
 mod tunnel;
@@ -19,6 +20,7 @@ use lb_common::{
 use self::access::{ahead, load8, load8_anew, load16, load32, load64, same, store16, store32};
 pub(crate) use self::{
     icmp_error::IcmpError,
+    mss::clamp_mss,
     rewrite::{End, Rewrite},
     tunnel::{answer_too_big, encapsulate},
 };

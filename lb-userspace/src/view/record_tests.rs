@@ -48,14 +48,16 @@ fn a_service_record_has_the_fields_of_the_contract() {
         json_of(&services[0]),
         json!({
             "service": "Hyperspace", "address": "192.168.85.150", "ports": [443], "protocol": "tcp",
-            "forwarding": "snat", "connections": 3, "half_open": 1, "connections_total": 5, "resets": 6,
+            "forwarding": "snat", "scheduler": "source-hash", "mss_clamp": "none", "connections": 3, "half_open": 1, "connections_total": 5, "resets": 6,
             "packets_in": 1, "packets_out": 3, "bytes_in": 2, "bytes_out": 4, "sticky_clients": 3,
             "persistence_timeout": 3600, "idle_timeout": 10800, "servers": 3, "servers_taking_new": 1,
             "servers_down": 1, "id": 0,
         })
     );
     assert_eq!(services[1].protocol, "http");
-    assert_eq!(json_of(&services[1])["forwarding"], Value::Null);
+    for field in ["forwarding", "scheduler", "mss_clamp"] {
+        assert_eq!(json_of(&services[1])[field], Value::Null);
+    }
 }
 
 #[test]
@@ -107,6 +109,8 @@ Hyperspace/Hyperspace_Srv_3  192.168.85.202:443     100  drain   up      1h     
     );
     assert!(server::detail(&servers[2]).contains("next hop              02:00:00:00:00:03\n"));
     assert!(service::detail(&services[0], &servers).contains("kept for 1h after its last connection"));
+    assert!(service::detail(&services[0], &servers).contains("\nscheduler     source-hash\n"));
+    assert!(service::detail(&services[0], &servers).contains("\nmss clamp     none\n"));
 }
 
 #[test]
