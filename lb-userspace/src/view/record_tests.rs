@@ -67,7 +67,7 @@ fn a_server_record_has_the_fields_of_the_contract() {
         json_of(&servers(&builder.snapshot())[2]),
         json!({
             "service": "Hyperspace", "server": "Hyperspace_Srv_3", "address": "192.168.85.202", "port": 443,
-            "weight": 100, "state": "drain", "health": "up", "health_reason": null,
+            "weight": 100, "slow_start_percent": null, "state": "drain", "health": "up", "health_reason": null,
             "health_since": "2026-03-01T02:00:00Z", "connections": 2, "half_open": 0, "connections_total": 305,
             "resets": 306, "packets_in": 301, "packets_out": 303, "bytes_in": 302, "bytes_out": 304,
             "sticky_clients": 2, "sticky_clients_idle": 1, "last_record_expires": "2026-03-01T03:30:00Z",
@@ -75,6 +75,19 @@ fn a_server_record_has_the_fields_of_the_contract() {
             "reachable": true, "mac": "02:00:00:00:00:03", "certificate_expires": null, "id": 3,
         })
     );
+}
+
+#[test]
+fn a_server_that_grows_says_how_much_of_its_weight_it_has() {
+    let builder = Builder::example();
+    let shown = |weight: u64| {
+        builder.maps.server_loads[1][lb_common::schedule::WEIGHT_WORD].store(weight);
+        let server = servers(&builder.snapshot())[0].clone();
+        (server.slow_start_percent, server.note())
+    };
+    assert_eq!(shown(100_000), (None, None));
+    let note = "Hyperspace/Hyperspace_Srv_1: slow start, 32 % of its weight now";
+    assert_eq!(shown(32_500), (Some(32), Some(note.to_owned())));
 }
 
 #[test]
