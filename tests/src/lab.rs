@@ -44,6 +44,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
 
+pub(crate) use self::namespace::host_command;
 pub use self::{
     capture::{Capture, Captured},
     flood::{FloodReport, SynFlood},
@@ -57,7 +58,6 @@ pub use self::{
     services::Services,
     topology::{Arms, Family, Mode, Topology},
 };
-pub(crate) use self::namespace::host_command;
 pub use nix::sys::signal::Signal;
 
 /// The name of the one lab that uses the system's directories.

@@ -564,6 +564,17 @@ mod tests {
     }
 
     #[test]
+    fn where_the_file_says_nothing_a_tunnel_of_tcp_alone_has_its_syns_lowered() {
+        for (_, forwarding) in Forwarding::WORDS {
+            for (_, protocol) in Protocol::WORDS {
+                let lowered = (*protocol, *forwarding) == (Protocol::Tcp, Forwarding::Tunnel);
+                let wanted = if lowered { MssClamp::Auto } else { MssClamp::None };
+                assert_eq!(Service::usual_mss_clamp(*protocol, *forwarding), wanted);
+            }
+        }
+    }
+
+    #[test]
     fn the_default_snat_ports_are_31744() {
         assert_eq!(PortRange::default().count(), 31_744);
     }

@@ -95,9 +95,7 @@ pub(super) fn script(service: Service, from: From, flags: Flags, first_port: u16
             whole(source_low, 0, u32::from(SNAT_SERVERS) - 1, 0x0101),
             whole(transport + 2, SNAT_SERVERS.trailing_zeros(), u32::from(SNAT_PORTS) - 1, FIRST_PORT),
         ],
-        From::Server => {
-            [whole(destination_low, 0, 0xffff, 0), whole(transport + 2, 16, 0xffff, first_port)]
-        }
+        From::Server => [whole(destination_low, 0, 0xffff, 0), whole(transport + 2, 16, 0xffff, first_port)],
     };
     Ok(Script {
         frame: words(&frame)?,

@@ -112,12 +112,7 @@ fn nanoseconds(time: Duration, packets: u32) -> f64 {
 
 /// Has the conversations come up in no order.
 fn shuffled(script: Script, conversations: u32) -> Script {
-    Script {
-        multiplier: 1_664_525,
-        increment: 1_013_904_223,
-        mask: u64::from(conversations) - 1,
-        ..script
-    }
+    Script { multiplier: 1_664_525, increment: 1_013_904_223, mask: u64::from(conversations) - 1, ..script }
 }
 
 /// Has the conversations come up one after the other, from this one on.
@@ -228,8 +223,9 @@ fn connection(bench: &mut Bench, service: Service, sums: &mut BTreeMap<String, f
     let least = if answers { BATCH } else { BATCH * 19 / 20 };
     let mut step = |bench: &mut Bench, name: &str, script: Script, reason: Reason| -> Result<()> {
         let script = in_turn(script, 0, u64::from(BATCH));
-        *sums.entry(format!("{} {name}", service.label())).or_default() +=
-            bench.mostly(&script, BATCH, reason, u64::from(least)).with_context(|| format!("{} {name}", service.label()))?;
+        *sums.entry(format!("{} {name}", service.label())).or_default() += bench
+            .mostly(&script, BATCH, reason, u64::from(least))
+            .with_context(|| format!("{} {name}", service.label()))?;
         Ok(())
     };
     let client = |flags, first_port| script(service, From::Client, flags, first_port);
@@ -318,11 +314,19 @@ fn report(usual: &Figures, large: &Figures, small: &Figures, full: &Figures) -> 
             table("New connections, every table full of live rows", full),
         ],
         targets: vec![
-            Target::at_most("established flow, hot, snat, the dearer way / hash floor", &both(usual, "1"), 0.5),
+            Target::at_most(
+                "established flow, hot, snat, the dearer way / hash floor",
+                &both(usual, "1"),
+                0.5,
+            ),
             Target::at_most("the same with 65,536 flows / hot hash floor", &both(usual, "65536"), 2.5),
             Target::at_most("the same with 1,048,576 flows / hot hash floor", &both(large, "1048576"), 4.5),
             Target::at_most("SYN of a new flow, hot / hash floor", &ratio(small, "snat4 SYN"), 5.0),
-            Target::at_most("the same, every table full / hash floor", &ratio(full, "SYN, tables full"), 10.0),
+            Target::at_most(
+                "the same, every table full / hash floor",
+                &ratio(full, "SYN, tables full"),
+                10.0,
+            ),
             Target::at_most(
                 "not ours, ns over an empty program",
                 usual.get("not ours").unwrap_or(&Rounds::default()),

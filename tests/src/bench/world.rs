@@ -132,9 +132,7 @@ pub(super) struct World {
 ///
 /// # Errors
 /// It may not, or what the closure says.
-pub(super) fn alone<T: Send + 'static>(
-    work: impl FnOnce(&Path) -> Result<T> + Send + 'static,
-) -> Result<T> {
+pub(super) fn alone<T: Send + 'static>(work: impl FnOnce(&Path) -> Result<T> + Send + 'static) -> Result<T> {
     let directory = tempfile::tempdir().context("no temporary directory")?;
     let bpf = directory.path().to_owned();
     let thread = thread::spawn(move || {
@@ -260,11 +258,8 @@ fn yaml(sizes: Sizes) -> String {
             service.mode
         );
         for server in 0..service.servers() {
-            let _infallible = writeln!(
-                yaml,
-                "      - {{ label: s{server}, address: \"{}\" }}",
-                service.server(server)
-            );
+            let _infallible =
+                writeln!(yaml, "      - {{ label: s{server}, address: \"{}\" }}", service.server(server));
         }
     }
     yaml

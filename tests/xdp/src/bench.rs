@@ -36,9 +36,8 @@ mod program {
         let length = context.data_end() - context.data();
         if length != FRAME {
             // SAFETY: the context is the kernel's; pointers into the packet are only made after it.
-            let _moved = unsafe {
-                bpf_xdp_adjust_head(context.as_ptr().cast(), length as i32 - FRAME as i32)
-            };
+            let _moved =
+                unsafe { bpf_xdp_adjust_head(context.as_ptr().cast(), length as i32 - FRAME as i32) };
         }
         let start = context.data();
         if start + FRAME > context.data_end() {
