@@ -2,7 +2,7 @@
 //!
 //! Shared memory first: [`word`], [`life`] and [`table`] are the tables' algorithm, [`flow`], [`sticky`], [`ports`],
 //! [`service`], [`server`] and [`control`] what lies in them, [`maps`] their names, kinds and sizes. Then the
-//! decisions: [`choose`], [`schedule`], [`maglev`], [`picks`], [`tcp`], [`checksum`], [`hash`], [`clock`], and [`reason`], the outcome of every
+//! decisions: [`choose`], [`schedule`], [`maglev`], [`picks`], [`tcp`], [`mss`], [`checksum`], [`hash`], [`clock`], and [`reason`], the outcome of every
 //! packet.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
@@ -22,6 +22,7 @@ pub mod hash;
 pub mod life;
 pub mod maglev;
 pub mod maps;
+pub mod mss;
 pub mod picks;
 pub mod ports;
 pub mod reason;

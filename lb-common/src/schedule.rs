@@ -39,6 +39,16 @@ impl Scheduler {
         }
     }
 
+    /// The name in configuration and views.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SourceHash => "source-hash",
+            Self::LeastConn => "least-conn",
+            Self::RoundRobin => "round-robin",
+        }
+    }
+
     /// Whether two picks for one client may differ: a first pick is then noted (see [`crate::picks`]).
     #[inline(always)]
     #[must_use]

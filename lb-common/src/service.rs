@@ -15,6 +15,7 @@ use crate::address::Address;
 use crate::clock::Ticks;
 use crate::forwarding::Forwarding;
 use crate::hash::{HashKey, hash3};
+use crate::mss::MssClamp;
 use crate::schedule::Scheduler;
 use crate::word::Word;
 use crate::{TCP, UDP};
@@ -91,7 +92,7 @@ impl IndexEntry {
 /// |---|---|
 /// | 0, 1 | address, bytes as on the wire; zero: the id is not in use |
 /// | 2 | persistence timeout:32, idle timeout of an established flow:32 (ticks) |
-/// | 3 | [`Forwarding`]:8, IPv6 clients of one /64 are one client:1, UDP:1, zero:6, [`Scheduler`]:8, zero |
+/// | 3 | [`Forwarding`]:8, IPv6 clients of one /64 are one client:1, UDP:1, zero:6, [`Scheduler`]:8, zero:8, [`MssClamp`]:16, zero |
 pub type ServiceSlot = [Word; SERVICE_WORDS];
 /// Words of a service's entry.
 pub const SERVICE_WORDS: usize = 4;
@@ -113,11 +114,14 @@ pub struct Service {
     pub is_udp: bool,
     /// How an unknown client's server is picked.
     pub scheduler: Scheduler,
+    /// What its connections' SYNs say of segments.
+    pub mss_clamp: MssClamp,
 }
 
 const BY_PREFIX: u64 = 1 << 8;
 const UDP_BIT: u64 = 1 << 9;
 const SCHEDULER_SHIFT: u32 = 16;
+const MSS_CLAMP_SHIFT: u32 = 32;
 
 impl Service {
     /// Its IP protocol number.
@@ -153,6 +157,7 @@ impl Service {
             by_prefix: modes & BY_PREFIX != 0,
             is_udp: modes & UDP_BIT != 0,
             scheduler: Scheduler::from_number((modes >> SCHEDULER_SHIFT) as u8),
+            mss_clamp: MssClamp::from_number((modes >> MSS_CLAMP_SHIFT) as u16),
         })
     }
 
@@ -166,7 +171,8 @@ impl Service {
             self.forwarding as u64
                 | if self.by_prefix { BY_PREFIX } else { 0 }
                 | if self.is_udp { UDP_BIT } else { 0 }
-                | (self.scheduler as u64) << SCHEDULER_SHIFT,
+                | (self.scheduler as u64) << SCHEDULER_SHIFT
+                | (self.mss_clamp.number() as u64) << MSS_CLAMP_SHIFT,
         ]
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     handshake::{Answer, FLAGS_SHIFT, SECOND_DATAGRAM, answered, decide, reason_of},
     maps::{Flows, HalfOpen, ServerTable},
     open::open,
-    packet::{End, Packet, Rewrite, Segment, answer_too_big, encapsulate},
+    packet::{End, Packet, Rewrite, Segment, answer_too_big, clamp_mss, encapsulate},
     pipeline::{Outcome, World},
     select::{LOOK, select},
 };
@@ -122,6 +122,9 @@ fn settle(packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, Reaso
         | Reason::Carrying
         | Reason::NotConfigured => Err(reason),
         reason => {
+            if segment.flags.opens() {
+                clamp_mss(packet.context, u32::from(to.server) | u32::from(packet.arm) << 16);
+            }
             let server = ServerTable.present(to.server).ok_or(Reason::NoNeighbour)?;
             Ok(Way { to, server, reason })
         }

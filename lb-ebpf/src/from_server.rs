@@ -2,7 +2,8 @@
 
 use lb_common::{
     flow::{
-        FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD, Sequences,
+        ARM_SHIFT, FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD,
+        Sequences,
     },
     life::SlotState,
     ports::{Cells as _, Owner, PortCell},
@@ -18,7 +19,7 @@ use crate::{
     from_client::Client,
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
     open,
-    packet::{End, Packet, Rewrite, Segment},
+    packet::{End, Packet, Rewrite, Segment, clamp_mss},
     pipeline::{Outcome, World},
 };
 
@@ -130,6 +131,10 @@ fn answer_client(
     }
     if back.half_open {
         answer(world, packet, segment, back);
+        if segment.flags.is_syn_ack() {
+            let arm = (next_hop >> ARM_SHIFT) as u8;
+            clamp_mss(packet.context, u32::from(back.to.server) | u32::from(arm) << 16);
+        }
     } else if segment.is_udp {
         flow::keep(world, back.found.slot, back.found.life, back.key.service, TcpState::Established);
     } else {

@@ -7,6 +7,7 @@
 mod access;
 mod header;
 mod icmp_error;
+mod mss;
 mod plain;
 mod reset;
 mod rewrite;
@@ -20,6 +21,7 @@ use lb_common::{
 use self::access::{ahead, load8, load8_anew, load16, load32, load64, same, store16, store32};
 pub(crate) use self::{
     icmp_error::IcmpError,
+    mss::clamp_mss,
     plain::{Family, Plain, family},
     rewrite::{End, Rewrite},
     tunnel::{answer_too_big, encapsulate},

@@ -19,6 +19,7 @@ use lb_common::{
     hash::hash3,
     maglev::{Candidate, build, size_for},
     maps::{ServerInfo, ServiceInfo},
+    mss::MssClamp,
     schedule::Scheduler,
     server::{Server, ServerState},
     service::Service,
@@ -115,6 +116,7 @@ fn fill(maps: &Maps) {
         by_prefix: false,
         is_udp: false,
         scheduler: Scheduler::SourceHash,
+        mss_clamp: MssClamp::None,
     };
     for (word, value) in maps.services[0].iter().zip(service.words()) {
         word.store(value);

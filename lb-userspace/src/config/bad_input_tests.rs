@@ -99,7 +99,7 @@ fn unknown_and_repeated_keys_are_named_with_a_remedy() {
             "f:1:1: the configuration has no \"virtual_services\"; list the virtual services, or write \"virtual_services: []\" for none\n\
              f:4:1: unknown key \"virtual_servces\" in the configuration; did you mean \"virtual_services\"?",
         "    ports:" => "    wombat: 1\n    ports:":
-            "f:7:5: unknown key \"wombat\" in a virtual service; a virtual service takes label, address, ports, protocol, forwarding, scheduler, persistence, idle_timeout, slow_start, on_down, health_check, force_https, real_servers",
+            "f:7:5: unknown key \"wombat\" in a virtual service; a virtual service takes label, address, ports, protocol, forwarding, scheduler, persistence, idle_timeout, slow_start, mss_clamp, on_down, health_check, force_https, real_servers",
         "    ports:" => "    helth_check: {}\n    ports:":
             "f:7:5: unknown key \"helth_check\" in a virtual service; did you mean \"health_check\"?",
         "192.0.2.21 }" => "192.0.2.21, wieght: 1 }":
@@ -107,7 +107,7 @@ fn unknown_and_repeated_keys_are_named_with_a_remedy() {
         "    ports:" => "    label: Other\n    ports:":
             "f:7:5: key \"label\" is given twice in a virtual service; keep one (the first is on line 5)",
         "    ports:" => "    [x]: 1\n    ports:":
-            "f:7:5: a key of a virtual service is a list; a virtual service takes label, address, ports, protocol, forwarding, scheduler, persistence, idle_timeout, slow_start, on_down, health_check, force_https, real_servers",
+            "f:7:5: a key of a virtual service is a list; a virtual service takes label, address, ports, protocol, forwarding, scheduler, persistence, idle_timeout, slow_start, mss_clamp, on_down, health_check, force_https, real_servers",
         "  interfaces:" => "  tables: { flow: 1024 }\n  interfaces:":
             "f:3:13: unknown key \"flow\" in tables; did you mean \"flows\"?",
     }
@@ -447,6 +447,14 @@ fn persistence_has_a_mode_and_a_duration() {
             "f:8:19: idle_timeout 999ms is out of range; write a duration from 1s to 30d",
         "    real_servers:" => "    slow_start: 61m\n    real_servers:":
             "f:8:17: slow_start 1h1m is out of range; write a duration from 1s to 1h",
+        "    real_servers:" => "    mss_clamp: off\n    real_servers:":
+            "f:8:16: \"off\" is not a known mss_clamp; write auto, none, or bytes from 536 to 65495",
+        "    real_servers:" => "    mss_clamp: 535\n    real_servers:":
+            "f:8:16: mss_clamp 535 is out of range; write a whole number from 536 to 65495",
+        "    real_servers:" => "    mss_clamp: [1360]\n    real_servers:":
+            "f:8:16: mss_clamp is a list, not a single value; write a whole number from 536 to 65495",
+        "    real_servers:" => "    protocol: udp\n    mss_clamp: auto\n    real_servers:":
+            "f:9:5: mss_clamp has no meaning for protocol udp; remove it, or use protocol tcp",
     }
 }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use lb_common::mss::MssClamp;
 use serde::ser::SerializeStruct as _;
 use serde::{Serialize, Serializer};
 
@@ -173,6 +174,10 @@ pub struct Service {
     /// [`Service::LONGEST_SLOW_START`]; zero: it has all of it at once.
     #[serde(serialize_with = "seconds", skip_serializing_if = "Duration::is_zero")]
     pub slow_start: Duration,
+    /// What is done to the largest segment that a connection's SYNs announce: with a number, [`MssClamp::LEAST`] bytes to
+    /// [`Service::MOST_MSS`]. Without meaning for `http` and `udp`.
+    #[serde(serialize_with = "mss_clamp")]
+    pub mss_clamp: MssClamp,
     /// What happens to the open flows of a server that goes down.
     pub on_down: OnDown,
     /// How the real servers' health is judged.
@@ -192,8 +197,19 @@ impl Service {
     pub const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(180);
     /// The longest slow start: 1 h.
     pub const LONGEST_SLOW_START: Duration = Duration::from_secs(3600);
+    /// The largest segment that a service can be limited to: an IPv4 packet has no room for more.
+    pub const MOST_MSS: u16 = u16::MAX - 40;
     /// The most ports of a service.
     pub const MAX_PORTS: usize = 64;
+
+    /// What is done to SYNs where the file says nothing: a packet in a tunnel is longer than its sender knows.
+    #[must_use]
+    pub const fn usual_mss_clamp(protocol: Protocol, forwarding: Forwarding) -> MssClamp {
+        match (protocol, forwarding) {
+            (Protocol::Tcp, Forwarding::Tunnel) => MssClamp::Auto,
+            _ => MssClamp::None,
+        }
+    }
 
     /// The real server of this label.
     #[must_use]
@@ -478,6 +494,14 @@ impl Server {
     pub const MAX_WEIGHT: u16 = 1000;
 }
 
+/// A number, or the file's word.
+fn mss_clamp<S: Serializer>(clamp: &MssClamp, serializer: S) -> Result<S::Ok, S::Error> {
+    match clamp {
+        MssClamp::Bytes(bytes) => serializer.serialize_u16(*bytes),
+        MssClamp::Auto | MssClamp::None => serializer.collect_str(clamp),
+    }
+}
+
 /// Durations in JSON are seconds, whole where they are whole.
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     if duration.subsec_nanos() == 0 {
@@ -537,6 +561,17 @@ mod tests {
         same(Scheduler::WORDS);
         same(OnDown::WORDS);
         same(HealthKind::WORDS);
+    }
+
+    #[test]
+    fn where_the_file_says_nothing_a_tunnel_of_tcp_alone_has_its_syns_lowered() {
+        for (_, forwarding) in Forwarding::WORDS {
+            for (_, protocol) in Protocol::WORDS {
+                let lowered = (*protocol, *forwarding) == (Protocol::Tcp, Forwarding::Tunnel);
+                let wanted = if lowered { MssClamp::Auto } else { MssClamp::None };
+                assert_eq!(Service::usual_mss_clamp(*protocol, *forwarding), wanted);
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use lb_common::mss::MssClamp;
 use proptest::collection::{hash_set, vec};
 use proptest::option;
 use proptest::prelude::*;
@@ -60,6 +61,7 @@ virtual_services:
     scheduler: source-hash
     persistence: { mode: source-ip, timeout: 1h }
     idle_timeout: 3h
+    mss_clamp: none
     on_down: reset
     health_check: { kind: tcp, interval: 2s, timeout: 1s, fall: 3, rise: 2 }
     real_servers:
@@ -258,6 +260,7 @@ fn service() -> impl Strategy<Value = Service> {
                 persistence: Persistence::default(),
                 idle_timeout: Service::IDLE_TIMEOUT,
                 slow_start: Duration::from_secs(port_count.saturating_sub(2) as u64 * 59),
+                mss_clamp: [MssClamp::None, MssClamp::Auto, MssClamp::Bytes(1360)][port_count % 3],
                 on_down: OnDown::default(),
                 health_check: HealthCheck::default(),
                 force_https: http,

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use lb_common::mss::MssClamp;
+
 use super::error::{Findings, Position};
 use super::fields::Fields;
 use super::label::Label;
@@ -23,6 +25,7 @@ const KEYS: &[&str] = &[
     "persistence",
     "idle_timeout",
     "slow_start",
+    "mss_clamp",
     "on_down",
     "health_check",
     "force_https",
@@ -106,6 +109,7 @@ fn rest(
         let range = SHORTEST..=Service::LONGEST_SLOW_START;
         duration(tree, "slow_start", Duration::from_secs(1), range, findings)
     });
+    let mss_clamp = mss_clamp(fields, protocol, forwarding, findings);
     let on_down = fields.or_default("on_down", OnDown::default(), findings, |tree, findings| {
         word(tree, "on_down", OnDown::WORDS, &[], findings)
     });
@@ -124,6 +128,7 @@ fn rest(
         persistence,
         idle_timeout,
         slow_start,
+        mss_clamp,
         on_down,
         health_check,
         force_https,
@@ -193,6 +198,34 @@ fn persistence(tree: &Tree, findings: &mut Findings) -> Option<Persistence> {
         }
     }
     Some(Persistence::None)
+}
+
+fn mss_clamp(
+    fields: &Fields<'_>,
+    protocol: Protocol,
+    forwarding: Forwarding,
+    findings: &mut Findings,
+) -> MssClamp {
+    let usual = Service::usual_mss_clamp(protocol, forwarding);
+    let clamp = fields.or_default("mss_clamp", usual, findings, |tree, findings| {
+        let range = MssClamp::LEAST..=Service::MOST_MSS;
+        match &tree.shape {
+            Shape::Text(text) if text == "auto" => Some(MssClamp::Auto),
+            Shape::Text(text) if text == "none" => Some(MssClamp::None),
+            Shape::Text(text) if !text.starts_with(|c: char| c.is_ascii_digit() || c == '-') => {
+                let remedy = format!("write auto, none, or bytes from {} to {}", range.start(), range.end());
+                findings.error(tree.at, format!("{} is not a known mss_clamp", quoted(text)), remedy);
+                None
+            }
+            _ => whole(tree, "mss_clamp", range, findings).map(MssClamp::Bytes),
+        }
+    });
+    if protocol == Protocol::Udp
+        && let Some(at) = fields.key_at("mss_clamp")
+    {
+        findings.error(at, "mss_clamp has no meaning for protocol udp", "remove it, or use protocol tcp");
+    }
+    clamp
 }
 
 fn ipv6_prefix(tree: &Tree, findings: &mut Findings) -> Option<u8> {

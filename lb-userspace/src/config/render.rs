@@ -6,6 +6,8 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use lb_common::mss::MssClamp;
+
 use super::duration::display_duration;
 use super::model::{
     Config, Forwarding, HealthCheck, HealthKind, Node, OnDown, Persistence, Protocol, Scheduler, Server,
@@ -125,6 +127,9 @@ pub(super) fn service_fields(service: &Service) -> RenderedFields {
     if !service.slow_start.is_zero() {
         fields.push(("slow_start", one(&display_duration(service.slow_start))));
     }
+    if service.protocol != Protocol::Udp {
+        fields.push(("mss_clamp", one(&service.mss_clamp)));
+    }
     fields.extend([
         ("on_down", one(&service.on_down)),
         ("health_check", Rendered::Map(health_fields(&service.health_check))),
@@ -139,6 +144,7 @@ fn ignored_by_http() -> RenderedFields {
         ("scheduler", one(&Scheduler::default())),
         ("persistence", persistence(Persistence::default())),
         ("idle_timeout", one(&display_duration(Service::IDLE_TIMEOUT))),
+        ("mss_clamp", one(&MssClamp::None)),
         ("on_down", one(&OnDown::default())),
         ("health_check", Rendered::Map(health_fields(&HealthCheck::default()))),
     ]

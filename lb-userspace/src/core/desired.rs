@@ -10,6 +10,7 @@ use lb_common::clock::Ticks;
 use lb_common::forwarding::Forwarding;
 use lb_common::maglev::Candidate;
 use lb_common::maps::{ServerInfo, ServiceInfo};
+use lb_common::mss::MssClamp;
 use lb_common::schedule;
 use lb_common::server::{Server, ServerState, Servers as _};
 use lb_common::service::{EntryKind, IndexEntry, Service};
@@ -280,6 +281,7 @@ fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (
         by_prefix: by_prefix(service),
         is_udp: service.protocol == Protocol::Udp,
         scheduler: service.scheduler.kind(),
+        mss_clamp: if service.protocol == Protocol::Tcp { service.mss_clamp } else { MssClamp::None },
     };
     let info = ServiceInfo {
         label: padded(service.label.as_str()),

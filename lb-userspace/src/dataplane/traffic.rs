@@ -7,6 +7,7 @@ use lb_common::{
     forwarding::Forwarding,
     hash::{hash3, mix},
     life::{Life, SlotState},
+    mss::MssClamp,
     ports::{Owner, PortCell, PortRange, claim, promote},
     schedule::Scheduler,
     service::Service,
@@ -55,6 +56,7 @@ pub(super) fn maps() -> Maps {
             by_prefix: false,
             is_udp: false,
             scheduler: Scheduler::SourceHash,
+            mss_clamp: MssClamp::None,
         };
         let slot = &maps.services[usize::try_from(id).unwrap()];
         for (word, value) in slot.iter().zip(service.words()) {

@@ -158,6 +158,8 @@ fn service(snapshot: &Snapshot<'_>, index: usize, slot: &[Word; 4]) -> Option<Va
         "forwarding": service.forwarding.name(),
         "udp": service.is_udp,
         "by_prefix": service.by_prefix,
+        "scheduler": service.scheduler.name(),
+        "mss_clamp": service.mss_clamp.to_string(),
         "raw": hex_of(&load(slot)),
     }))
 }

@@ -48,14 +48,16 @@ fn a_service_record_has_the_fields_of_the_contract() {
         json_of(&services[0]),
         json!({
             "service": "Hyperspace", "address": "192.168.85.150", "ports": [443], "protocol": "tcp",
-            "forwarding": "snat", "connections": 3, "half_open": 1, "connections_total": 5, "resets": 6,
+            "forwarding": "snat", "scheduler": "source-hash", "mss_clamp": "none", "connections": 3, "half_open": 1, "connections_total": 5, "resets": 6,
             "packets_in": 1, "packets_out": 3, "bytes_in": 2, "bytes_out": 4, "sticky_clients": 3,
             "persistence_timeout": 3600, "idle_timeout": 10800, "servers": 3, "servers_taking_new": 1,
             "servers_down": 1, "id": 0,
         })
     );
     assert_eq!(services[1].protocol, "http");
-    assert_eq!(json_of(&services[1])["forwarding"], Value::Null);
+    for field in ["forwarding", "scheduler", "mss_clamp"] {
+        assert_eq!(json_of(&services[1])[field], Value::Null);
+    }
 }
 
 #[test]
@@ -65,7 +67,7 @@ fn a_server_record_has_the_fields_of_the_contract() {
         json_of(&servers(&builder.snapshot())[2]),
         json!({
             "service": "Hyperspace", "server": "Hyperspace_Srv_3", "address": "192.168.85.202", "port": 443,
-            "weight": 100, "state": "drain", "health": "up", "health_reason": null,
+            "weight": 100, "slow_start_percent": null, "state": "drain", "health": "up", "health_reason": null,
             "health_since": "2026-03-01T02:00:00Z", "connections": 2, "half_open": 0, "connections_total": 305,
             "resets": 306, "packets_in": 301, "packets_out": 303, "bytes_in": 302, "bytes_out": 304,
             "sticky_clients": 2, "sticky_clients_idle": 1, "last_record_expires": "2026-03-01T03:30:00Z",
@@ -73,6 +75,19 @@ fn a_server_record_has_the_fields_of_the_contract() {
             "reachable": true, "mac": "02:00:00:00:00:03", "certificate_expires": null, "id": 3,
         })
     );
+}
+
+#[test]
+fn a_server_that_grows_says_how_much_of_its_weight_it_has() {
+    let builder = Builder::example();
+    let shown = |weight: u64| {
+        builder.maps.server_loads[1][lb_common::schedule::WEIGHT_WORD].store(weight);
+        let server = servers(&builder.snapshot())[0].clone();
+        (server.slow_start_percent, server.note())
+    };
+    assert_eq!(shown(100_000), (None, None));
+    let note = "Hyperspace/Hyperspace_Srv_1: slow start, 32 % of its weight now";
+    assert_eq!(shown(32_500), (Some(32), Some(note.to_owned())));
 }
 
 #[test]
@@ -107,6 +122,8 @@ Hyperspace/Hyperspace_Srv_3  192.168.85.202:443     100  drain   up      1h     
     );
     assert!(server::detail(&servers[2]).contains("next hop              02:00:00:00:00:03\n"));
     assert!(service::detail(&services[0], &servers).contains("kept for 1h after its last connection"));
+    assert!(service::detail(&services[0], &servers).contains("\nscheduler     source-hash\n"));
+    assert!(service::detail(&services[0], &servers).contains("\nmss clamp     none\n"));
 }
 
 #[test]

@@ -4,9 +4,12 @@ use std::net::IpAddr;
 
 use lb_common::{
     maps::ServerInfo,
+    schedule::Load,
     server::{ServerState, Servers as _},
 };
 use serde::Serialize;
+
+use crate::core::slow_start::WHOLE;
 
 use super::{
     Census, Snapshot, Time,
@@ -101,6 +104,8 @@ pub struct ServerRecord {
     pub ports: Vec<u16>,
     /// Its share of new clients.
     pub weight: u16,
+    /// How much of its weight it has, in percent, while it grows (`slow_start`).
+    pub slow_start_percent: Option<u32>,
     /// What an administrator decided.
     pub state: AdminState,
     /// What the health checks found.
@@ -174,6 +179,7 @@ impl ServerRecord {
                 Vec::new()
             },
             weight: info.weight,
+            slow_start_percent: growing(snapshot, id, info.weight).filter(|_| has(ServerState::TAKES_NEW)),
             state: AdminState::from_number(info.state),
             health: Health::from_number(info.health),
             health_reason: (!reason.is_empty()).then_some(reason),
@@ -225,6 +231,9 @@ impl ServerRecord {
         if !self.reachable && self.state != AdminState::Halt {
             notes.push("its next hop's MAC address is not known, packets to it are dropped".to_owned());
         }
+        if let Some(percent) = self.slow_start_percent {
+            notes.push(format!("slow start, {percent} % of its weight now"));
+        }
         if self.state == AdminState::Online && self.weight == 0 {
             notes.push("weight 0, no new clients".to_owned());
         }
@@ -258,6 +267,13 @@ impl ServerRecord {
         let (since, age) = (self.health_since?, self.health_age?);
         Some(format!("{since} ({})", duration(age)))
     }
+}
+
+/// How much of its weight a server has in the scheduler's loads, in percent, if that is not all.
+fn growing(snapshot: &Snapshot<'_>, id: u16, weight: u16) -> Option<u32> {
+    let load = Load::read(snapshot.maps().server_loads.get(usize::from(id))?);
+    let whole = u32::from(weight) * WHOLE;
+    (load.weight > 0 && load.weight < whole).then(|| load.weight.saturating_mul(100) / whole)
 }
 
 /// A MAC address as text.

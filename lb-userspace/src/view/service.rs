@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use lb_common::{forwarding::Forwarding, maps::ServiceInfo};
-use serde::Serialize;
+use lb_common::{forwarding::Forwarding, maps::ServiceInfo, mss::MssClamp};
+use serde::{Serialize, Serializer};
 
 use crate::config::port_list;
 
@@ -11,6 +11,7 @@ use super::{
     Census, Snapshot,
     format::{bytes, count, duration},
     names::{ip, text},
+    scheduler,
     server::{Health, ServerRecord},
     table::{Align, render},
 };
@@ -28,6 +29,11 @@ pub struct ServiceRecord {
     pub protocol: &'static str,
     /// How a packet reaches the real server; none where the daemon answers itself.
     pub forwarding: Option<&'static str>,
+    /// How an unknown client's server is picked; none where the daemon answers itself.
+    pub scheduler: Option<&'static str>,
+    /// What is done to the largest segment that SYNs announce: `none`, `auto`, or bytes; none where there is none.
+    #[serde(serialize_with = "mss_clamp")]
+    pub mss_clamp: Option<MssClamp>,
     /// Open flows.
     pub connections: u64,
     /// Flows whose handshake is not complete.
@@ -74,12 +80,15 @@ impl ServiceRecord {
             servers.iter().filter(|server| server.service_id == id && wanted(server)).count() as u64
         };
         let balanced = info.protocol != HTTP;
+        let entry = scheduler::service(snapshot.maps(), id).filter(|_| balanced);
         Ok(Self {
             service: text(&info.label),
             address: ip(info.address),
             ports: snapshot.ports_of(id, info.port),
             protocol: protocol_name(info.protocol),
             forwarding: balanced.then(|| Forwarding::from_number(info.forwarding.wrapping_sub(1)).name()),
+            scheduler: entry.map(|entry| entry.scheduler.name()),
+            mss_clamp: entry.filter(|entry| !entry.is_udp).map(|entry| entry.mss_clamp),
             connections: load.open,
             half_open: load.half_open,
             connections_total: traffic.flows,
@@ -96,6 +105,14 @@ impl ServiceRecord {
             servers_down: ours(&|server| server.health == Health::Down),
             id,
         })
+    }
+}
+
+fn mss_clamp<S: Serializer>(clamp: &Option<MssClamp>, serializer: S) -> Result<S::Ok, S::Error> {
+    match clamp {
+        Some(MssClamp::Bytes(bytes)) => serializer.serialize_u16(*bytes),
+        Some(word) => serializer.collect_str(word),
+        None => serializer.serialize_none(),
     }
 }
 
@@ -215,9 +232,11 @@ pub fn detail(service: &ServiceRecord, servers: &[ServerRecord]) -> String {
         |timeout| format!("a client's record is kept for {} after its last connection", duration(timeout)),
     );
     out.push_str(&format!(
-        "\npersistence   {persistence}\nidle timeout  {}\nconnections   {} ever, {} answered with RST\n\
+        "\nscheduler     {}\npersistence   {persistence}\nidle timeout  {}\n{}connections   {} ever, {} answered with RST\n\
          packets       {} in, {} out\n\n",
+        service.scheduler.unwrap_or("unknown"),
         duration(service.idle_timeout),
+        service.mss_clamp.map_or_else(String::new, |clamp| format!("mss clamp     {clamp}\n")),
         count(service.connections_total),
         count(service.resets),
         count(service.packets_in),

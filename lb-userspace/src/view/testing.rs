@@ -15,6 +15,7 @@ use lb_common::{
     hash::hash3,
     maglev::{Candidate, build, size_for},
     maps::{ServerInfo, ServiceInfo, Traffic},
+    mss::MssClamp,
     schedule::Scheduler,
     server::{Server, ServerState},
     service::{EntryKind, IndexEntry, Service, Spread, layout},
@@ -150,6 +151,7 @@ impl Builder {
             by_prefix: false,
             is_udp: false,
             scheduler: Scheduler::SourceHash,
+            mss_clamp: MssClamp::None,
         };
         for (word, value) in self.maps.services[usize::from(id)].iter().zip(service.words()) {
             word.store(value);

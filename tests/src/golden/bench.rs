@@ -19,6 +19,7 @@ use lb_common::{
     hash::HashKey,
     maglev::Table,
     maps::{self, INNER_MAP, MapSpec, Traffic},
+    mss::MssClamp,
     reason::{REASONS, Reason},
     schedule::Scheduler,
     server::{self, ServerSlot, ServerState},
@@ -271,6 +272,7 @@ impl Bench {
             by_prefix: false,
             is_udp: false,
             scheduler: Scheduler::SourceHash,
+            mss_clamp: MssClamp::None,
         };
         for (cell, word) in self.services[usize::from(service.id)].iter().zip(entry.words()) {
             cell.store(word);

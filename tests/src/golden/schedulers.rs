@@ -8,6 +8,7 @@ use lb_common::{
     clock::Ticks,
     forwarding::Forwarding,
     maglev::Candidate,
+    mss::MssClamp,
     reason::Reason,
     schedule::{self, Load, OPEN_WORD, Scheduler, WEIGHT_WORD},
     server::ServerState,
@@ -93,6 +94,7 @@ impl Hall<'_> {
                 by_prefix: false,
                 is_udp: false,
                 scheduler,
+                mss_clamp: MssClamp::None,
             },
         );
     }

@@ -42,6 +42,8 @@ pub(super) struct Segment {
     pub(super) acknowledgment: u32,
     pub(super) hops: u8,
     pub(super) window: u16,
+    /// A multiple of 4 bytes.
+    pub(super) options: Vec<u8>,
     pub(super) payload: Vec<u8>,
 }
 
@@ -56,9 +58,11 @@ impl Segment {
         bytes.extend(self.destination.1.to_be_bytes());
         bytes.extend(self.sequence.to_be_bytes());
         bytes.extend(self.acknowledgment.to_be_bytes());
-        bytes.extend([0x50, self.flags]);
+        let words = 5 + u8::try_from(self.options.len() / 4).unwrap_or(u8::MAX);
+        bytes.extend([words << 4, self.flags]);
         bytes.extend(self.window.to_be_bytes());
         bytes.extend([0; 4]);
+        bytes.extend(&self.options);
         bytes.extend(&self.payload);
         let sum = covered(self.source.0, self.destination.0, TCP, &bytes);
         bytes[16..18].copy_from_slice(&sum.to_be_bytes());

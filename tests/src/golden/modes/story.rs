@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::{forwarding::Forwarding, reason::Reason, server::ServerState};
+use lb_common::{forwarding::Forwarding, mss::MssClamp, reason::Reason, server::ServerState};
 
 use super::{
     super::{
@@ -36,6 +36,7 @@ pub(super) const ALL: &[(&str, Play)] = &[
     ("an error about the service's packet reaches the server", error_to_server),
     ("an error about a packet to the server reaches the client", error_to_client),
     ("the largest packet goes through, or its sender is told what fits", largest_packet),
+    ("the segments that SYNs announce are lowered to what fits", announced_segments),
     ("a packet at its last hop is dropped", last_hop),
     ("fragments and extensions for the service are dropped", fragments_and_extensions),
     ("the server's other traffic passes", other_traffic),
@@ -134,6 +135,7 @@ impl World {
             acknowledgment: if flags & ACK == 0 { 0 } else { SERVER_ISN.wrapping_add(acknowledgment) },
             hops: 63,
             window: 501,
+            options: Vec::new(),
             payload: Vec::new(),
         }
     }
@@ -148,6 +150,7 @@ impl World {
             acknowledgment: CLIENT_ISN.wrapping_add(acknowledgment),
             hops: 64,
             window: 510,
+            options: Vec::new(),
             payload: Vec::new(),
         }
     }
@@ -185,6 +188,7 @@ impl World {
             acknowledgment,
             hops: 64,
             window: 0,
+            options: Vec::new(),
             payload: Vec::new(),
         };
         self.frame_to_client(reset.packet())
@@ -356,6 +360,69 @@ fn largest_packet(story: &mut Story<'_>) -> Told {
     let ends = (world.service(), world.client());
     let answer = icmp(ends, 64, world.too_big(), value, &large.packet()[..world.repeated()]);
     story.sends_back(0, &world.client_sends(&large), Reason::TooBig, &world.frame_to_client(answer))
+}
+
+/// Options that announce segments of so many bytes, at even and odd places.
+fn announcing(bytes: u16) -> [Vec<u8>; 4] {
+    let [high, low] = bytes.to_be_bytes();
+    let behind = [vec![1; 34], vec![2, 4, high, low], vec![1, 1]].concat();
+    [
+        vec![2, 4, high, low],
+        vec![2, 4, high, low, 4, 2, 8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 3, 7],
+        vec![1, 3, 3, 8, 1, 2, 4, high, low, 0, 0, 0],
+        behind,
+    ]
+}
+
+/// Options without an announcement that is understood.
+const NOT_ANNOUNCING: [&[u8]; 6] = [
+    &[],
+    &[1; 40],
+    &[0, 2, 4, 5],
+    &[3, 0, 2, 4, 0x23, 0x28, 0, 0],
+    &[3, 1, 2, 4, 0x23, 0x28, 0, 0],
+    &[2, 4, 0x23, 0x28, 8, 10, 1, 1],
+];
+
+fn announced_segments(story: &mut Story<'_>) -> Told {
+    let world = story.world;
+    let headers = if world.clients_v6 { 60 } else { 40 };
+    let fits = MTU - u16::try_from(world.outer()).unwrap_or(0) - headers;
+    for (mss_clamp, most) in
+        [(MssClamp::None, u16::MAX), (MssClamp::Auto, fits), (MssClamp::Bytes(1300), 1300)]
+    {
+        story.bench.put_service_of(&World { mss_clamp, ..*world });
+        for announced in [536, 1299, 1300, 1301, fits, fits + 1, 9000, u16::MAX] {
+            let lowered = announcing(announced.min(most));
+            for (options, lowered) in announcing(announced).into_iter().zip(lowered) {
+                handshake_with(story, &options, &lowered)?;
+            }
+        }
+        for options in NOT_ANNOUNCING {
+            handshake_with(story, options, options)?;
+        }
+    }
+    story.bench.put_service_of(world);
+    Ok(())
+}
+
+/// SYN, the same SYN again, and what comes back have these options, and get those.
+fn handshake_with(story: &mut Story<'_>, options: &[u8], lowered: &[u8]) -> Told {
+    let world = story.world;
+    story.bench.begin(world);
+    let with = |segment: Segment, options: &[u8]| Segment { options: options.to_vec(), ..segment };
+    let syn = world.segment(40_000, SYN, 0, 0);
+    let sent = world.client_sends(&with(syn.clone(), options));
+    let wanted = world.forwarded(&with(syn, lowered), 0);
+    story.forwards(&sent, Reason::NewByScheduler, &wanted)?;
+    story.forwards(&sent, Reason::SynRepeated, &wanted)?;
+    if !world.forwarding.sees_answers() {
+        return Ok(());
+    }
+    let answer = world.answer(40_000, 0, SYN | ACK, 0, 1);
+    let wanted = world.returned(&with(answer.clone(), lowered), 40_000, SERVICE_PORT);
+    let sent = world.server_sends(&with(answer, options));
+    story.sends_back(world.server_arm(), &sent, Reason::Returned, &wanted)
 }
 
 fn last_hop(story: &mut Story<'_>) -> Told {

@@ -10,6 +10,7 @@ use lb_common::{
     flow::mac_word,
     forwarding::Forwarding,
     maglev::{self, Candidate},
+    mss::MssClamp,
     schedule::Scheduler,
     server::{Server, ServerState},
     service::{EntryKind, IndexEntry, Service},
@@ -52,6 +53,8 @@ pub(crate) struct World {
     pub(super) two_arms: bool,
     /// Whether the service is UDP; else TCP.
     pub(super) is_udp: bool,
+    /// What the service has done with SYNs.
+    pub(super) mss_clamp: MssClamp,
 }
 
 const TAGS: [&[(u16, u16)]; 3] = [&[], &[(0x8100, 0x0064)], &[(0x88a8, 0x0064), (0x8100, 0x2005)]];
@@ -85,6 +88,7 @@ impl World {
                                 tags,
                                 two_arms,
                                 is_udp,
+                                mss_clamp: MssClamp::None,
                             });
                         }
                     }
@@ -224,19 +228,7 @@ impl Bench {
     /// As of [`Bench::install`].
     pub(super) fn settle(&mut self, world: &World) -> anyhow::Result<()> {
         self.fill_index(&world.index())?;
-        let ticks = |span: i64| Ticks(u32::try_from(span).unwrap_or(u32::MAX));
-        self.put_service(
-            SERVICE,
-            &Service {
-                address: Address::from(world.service()),
-                persistence: ticks(span::PERSISTENCE),
-                idle: ticks(span::IDLE),
-                forwarding: world.forwarding,
-                by_prefix: false,
-                is_udp: world.is_udp,
-                scheduler: Scheduler::SourceHash,
-            },
-        );
+        self.put_service_of(world);
         let control = self.control();
         let family = if world.servers_v6 { &control.sources_v6 } else { &control.sources };
         for (word, value) in family[0].iter().zip(Address::from(world.source()).0) {
@@ -248,6 +240,24 @@ impl Bench {
         control.arms[1].mac.store(if world.two_arms { mac_word(OTHER_MAC) } else { 0 });
         self.come_by(0);
         self.connect_arms()
+    }
+
+    /// Makes the service this world's.
+    pub(super) fn put_service_of(&self, world: &World) {
+        let ticks = |span: i64| Ticks(u32::try_from(span).unwrap_or(u32::MAX));
+        self.put_service(
+            SERVICE,
+            &Service {
+                address: Address::from(world.service()),
+                persistence: ticks(span::PERSISTENCE),
+                idle: ticks(span::IDLE),
+                forwarding: world.forwarding,
+                by_prefix: false,
+                is_udp: world.is_udp,
+                scheduler: Scheduler::SourceHash,
+                mss_clamp: world.mss_clamp,
+            },
+        );
     }
 
     /// Empties the tables, with the server usable.
