@@ -16,7 +16,7 @@ use super::{
     wait::until,
     yaml::Wanted,
 };
-use crate::lab::{HYPERSPACE, Lab, LabOptions, MYCHART, Ns, Port443};
+use crate::lab::{HYPERSPACE, Lab, LabOptions, MYCHART, Mode, Ns, Port443, Topology};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
@@ -137,13 +137,17 @@ impl Site {
         index.with_context(|| format!("the lab has no server {label}"))
     }
 
-    /// The connections to port 443 that a server's kernel has established with the balancer's SNAT ports. Health
-    /// checks come from higher ports.
+    /// The connections to port 443 that a server's kernel has established with clients: in `snat` with the balancer's SNAT
+    /// ports, above which health checks come from, else with the clients' own addresses.
     ///
     /// # Errors
     /// ss is missing.
     pub fn established_at(&self, label: &str) -> Result<u64> {
-        let filter = ["-Htn", "state", "established", "sport = :443 and dport < :32768"];
+        let clients = match self.topology() {
+            Topology { mode: Mode::Snat, .. } => "dport < :32768".to_owned(),
+            topology => format!("dst {}", topology.clients()),
+        };
+        let filter = ["-Htn", "state", "established", &format!("sport = :443 and {clients}")];
         let mut ss = self.command(Ns::Server(self.index(label)?), "ss", filter);
         let output = ss.output().context("cannot start ss")?;
         if !output.status.success() {

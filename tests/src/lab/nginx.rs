@@ -91,7 +91,8 @@ http {{
     scgi_temp_path scgi;
     sendfile on;
     keepalive_timeout 75s;
-    send_timeout 300s;
+    # No server gives a client up before the client does.
+    send_timeout 600s;
     keepalive_requests 1000000;
     ssl_certificate certificate.pem;
     ssl_certificate_key key.pem;
