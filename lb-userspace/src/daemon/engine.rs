@@ -389,7 +389,7 @@ impl Engine {
         match mac {
             Some(mac) => info!("{address} is at {}: the way to {}", mac_text(mac), behind.join(", ")),
             None => warn!(
-                "{address} does not answer ({}): packets to {} are dropped until it does or they are down",
+                "{address} has not answered ({}) for a minute: packets to {} are dropped until it does or they are down",
                 if address.is_ipv4() { "ARP" } else { "neighbour discovery" },
                 behind.join(", ")
             ),
