@@ -7,7 +7,11 @@
 //! one that the server has ended until the client says something of it; what is compared is the others.
 #![cfg(test)]
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use tests::{
@@ -21,6 +25,8 @@ const ROUND: Duration = Duration::from_secs(5);
 const SETTLES_WITHIN: Duration = Duration::from_secs(15);
 
 type Counts = BTreeMap<String, u64>;
+/// Server and what it sees of the client.
+type Connections = BTreeMap<(String, SocketAddr), String>;
 
 fn site(mode: Mode, family: Family) -> Site {
     let topology = Topology { mode, family, ..Topology::default() };
@@ -33,20 +39,55 @@ fn site(mode: Mode, family: Family) -> Site {
 }
 
 /// What the servers' kernels have with clients.
-fn kernels(site: &Site) -> Result<Counts> {
-    let labels = site.servers().map(|server| server.label.clone()).filter(|label| label.starts_with("Hyper"));
-    labels.map(|label| Ok((label.clone(), site.established_at(&label)?))).collect()
+fn kernels(site: &Site) -> Result<BTreeSet<(String, SocketAddr)>> {
+    let mut all = BTreeSet::new();
+    for server in site.servers().filter(|server| server.label.starts_with("Hyperspace")) {
+        all.extend(site.peers_of(&server.label)?.into_iter().map(|peer| (server.label.clone(), peer)));
+    }
+    Ok(all)
 }
 
-/// Both say the same.
-fn reconcile(site: &Site) -> Result<Counts> {
-    let (mut counted, mut kept) = (Counts::new(), Counts::new());
-    let same = until("the counts are the kernels'", SETTLES_WITHIN, || {
-        kept = kernels(site)?;
-        counted = records::open_connections(site, "Hyperspace")?;
-        Ok((counted == kept).then_some(()))
+/// The balancer's flows, closed ones too, and their states.
+fn flows(site: &Site) -> Result<Connections> {
+    let flows: Vec<records::Flow> = records::ask(site, &["flow", "show"])?;
+    let ours = flows.into_iter().filter(|flow| flow.service == "Hyperspace");
+    let seen = ours.map(|flow| {
+        let address = flow.snat_address.unwrap_or(flow.client);
+        let port = flow.snat_port.unwrap_or(flow.client_port);
+        ((flow.server, SocketAddr::new(address, port)), flow.state)
     });
-    same.with_context(|| format!("counted: {counted:?}; the servers' own: {kept:?}"))?;
+    Ok(seen.collect())
+}
+
+/// Both have the same connections, and the balancer's counts are their numbers.
+fn reconcile(site: &Site) -> Result<Counts> {
+    let is_open = |state: &str| match state {
+        "established" | "server-fin" => true,
+        "client-fin" => !site.topology().mode.answers_directly(),
+        _ => false,
+    };
+    let mut differ = String::new();
+    let same =
+        until("the balancer and the servers' kernels have the same connections", SETTLES_WITHIN, || {
+            let (kept, flows) = (kernels(site)?, flows(site)?);
+            let open = flows.iter().filter(|(_, state)| is_open(state)).map(|(ends, _)| ends.clone());
+            let open: BTreeSet<_> = open.collect();
+            let missed = kept.difference(&open).map(|ends| (ends, flows.get(ends)));
+            let invented = open.difference(&kept).map(|ends| (ends, flows.get(ends)));
+            differ = format!(
+                "not open in the flow table: {:?}; not the servers' own: {:?}",
+                missed.collect::<Vec<_>>(),
+                invented.collect::<Vec<_>>()
+            );
+            Ok((open == kept).then_some(open))
+        });
+    let (open, _) = same.with_context(|| differ)?;
+    let counted = records::open_connections(site, "Hyperspace")?;
+    let mut numbers: Counts = counted.keys().map(|server| (server.clone(), 0)).collect();
+    for (server, _) in open {
+        *numbers.entry(server).or_default() += 1;
+    }
+    ensure!(counted == numbers, "counted: {counted:?}, and there are {numbers:?}");
     let vip: records::Vip = records::ask(site, &["vip", "show", "Hyperspace"])?;
     let servers: Vec<records::Server> = records::ask(site, &["server", "show", "Hyperspace"])?;
     let sum: u64 = servers.iter().map(|server| server.connections).sum();

@@ -30,12 +30,11 @@ const TRIALS: [(&str, Endured); 4] = [
 ];
 
 /// What is run without being asked for: each trial over IPv4 in `snat`, and once more where it differs most.
-const USUAL: [(&str, Mode, Family); 7] = [
+const USUAL: [(&str, Mode, Family); 6] = [
     ("deaths", Mode::Snat, Family::V4),
     ("deaths", Mode::Tunnel, Family::V6),
     ("replacements", Mode::Snat, Family::V4),
     ("changes", Mode::Snat, Family::V4),
-    ("changes", Mode::Dr, Family::V4),
     ("interface", Mode::Snat, Family::V4),
     ("interface", Mode::Nat, Family::V6),
 ];

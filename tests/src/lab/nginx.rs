@@ -90,8 +90,9 @@ http {{
     uwsgi_temp_path uwsgi;
     scgi_temp_path scgi;
     sendfile on;
-    keepalive_timeout 75s;
-    # No server gives a client up before the client does.
+    # No server gives a client up before a test does.
+    keepalive_timeout 600s;
+    client_header_timeout 600s;
     send_timeout 600s;
     keepalive_requests 1000000;
     ssl_certificate certificate.pem;
