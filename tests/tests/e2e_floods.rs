@@ -81,7 +81,13 @@ fn rate(frames: u64, elapsed: Duration) -> u128 {
 }
 
 /// As fast as the machine can send. The flood fills the link, and TCP's segments are lost beside the SYNs; that makes
-/// downloads slow, and the test waits. What it shows is that no packet of theirs was lost or answered by the balancer.
+/// downloads slow, and the test waits. What it shows is that the balancer's program lost and answered no packet of theirs.
+///
+/// Measured once on two shared cores, 3.5 million SYNs in 32 s, of which the program saw 2.1 million: 1,700,000 frames were
+/// lost in the full ring of the balancer's interface, before the program; 16,000 in the ring behind it, after its verdict; 97,000
+/// before the client's stack, and as many before one server's. Clients heard nothing for up to 21 s. In a slower run
+/// servers sent segments of downloads again up to six times, after up to 20 s, and clients heard nothing for up to 34 s: more
+/// than the 20 s of patience that downloads once had. In neither did a kernel count a reset of an established connection.
 #[test]
 fn two_million_spoofed_syns_break_no_download_and_move_nobody() {
     let busy = Busy::start(Turn::alone(), Topology::default()).unwrap();
