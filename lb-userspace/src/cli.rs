@@ -19,7 +19,6 @@ pub mod client;
 mod config;
 mod doctor;
 mod read;
-mod routers;
 mod screen;
 mod watch;
 pub mod world;

@@ -14,6 +14,7 @@ pub mod kernel_log;
 pub mod lock;
 pub mod outside;
 pub mod redirects;
+pub mod routers;
 pub mod run;
 pub mod setup;
 pub mod sources;

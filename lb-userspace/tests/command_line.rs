@@ -37,17 +37,6 @@ use nix::{
 };
 use serde_json::Value;
 
-const GEOMETRY: Geometry = Geometry {
-    flows: 1 << 12,
-    half_open: 1 << 11,
-    sticky: 1 << 12,
-    endpoints: 4,
-    sources: 1,
-    sources_v6: 0,
-    first_port: 1024,
-    ports: 4096,
-};
-
 /// Runs a test in namespaces of its own, with a BPF file system and a pair of veths.
 fn in_namespaces(test: impl FnOnce(&Path) + Send + 'static) {
     let directory = tempfile::tempdir().unwrap();
@@ -106,7 +95,7 @@ fn fill(maps: &Maps) {
         word.store(value);
     }
     control.maglev_seed.store(5);
-    control.snat.store(GEOMETRY.snat().word());
+    control.snat.store(Geometry::SMALL.snat().word());
     let hour = Ticks::span_of_millis(3_600_000, 1000);
     let service = Service {
         address: address("192.168.85.150"),
@@ -191,7 +180,7 @@ fn fill(maps: &Maps) {
 #[test]
 fn pinned_maps_are_read_without_a_daemon() {
     in_namespaces(|pins| {
-        let (path, _) = DataPath::start(pins, "lb0", XdpMode::Auto, GEOMETRY).unwrap();
+        let (path, _) = DataPath::start(pins, "lb0", XdpMode::Auto, Geometry::SMALL).unwrap();
         fill(&path.maps);
         drop(path);
 
@@ -249,7 +238,7 @@ fn the_exit_status_tells_usage_from_failure() {
 #[test]
 fn a_reader_that_goes_away_ends_the_command_quietly() {
     in_namespaces(|pins| {
-        let (path, _) = DataPath::start(pins, "lb0", XdpMode::Auto, GEOMETRY).unwrap();
+        let (path, _) = DataPath::start(pins, "lb0", XdpMode::Auto, Geometry::SMALL).unwrap();
         fill(&path.maps);
         path.maps.control().heartbeat.store(u64::MAX / 2);
         let mut child = command(pins, "stats --watch --reasons --count 1")

@@ -2,6 +2,7 @@
 
 pub mod another_build;
 pub mod busy;
+pub mod comings;
 pub mod crowd;
 pub mod downloads;
 pub mod far;

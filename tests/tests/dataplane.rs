@@ -43,16 +43,6 @@ use nix::{
 };
 
 const INTERFACE: &str = "lb0";
-const GEOMETRY: Geometry = Geometry {
-    flows: 1 << 12,
-    half_open: 1 << 11,
-    sticky: 1 << 12,
-    endpoints: 4,
-    sources: 1,
-    sources_v6: 0,
-    first_port: 1024,
-    ports: 4096,
-};
 
 /// Runs a test in a network and a mount namespace of its own, with a BPF file system and a pair of veths. All of it
 /// goes when the thread ends, in whatever way.
@@ -87,7 +77,7 @@ fn has_xdp(interface: &str) -> bool {
 }
 
 fn start(pin_dir: &Path) -> (DataPath, Started) {
-    DataPath::start(pin_dir, INTERFACE, XdpMode::Auto, GEOMETRY).unwrap()
+    DataPath::start(pin_dir, INTERFACE, XdpMode::Auto, Geometry::SMALL).unwrap()
 }
 
 fn refusal(pin_dir: &Path, interface: &str, mode: XdpMode, geometry: Geometry) -> String {
@@ -149,7 +139,7 @@ fn dropping_it_detaches_nothing_and_the_next_start_adopts_all_of_it() {
         let (link, program) = (path.attached.link, running(pin_dir));
         let mark = Life::from_word(0).with_state(SlotState::Live).word();
         path.maps.flows[77].life.store(mark);
-        path.maps.control().snat.store(GEOMETRY.snat().word());
+        path.maps.control().snat.store(Geometry::SMALL.snat().word());
         path.maps.control().layout.store(LAYOUT_VERSION);
         drop(path);
         assert!(has_xdp(INTERFACE));
@@ -212,7 +202,7 @@ fn a_first_start_killed_at_any_moment_can_be_made_again() {
 fn a_second_daemon_is_refused_and_told_of_the_first() {
     in_namespaces(|pin_dir| {
         let (first, _) = start(pin_dir);
-        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, GEOMETRY);
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, Geometry::SMALL);
         assert!(error.contains(&format!("process {} runs", std::process::id())), "{error}");
         let error = detach(pin_dir).unwrap_err().to_string();
         assert!(error.contains("runs the data path"), "{error}");
@@ -238,7 +228,7 @@ fn another_program_on_the_interface_is_named_and_left_alone() {
         let mut other = foreign();
         xdp(&mut other).attach(INTERFACE, aya::programs::XdpMode::Driver).unwrap();
         let id = xdp(&mut other).info().unwrap().id();
-        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, GEOMETRY);
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, Geometry::SMALL);
         assert!(error.contains(&format!("program {id} ({CLOCK_PROGRAM}) is on {INTERFACE}")), "{error}");
         assert!(has_xdp(INTERFACE) && !pin_dir.exists());
         drop(other);
@@ -279,7 +269,7 @@ fn in_use(pin_dir: &Path) -> DataPath {
     let (path, _) = start(pin_dir);
     let control = path.maps.control();
     control.hz.store(250);
-    control.snat.store(GEOMETRY.snat().word());
+    control.snat.store(Geometry::SMALL.snat().word());
     control.layout.store(LAYOUT_VERSION);
     let live = Life::from_word(0).with_state(SlotState::Live).with_deadline(path.maps.now().unwrap());
     let record = &path.maps.sticky[5];
@@ -300,7 +290,8 @@ fn tables_of_other_sizes_are_carried_over_within_the_link() {
         let path = in_use(pin_dir);
         let (link, before) = (path.attached.link, running(pin_dir));
         drop(path);
-        let larger = Geometry { flows: 1 << 13, sticky: 1 << 11, endpoints: 8, first_port: 1000, ..GEOMETRY };
+        let larger =
+            Geometry { flows: 1 << 13, sticky: 1 << 11, endpoints: 8, first_port: 1000, ..Geometry::SMALL };
         let (path, started) = DataPath::start(pin_dir, INTERFACE, XdpMode::Auto, larger).unwrap();
         let Started::Migrated(carried) = started else { panic!("{started:?}") };
         assert_eq!((carried.sticky, carried.flows, carried.lost), (1, 0, 0));
@@ -324,7 +315,7 @@ fn tables_of_other_sizes_are_carried_over_within_the_link() {
 fn other_source_addresses_are_refused() {
     in_namespaces(|pin_dir| {
         drop(in_use(pin_dir));
-        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, Geometry { sources: 2, ..GEOMETRY });
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, Geometry { sources: 2, ..Geometry::SMALL });
         assert!(error.contains("1 IPv4 and 0 IPv6 source addresses, and 2 and 0 are wanted"), "{error}");
         assert!(has_xdp(INTERFACE));
         assert_eq!(start(pin_dir).1, Started::Adopted { program_replaced: false });
@@ -352,7 +343,7 @@ fn maps_of_the_layout_before_are_carried_over() {
 #[ignore = "the child of another test"]
 fn child_that_migrates() {
     let Some(pin_dir) = env::var_os("STEADFAST_TEST_PINS").map(PathBuf::from) else { return };
-    let larger = Geometry { flows: 1 << 13, sticky: 1 << 13, ..GEOMETRY };
+    let larger = Geometry { flows: 1 << 13, sticky: 1 << 13, ..Geometry::SMALL };
     drop(DataPath::start(&pin_dir, INTERFACE, XdpMode::Auto, larger).unwrap());
 }
 
@@ -371,7 +362,7 @@ fn a_migration_killed_at_any_moment_is_finished_or_forgotten() {
             thread::sleep(Duration::from_millis(milliseconds));
             child.kill().unwrap();
             child.wait().unwrap();
-            let larger = Geometry { flows: 1 << 13, sticky: 1 << 13, ..GEOMETRY };
+            let larger = Geometry { flows: 1 << 13, sticky: 1 << 13, ..Geometry::SMALL };
             let (path, started) = DataPath::start(pin_dir, INTERFACE, XdpMode::Auto, larger).unwrap();
             assert!(has_record(&path), "killed after {milliseconds} ms, {started:?}");
             assert_eq!(path.maps.sticky.len(), 1 << 13);
@@ -392,7 +383,7 @@ fn a_first_start_that_was_interrupted_is_continued_even_with_other_sizes() {
         fs::remove_file(pin_dir.join("maps/STICKY")).unwrap();
         fs::remove_file(pin_dir.join("maps/SERVER_INFO")).unwrap();
         until("the program is off", || !has_xdp(INTERFACE));
-        let larger = Geometry { flows: 1 << 13, ..GEOMETRY };
+        let larger = Geometry { flows: 1 << 13, ..Geometry::SMALL };
         let (path, started) = DataPath::start(pin_dir, INTERFACE, XdpMode::Auto, larger).unwrap();
         assert_eq!(started, Started::Fresh);
         assert_eq!((path.maps.flows.len(), path.maps.sticky.len()), (1 << 13, 1 << 12));
@@ -403,7 +394,7 @@ fn a_first_start_that_was_interrupted_is_continued_even_with_other_sizes() {
 fn sessions_survive_an_interface_that_is_made_anew() {
     in_namespaces(|pin_dir| {
         let (path, _) = start(pin_dir);
-        path.maps.control().snat.store(GEOMETRY.snat().word());
+        path.maps.control().snat.store(Geometry::SMALL.snat().word());
         path.maps.control().layout.store(LAYOUT_VERSION);
         path.maps.sticky[5].life.store(99);
         drop(path);
@@ -424,7 +415,7 @@ fn a_renamed_interface_keeps_its_program() {
         drop(path);
         ip(&["link", "set", INTERFACE, "down"]);
         ip(&["link", "set", INTERFACE, "name", "front.100"]);
-        let (path, started) = DataPath::start(pin_dir, "front.100", XdpMode::Auto, GEOMETRY).unwrap();
+        let (path, started) = DataPath::start(pin_dir, "front.100", XdpMode::Auto, Geometry::SMALL).unwrap();
         assert_eq!(started, Started::Adopted { program_replaced: false });
         assert_eq!(path.attached.link, link);
         drop(path);
@@ -451,7 +442,7 @@ fn detaching_leaves_nothing_behind_and_twice_is_no_error() {
 fn a_driver_that_refuses_is_told_of_or_gone_around() {
     in_namespaces(|pin_dir| {
         ip(&["link", "set", "peer0", "mtu", "9000"]);
-        let error = refusal(pin_dir, INTERFACE, XdpMode::Native, GEOMETRY);
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Native, Geometry::SMALL);
         assert!(error.contains("MTU") && error.contains("xdp_mode"), "{error}");
         assert!(!has_xdp(INTERFACE));
         assert!(!pin_dir.join("maps/FLOWS").exists(), "no memory is held by tables without a use");
@@ -464,10 +455,10 @@ fn a_driver_that_refuses_is_told_of_or_gone_around() {
 #[test]
 fn generic_where_it_is_asked_for() {
     in_namespaces(|pin_dir| {
-        let (path, _) = DataPath::start(pin_dir, INTERFACE, XdpMode::Generic, GEOMETRY).unwrap();
+        let (path, _) = DataPath::start(pin_dir, INTERFACE, XdpMode::Generic, Geometry::SMALL).unwrap();
         assert_eq!((path.attached.mode, &path.attached.note), (Mode::Generic, &None));
         drop(path);
-        let (path, _) = DataPath::start(pin_dir, INTERFACE, XdpMode::Native, GEOMETRY).unwrap();
+        let (path, _) = DataPath::start(pin_dir, INTERFACE, XdpMode::Native, Geometry::SMALL).unwrap();
         assert_eq!(path.attached.mode, Mode::Generic);
         assert!(path.attached.note.unwrap().contains("stays generic"));
     });
@@ -479,7 +470,7 @@ fn maps_of_another_layout_are_refused_by_daemon_and_reader() {
         let (path, _) = start(pin_dir);
         path.maps.control().layout.store(LAYOUT_VERSION + 1);
         drop(path);
-        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, GEOMETRY);
+        let error = refusal(pin_dir, INTERFACE, XdpMode::Auto, Geometry::SMALL);
         assert!(error.contains(&format!("layout {}", LAYOUT_VERSION + 1)), "{error}");
         let error = open(pin_dir, Access::ReadOnly).map(drop).unwrap_err();
         assert!(error.to_string().contains("layout"), "{error:#}");
@@ -586,7 +577,7 @@ fn the_bpf_file_system_is_mounted_where_it_is_missing() {
 #[test]
 fn an_interface_that_does_not_exist_is_refused_before_anything_is_made() {
     in_namespaces(|pin_dir| {
-        let error = refusal(pin_dir, "eth9", XdpMode::Auto, GEOMETRY);
+        let error = refusal(pin_dir, "eth9", XdpMode::Auto, Geometry::SMALL);
         assert!(error.contains("no interface eth9") && error.contains(INTERFACE), "{error}");
         assert!(!pin_dir.exists());
     });

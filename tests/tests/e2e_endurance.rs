@@ -1,52 +1,81 @@
 //! What a hospital's balancer goes through in years, in half a minute each, under 200 running downloads and 300 clients
-//! with records.
-#![cfg(test)]
+//! with records: the rows of one table, each in a lab of its own, in every forwarding mode and family of addresses.
+//!
+//! One row alone: `cargo test -p tests --test e2e_endurance -- deaths-dr-ipv6`; those that are left out for their time:
+//! `-- --ignored`.
 
 use std::{
+    process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
 
+use anyhow::{Result, ensure};
+use libtest_mimic::{Arguments, Trial, run};
 use tests::{
-    e2e::{Turn, busy::Busy},
-    lab::{Ns, Signal},
+    e2e::{Turn, another_build::another_build, busy::Busy, kernel::attached},
+    lab::{Family, Mode, Ns, Signal, Topology},
 };
 
-fn busy(seconds: u64) -> Busy {
-    Busy::start(Turn::shared(), seconds).unwrap()
-}
+const NEW: &str = "Hyperspace/Hyperspace_Srv_4";
+const CHANGES: Duration = Duration::from_secs(60);
 
-/// Nobody has noticed anything, and the downloads lasted until now.
-fn nobody_noticed(busy: Busy) {
-    assert_eq!(busy.unbroken().unwrap().counted, 0, "counts end at zero");
-}
+type Endured = fn(&mut Busy) -> Result<()>;
 
-#[test]
-fn twenty_deaths_of_the_daemon_break_no_connection() {
-    let mut busy = busy(40);
-    let begun = Instant::now();
-    let mut deaths = 0;
-    while deaths < 20 {
-        busy.site.kill_daemon(Signal::SIGKILL).unwrap();
-        busy.site.start_daemon(&[]).unwrap();
+const TRIALS: [(&str, Endured); 4] = [
+    ("deaths", twenty_deaths_of_the_daemon),
+    ("replacements", fifty_replacements_of_the_program),
+    ("changes", a_minute_of_changes),
+    ("interface", an_interface_that_goes_down_and_comes_back),
+];
+
+/// What is run without being asked for: each trial over IPv4 in `snat`, and once more where it differs most.
+const USUAL: [(&str, Mode, Family); 6] = [
+    ("deaths", Mode::Snat, Family::V4),
+    ("deaths", Mode::Tunnel, Family::V6),
+    ("replacements", Mode::Snat, Family::V4),
+    ("changes", Mode::Snat, Family::V4),
+    ("interface", Mode::Snat, Family::V4),
+    ("interface", Mode::Nat, Family::V6),
+];
+
+fn twenty_deaths_of_the_daemon(busy: &mut Busy) -> Result<()> {
+    for death in 0..20 {
+        busy.site.kill_daemon(Signal::SIGKILL)?;
+        busy.site.start_daemon(&[])?;
         // Each at another point of its start.
-        thread::sleep(Duration::from_millis(37 * deaths % 200));
-        deaths += 1;
+        thread::sleep(Duration::from_millis(37 * death % 200));
     }
-    println!("{deaths} deaths in {:?}", begun.elapsed());
-    nobody_noticed(busy);
+    Ok(())
 }
 
-#[test]
-fn changes_in_a_row_break_no_connection_and_move_nobody() {
-    const NEW: &str = "Hyperspace/Hyperspace_Srv_4";
-    let mut busy = busy(25);
-    let index = busy.site.add_server("Hyperspace_Srv_4", 203).unwrap();
-    busy.site.start_nginx(index).unwrap();
-    let begun = Instant::now();
-    for _ in 0..12 {
+fn fifty_replacements_of_the_program(busy: &mut Busy) -> Result<()> {
+    let other = another_build(&busy.site.places().dir)?;
+    let first = attached(&busy.site)?;
+    let mut program = first.program;
+    for number in 1..=50 {
+        busy.site.kill_daemon(Signal::SIGTERM)?;
+        if number % 2 == 1 {
+            busy.site.start_daemon_of(&other, &[])?;
+        } else {
+            busy.site.start_daemon(&[])?;
+        }
+        let now = attached(&busy.site)?;
+        ensure!(now.link == first.link, "the program was taken off");
+        ensure!(now.program != program, "replacement {number} replaced nothing");
+        program = now.program;
+    }
+    Ok(())
+}
+
+fn a_minute_of_changes(busy: &mut Busy) -> Result<()> {
+    let index = busy.site.add_server("Hyperspace_Srv_4", 203)?;
+    busy.site.start_nginx(index)?;
+    let address = busy.site.address(Ns::Server(index))?.to_string();
+    let (begun, mut rounds) = (Instant::now(), 0);
+    while begun.elapsed() < CHANGES {
         for change in [
-            &["server", "add", NEW, "--address", "192.168.85.203"][..],
+            &["server", "add", NEW, "--address", &address][..],
             &["server", "drain", "Hyperspace/Hyperspace_Srv_1"],
             &["server", "set", "Hyperspace/Hyperspace_Srv_2", "--weight", "7"],
             &["server", "drain", NEW],
@@ -54,25 +83,57 @@ fn changes_in_a_row_break_no_connection_and_move_nobody() {
             &["server", "set", "Hyperspace/Hyperspace_Srv_2", "--weight", "100"],
             &["server", "remove", NEW],
         ] {
-            busy.site.done(change).unwrap();
+            busy.site.done(change)?;
         }
+        rounds += 1;
     }
-    println!("12 rounds of 7 changes in {:?}", begun.elapsed());
-    nobody_noticed(busy);
+    println!("{rounds} rounds of 7 changes");
+    Ok(())
 }
 
-#[test]
-fn an_interface_that_goes_down_and_comes_back_breaks_no_connection() {
-    let busy = busy(40);
-    let routes = "route replace 10.85.0.0/16 via 192.168.85.100";
+fn an_interface_that_goes_down_and_comes_back(busy: &mut Busy) -> Result<()> {
     for _ in 0..5 {
+        busy.site.set_interfaces(Ns::Lb, false)?;
         // Shorter than the health checks need to lose a server: fall x interval.
-        busy.site.ip(Ns::Lb, "link set eth0 down").unwrap();
         thread::sleep(Duration::from_millis(700));
-        // The kernel forgets an interface's routes when it goes down; the host's own configuration brings them back.
-        busy.site.ip(Ns::Lb, &format!("link set eth0 up\n{routes}")).unwrap();
+        busy.site.set_interfaces(Ns::Lb, true)?;
+        // Longer than from one check to the next: what counts as failed is in a row.
         thread::sleep(Duration::from_secs(3));
     }
-    busy.site.wait_until_reachable().unwrap();
-    nobody_noticed(busy);
+    busy.site.wait_until_reachable()
+}
+
+/// Nobody has noticed anything, and counts end at zero.
+fn endure(topology: Topology, what: Endured) -> Result<()> {
+    let mut busy = Busy::start(Turn::shared(), topology)?;
+    let begun = Instant::now();
+    what(&mut busy)?;
+    println!("{topology}: {:.1?}", begun.elapsed());
+    let counted = busy.unbroken()?;
+    ensure!(counted == 0, "{counted} connections are counted, and nobody has any");
+    Ok(())
+}
+
+fn rows() -> impl Iterator<Item = Trial> {
+    let modes = [Mode::Snat, Mode::Nat, Mode::Dr, Mode::Tunnel];
+    let topologies = modes.into_iter().flat_map(|mode| {
+        [Family::V4, Family::V6].map(|family| Topology { mode, family, ..Topology::default() })
+    });
+    topologies.flat_map(|topology| TRIALS.into_iter().map(move |(name, what)| row(name, topology, what)))
+}
+
+fn row(name: &str, topology: Topology, what: Endured) -> Trial {
+    let is_usual = USUAL.contains(&(name, topology.mode, topology.family));
+    let family = match topology.family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    };
+    Trial::test(format!("{name}-{}-{family}", topology.mode.name()), move || {
+        endure(topology, what).map_err(|error| format!("{error:#}").into())
+    })
+    .with_ignored_flag(!is_usual)
+}
+
+fn main() -> ExitCode {
+    run(&Arguments::from_args(), rows().collect()).exit_code()
 }

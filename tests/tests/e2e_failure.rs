@@ -167,12 +167,7 @@ fn recorded(sticky: &BTreeMap<IpAddr, Sticky>) -> Homes {
 #[test]
 fn the_daemons_death_is_not_felt_by_200_downloads_nor_by_new_clients() {
     const DOWNLOADS: usize = 200;
-    let options = LabOptions {
-        port_443: Port443::Plain,
-        // Ten seconds at 64 KiB/s.
-        big_bytes: 640 * 1024,
-        ..LabOptions::default()
-    };
+    let options = LabOptions { port_443: Port443::Plain, big_bytes: 640 * 1024, ..LabOptions::default() };
     let mut site = Site::with(Turn::shared(), options, &Wanted::default()).unwrap();
     let known = homes(&site, 1000..1100, Site::HYPERSPACE).unwrap();
     let attached = kernel::attached(&site).unwrap();

@@ -21,12 +21,7 @@ const GAP: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn site() -> Site {
-    let options = LabOptions {
-        port_443: Port443::Plain,
-        // Ten seconds at 64 KiB/s.
-        big_bytes: 640 * 1024,
-        ..LabOptions::default()
-    };
+    let options = LabOptions { port_443: Port443::Plain, big_bytes: 640 * 1024, ..LabOptions::default() };
     Site::with(Turn::shared(), options, &Wanted::default()).unwrap()
 }
 

@@ -24,7 +24,8 @@ fn first_server(site: &Site) -> SocketAddr {
 
 #[test]
 fn talkers_and_downloads_notice_when_their_server_dies() {
-    let mut site = site(1 << 20);
+    // More than a server's kernel takes of its hands.
+    let mut site = site(8 << 20);
     let to = first_server(&site);
     let talkers = Talkers::start(&site, 0..20, to).unwrap();
     let downloads = Downloads::start(&site, 0..20, to).unwrap();

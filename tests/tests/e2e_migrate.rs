@@ -31,7 +31,6 @@ const DOWNLOADS: usize = 200;
 const CLIENTS: std::ops::Range<usize> = 1000..1300;
 
 fn options() -> LabOptions {
-    // Some fifteen seconds at 64 KiB/s.
     LabOptions { port_443: Port443::Plain, big_bytes: 1024 * 1024, ..LabOptions::default() }
 }
 

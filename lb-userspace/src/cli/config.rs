@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 
 use super::{
     args::Config as Command,
-    routers,
     screen::{Format, Screen},
     world::{Request, World},
 };
 use crate::{
     config::{self, Change, Config, Problem},
+    daemon::routers,
     paths::Paths,
     view::plan,
 };
@@ -66,7 +66,11 @@ fn check(file: &Path, screen: &mut Screen<'_>) -> anyhow::Result<()> {
     }
     let checked = checked?;
     warn(file, &checked.warnings, screen)?;
-    refuse_routers(file, &checked.config)?;
+    // As the daemon would, which is not asked here.
+    let routers = routers::in_the_way(&checked.config);
+    if !routers.is_empty() {
+        bail!("{}: {}", file.display(), routers.join("; "));
+    }
     if screen.format == Format::Text {
         let services = checked.config.services.len();
         let servers: usize = checked.config.services.iter().map(|service| service.real_servers.len()).sum();
@@ -91,16 +95,7 @@ fn warn(file: &Path, warnings: &[Problem], screen: &mut Screen<'_>) -> anyhow::R
 fn candidate(file: &Path, screen: &mut Screen<'_>) -> anyhow::Result<Config> {
     let checked = config::check_file(file)?;
     warn(file, &checked.warnings, screen)?;
-    refuse_routers(file, &checked.config)?;
     Ok(checked.config)
-}
-
-fn refuse_routers(file: &Path, config: &Config) -> anyhow::Result<()> {
-    let found = routers::in_the_way(config);
-    if found.is_empty() {
-        return Ok(());
-    }
-    bail!("{}: {}", file.display(), found.join("; "))
 }
 
 /// The request with a candidate: its text, and where it is from.

@@ -102,7 +102,11 @@ pub struct Engine {
     resetting: Vec<u16>,
     /// How the host's firewall table stood when it was last compared.
     firewall: Result<firewall::Report, String>,
+    in_the_way: InTheWay,
 }
+
+/// What a configuration asks of the network that it can't have.
+pub type InTheWay = fn(&Config) -> Vec<String>;
 
 /// The configuration file, read.
 #[derive(Clone, Debug)]
@@ -217,6 +221,7 @@ impl Engine {
             moved: true,
             resetting: Vec::new(),
             firewall: Err("not made yet".to_owned()),
+            in_the_way: |_| Vec::new(),
         }
     }
 
@@ -285,12 +290,9 @@ impl Engine {
         self.state.ids.server_name(id)
     }
 
-    /// Whether packets reach this server only if no router is in between.
-    #[must_use]
-    pub fn needs_same_network(&self, address: IpAddr) -> bool {
-        balanced(&self.running)
-            .filter(|service| service.forwarding == config::Forwarding::Dr)
-            .any(|service| service.real_servers.iter().any(|server| server.address == address))
+    /// Has candidates refused for what the network does not give them: a sentence each ([`super::routers::in_the_way`]).
+    pub fn refuse_by(&mut self, in_the_way: InTheWay) {
+        self.in_the_way = in_the_way;
     }
 
     /// The addresses of every server that packets are sent to.
@@ -389,7 +391,7 @@ impl Engine {
         match mac {
             Some(mac) => info!("{address} is at {}: the way to {}", mac_text(mac), behind.join(", ")),
             None => warn!(
-                "{address} does not answer ({}): packets to {} are dropped until it does or they are down",
+                "{address} has not answered ({}) for a minute: packets to {} are dropped until it does or they are down",
                 if address.is_ipv4() { "ARP" } else { "neighbour discovery" },
                 behind.join(", ")
             ),

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::engine::{Engine, Hop};
 use super::redirects::Redirects;
+use super::routers::refusals;
 use super::sources::of_family;
 use super::store::OwnAddress;
 use crate::config::{self, HealthKind};
@@ -169,6 +170,7 @@ impl Outside {
     /// Finds the next hop of each server, and watches it.
     pub async fn follow_hops(&mut self, engine: &mut Engine) {
         let mut hops = BTreeMap::new();
+        let mut routers = BTreeMap::new();
         let mut watched = vec![BTreeSet::new(); self.arms.len()];
         for server in engine.server_addresses() {
             let hop = match patiently!(self.net.next_hop(self.link().index, server).await) {
@@ -192,13 +194,10 @@ impl Outside {
                     self.names()
                 ),
             }
-            if hop.gateway.is_some() && engine.needs_same_network(server) {
-                warn!(
-                    "{server} is behind a router, and with forwarding: dr the router would get its packets: use tunnel, or \
-                     bring the server into a network of {}",
-                    self.names()
-                );
-            }
+            routers.extend(hop.gateway.map(|router| (server, router)));
+        }
+        for refusal in refusals(engine.running(), |server| routers.get(&server).copied()) {
+            warn!("{refusal}");
         }
         for (arm, watched) in self.arms.iter().zip(watched) {
             arm.neighbours.watch(watched);

@@ -21,6 +21,7 @@ use super::guard;
 use super::kernel_log;
 use super::lock::RunLock;
 use super::outside::{ArmEvent, News, Outside};
+use super::routers;
 use super::setup;
 use super::sources::sources;
 use super::store::Store;
@@ -239,6 +240,7 @@ async fn bring_up(
     let mut engine = Engine::new(Arc::clone(&maps), memory, about, clock, adopted);
     let seed =
         getrandom::u64().map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
+    engine.refuse_by(routers::in_the_way);
     let (mut outside, mut news) = Outside::start(net, links, sources.to_vec(), &mut engine, seed)?;
     outside.follow_hops(&mut engine).await;
     if !adopted {

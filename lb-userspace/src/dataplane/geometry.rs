@@ -31,6 +31,18 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// Of tables that are only to be there: they take no memory worth speaking of, and nothing in the program depends on it.
+    pub const SMALL: Self = Self {
+        flows: 1 << 12,
+        half_open: 1 << 11,
+        sticky: 1 << 12,
+        endpoints: 4,
+        sources: 1,
+        sources_v6: 0,
+        first_port: 1024,
+        ports: 4096,
+    };
+
     /// The entries of a map, if this decides them.
     pub(super) fn entries(&self, map: &MapSpec) -> u32 {
         let pairs = self.endpoints * self.rows();

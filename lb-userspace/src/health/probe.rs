@@ -49,6 +49,7 @@ pub async fn probe(spec: &ProbeSpec, target: SocketAddr) -> ProbeResult {
             let _ = timeout(CLOSING, close).await;
             Outcome::Ok
         }
+        Ok(Err(reason)) if reason == words::UNREACHABLE => Outcome::Lost(reason),
         Ok(Err(reason)) => Outcome::Failed(reason),
         Err(_) => {
             let why = format!("timed out after {:?} {}", spec.timeout, progress.phase);

@@ -22,7 +22,7 @@ pub enum Outcome {
     Ok,
     /// It did not; the words are for the engineer on call.
     Failed(String),
-    /// It did not even answer a SYN in time: it is gone, or the way there and back loses packets.
+    /// It did not even answer a SYN in time, or ARP for it: it is gone, or the way there and back loses packets.
     Lost(String),
 }
 

@@ -3,6 +3,9 @@
 use std::error::Error as _;
 use std::io::{self, ErrorKind};
 
+/// Nobody answered ARP or neighbour discovery for the server, or a router said so.
+pub(super) const UNREACHABLE: &str = "no route to host";
+
 /// What a connecting or connected socket reported, or the TLS over it.
 pub(super) fn socket(error: &io::Error) -> String {
     if let Some(error) = inner_tls(error) {
@@ -13,7 +16,7 @@ pub(super) fn socket(error: &io::Error) -> String {
         ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "the server reset the connection",
         ErrorKind::UnexpectedEof => "the server closed the connection",
         ErrorKind::TimedOut => "no answer to the connection attempt",
-        ErrorKind::HostUnreachable => "no route to host",
+        ErrorKind::HostUnreachable => UNREACHABLE,
         ErrorKind::NetworkUnreachable => "network unreachable",
         ErrorKind::PermissionDenied => "a rule on this machine forbids the connection",
         ErrorKind::AddrNotAvailable => "no local address or port left to connect from",

@@ -14,10 +14,11 @@
 //!   '-----------------------------------'
 //! ```
 //!
-//! A MAC address is reported when it becomes usable or another; its loss is reported at once when the
-//! kernel has asked and got no answer (FAILED). An entry that merely vanished (the kernel's garbage collection, a
-//! link that lost its carrier) keeps its MAC address for `hold`, the time to resolve it again, so that a full
-//! neighbour table does not stop traffic to servers that are well.
+//! A MAC address is reported when it becomes usable or another. One that is no longer usable is kept for `hold`, while it
+//! is resolved again: whether the kernel has asked and got no answer (FAILED), or the entry merely vanished (the kernel's
+//! garbage collection, a link that lost its carrier). A flood on the link loses ARP's and neighbour discovery's few
+//! frames as it loses others, and must not end the sessions of servers that are well; whether a server is there at all is
+//! for the health checks to say.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -80,7 +81,7 @@ pub struct Timing {
     pub retry: Duration,
     /// The longest pause between two attempts.
     pub retry_max: Duration,
-    /// How long the MAC address of an entry that vanished is still used.
+    /// How long a MAC address is still used after the kernel has lost it.
     pub hold: Duration,
     /// How often the whole table is read again, whatever the events said.
     pub resync: Duration,
@@ -92,7 +93,7 @@ impl Default for Timing {
             refresh: Duration::from_secs(15),
             retry: Duration::from_secs(1),
             retry_max: Duration::from_secs(10),
-            hold: Duration::from_secs(5),
+            hold: Duration::from_secs(60),
             resync: Duration::from_secs(60),
         }
     }
@@ -183,7 +184,7 @@ struct Watch {
     pause: Duration,
     /// When to ask next.
     ask_at: Option<Instant>,
-    /// When the reported MAC address of a vanished entry is given up.
+    /// When the reported MAC address is given up that the kernel has lost.
     hold_until: Option<Instant>,
 }
 
@@ -233,8 +234,7 @@ impl Watch {
             self.pause = timing.retry;
         }
         self.schedule(timing, now);
-        let has_failed = entry.is_some_and(|entry| entry.nud == Nud::Failed);
-        if usable.is_none() && !has_failed && self.reported.is_some() {
+        if usable.is_none() && self.reported.is_some() {
             self.hold_until = self.hold_until.or(Some(now + timing.hold));
             return false;
         }

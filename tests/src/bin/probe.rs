@@ -14,17 +14,6 @@ use lb_userspace::{
 };
 
 const PINS: &str = "/sys/fs/bpf/steadfast-probe";
-/// Small: the machine has little memory, and the verifier does not care.
-const GEOMETRY: Geometry = Geometry {
-    flows: 1 << 12,
-    half_open: 1 << 11,
-    sticky: 1 << 12,
-    endpoints: 4,
-    sources: 1,
-    sources_v6: 0,
-    first_port: 1024,
-    ports: 4096,
-};
 
 /// Attaches the balancer's program to each interface, in its driver, says what the kernel says of it, and takes it off.
 #[derive(Parser)]
@@ -45,7 +34,7 @@ fn main() -> ExitCode {
 
 fn probe(interface: &str) -> Result<()> {
     let pins = Path::new(PINS);
-    let (path, _) = DataPath::start(pins, interface, XdpMode::Native, GEOMETRY)?;
+    let (path, _) = DataPath::start(pins, interface, XdpMode::Native, Geometry::SMALL)?;
     let seen = programs(pins, interface);
     drop(path);
     detach(pins)?;

@@ -1,8 +1,8 @@
 //! A hospital at work, to see whether anybody notices what happens to its balancer.
 
-use std::ops::Range;
+use std::{net::SocketAddr, ops::Range, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Error, Result, ensure};
 
 use super::{
     crowd::{Homes, homes, moved},
@@ -10,65 +10,66 @@ use super::{
     records,
     site::Site,
     turn::Turn,
-    yaml::Wanted,
+    wait::until,
 };
-use crate::lab::{LabOptions, Port443};
+use crate::lab::{LabOptions, Port443, Services, Topology};
 
 /// Clients that download.
 pub const DOWNLOADS: usize = 200;
 /// Clients that are known, and not connected.
 const KNOWN: Range<usize> = 1000..1300;
-/// Bytes a second of one download (`/slow`).
-const RATE: u64 = 64 * 1024;
+/// So much that each has something to send for minutes, and comes to its end in seconds.
+const BYTES: u64 = 2 << 20;
+/// A last segment that is lost is sent again.
+const CLOSES_WITHIN: Duration = Duration::from_secs(10);
 
 /// 300 clients are known, 200 others download.
 pub struct Busy {
     /// Where.
     pub site: Site,
+    /// Whose service.
+    pub to: SocketAddr,
     known: Homes,
     downloads: Downloads,
 }
 
-/// Who is left when all is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Left {
-    /// Downloads that were still running when what was tried was over.
-    pub running: usize,
-    /// Connections that are still counted when nobody has any.
-    pub counted: u64,
-}
-
 impl Busy {
-    /// Downloads that last so many seconds.
+    /// A balancer in this topology, and all clients at work.
     ///
     /// # Errors
     /// Something did not start, or somebody was not answered.
-    pub fn start(turn: Turn, seconds: u64) -> Result<Self> {
+    pub fn start(turn: Turn, topology: Topology) -> Result<Self> {
         let options =
-            LabOptions { port_443: Port443::Plain, big_bytes: seconds * RATE, ..LabOptions::default() };
-        let site = Site::with(turn, options, &Wanted::default())?;
-        let known = homes(&site, KNOWN, Site::HYPERSPACE)?;
-        let downloads = Downloads::start(&site, 0..DOWNLOADS, Site::HYPERSPACE)?;
-        Ok(Self { site, known, downloads })
+            LabOptions { port_443: Port443::Plain, big_bytes: BYTES, topology, ..LabOptions::default() };
+        let mut site = Site::without_daemon(turn, options)?;
+        site.write_config(&Services::default().yaml(topology))?;
+        site.start_daemon(&[])?;
+        site.wait_until_reachable()?;
+        let to = SocketAddr::new(topology.hyperspace(), 443);
+        let known = homes(&site, KNOWN, to)?;
+        let downloads = Downloads::start(&site, 0..DOWNLOADS, to)?;
+        Ok(Self { site, to, known, downloads })
     }
 
-    /// Waits for the end of all downloads. They lasted until now, came whole, and nobody moved.
+    /// Has all downloads come to their end. They lasted until now, come whole, and nobody moved. How many connections
+    /// are counted when nobody has any.
     ///
     /// # Errors
     /// Somebody noticed something.
-    pub fn unbroken(self) -> Result<Left> {
+    pub fn unbroken(self) -> Result<u64> {
         let running = self.downloads.running();
-        ensure!(running > 0, "the downloads were over too early to notice anything");
-        let after = homes(&self.site, KNOWN, Site::HYPERSPACE)?;
-        let moved = moved(&self.known, &after);
-        ensure!(moved.is_empty(), "moved: {moved:?}");
+        let after = homes(&self.site, KNOWN, self.to);
         let broken = self.downloads.finish();
-        ensure!(broken.is_empty(), "broken: {broken:?}");
-        println!(
-            "{running} of {DOWNLOADS} downloads were running at the end; all came whole, none of {} clients moved",
-            KNOWN.len()
-        );
-        let servers: Vec<records::Server> = records::ask(&self.site, &["server", "show", "Hyperspace"])?;
-        Ok(Left { running, counted: servers.iter().map(|server| server.connections).sum() })
+        ensure!(broken.is_empty(), "{} broken: {broken:?}", broken.len());
+        ensure!(running == DOWNLOADS, "{} downloads ended by themselves", DOWNLOADS - running);
+        let after = after?;
+        let moved = moved(&self.known, &after);
+        ensure!(moved.is_empty(), "{} moved: {moved:?}", moved.len());
+        println!("all {DOWNLOADS} downloads lasted and came whole, none of {} clients moved", KNOWN.len());
+        let counted =
+            || Ok::<u64, Error>(records::open_connections(&self.site, "Hyperspace")?.values().sum());
+        // What is counted then is the caller's to judge.
+        let _ = until("no connection is counted", CLOSES_WITHIN, || Ok((counted()? == 0).then_some(())));
+        counted()
     }
 }

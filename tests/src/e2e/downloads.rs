@@ -1,4 +1,5 @@
-//! Rate-limited downloads that run all at once, each compared byte by byte with the file.
+//! Downloads that run all at once, at their clients' pace until they are to come to an end, each compared byte by byte
+//! with the file.
 
 use std::{
     fs,
@@ -6,29 +7,45 @@ use std::{
     net::{IpAddr, SocketAddr, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
+use socket2::SockRef;
 
 use crate::lab::{Lab, Ns, client};
 
-/// Longer than TCP waits between two of its own attempts after a link was full for half a minute (RFC 6298 section 5.5).
-const PATIENCE: Duration = Duration::from_secs(100);
+/// Only a connection that is broken is silent for so long: TCP waits no more than two minutes between two of its own
+/// attempts, however many were lost (`TCP_RTO_MAX` of Linux; RFC 6298 section 5.5 wants a minute at least).
+const PATIENCE: Duration = Duration::from_secs(300);
+/// A client reads so much at most, and then not for so long: 64 KiB a second.
+const STEP: usize = 16 * 1024;
+const PAUSE: Duration = Duration::from_millis(250);
+/// A client takes no more than this part of what is left in one step, so that no download ends by itself.
+const PART: usize = 64;
+/// What waits at the client, so that the server has always something to send.
+const WAITING: usize = 32 * 1024;
 
 /// Downloads on their way.
 #[derive(Debug)]
 pub struct Downloads {
     threads: Vec<JoinHandle<Result<()>>>,
-    bytes: Arc<AtomicU64>,
+    shared: Arc<Shared>,
     whole: u64,
 }
 
+#[derive(Debug, Default)]
+struct Shared {
+    /// Whether the downloads are to come to an end.
+    hurry: AtomicBool,
+    bytes: AtomicU64,
+}
+
 impl Downloads {
-    /// Each of the clients, by number, asks for `/slow`.
+    /// Each of the clients, by number, asks for `/big`.
     ///
     /// # Errors
     /// One of them could not connect.
@@ -37,37 +54,39 @@ impl Downloads {
         let clients: Vec<IpAddr> = clients.into_iter().map(|n| lab.client_address(n)).collect();
         let connect = |client: &IpAddr| {
             let mut stream = client::connect(*client, to, PATIENCE)?;
-            let request = format!("GET /slow HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
+            SockRef::from(&stream).set_recv_buffer_size(WAITING)?;
+            let request = format!("GET /big HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n\r\n");
             stream.write_all(request.as_bytes())?;
             Ok((*client, stream))
         };
         let streams: Result<Vec<_>> = lab.in_ns(Ns::Client, || clients.iter().map(connect).collect())?;
-        let bytes = Arc::new(AtomicU64::new(0));
+        let shared = Arc::new(Shared::default());
         let whole = u64::try_from(file.len() * clients.len())?;
         let read = |(client, stream): (IpAddr, TcpStream)| {
-            let (file, bytes) = (Arc::clone(&file), Arc::clone(&bytes));
+            let (file, shared) = (Arc::clone(&file), Arc::clone(&shared));
             let download =
-                move || compare(stream, &file, &bytes).with_context(|| format!("the download of {client}"));
+                move || compare(stream, &file, &shared).with_context(|| format!("the download of {client}"));
             thread::Builder::new().stack_size(256 * 1024).spawn(download)
         };
         let threads: Result<Vec<_>, _> = streams?.into_iter().map(read).collect();
-        Ok(Self { threads: threads?, bytes, whole })
+        Ok(Self { threads: threads?, shared, whole })
     }
 
     /// How much has come, of how much.
     pub fn progress(&self) -> (u64, u64) {
-        (self.bytes.load(Ordering::Relaxed), self.whole)
+        (self.shared.bytes.load(Ordering::Relaxed), self.whole)
     }
 
-    /// How many still run.
+    /// How many still run: all that are not broken, until [`Downloads::finish`].
     pub fn running(&self) -> usize {
         self.threads.iter().filter(|thread| !thread.is_finished()).count()
     }
 
-    /// Waits for all, and says what went wrong with which.
-    pub fn finish(self) -> Vec<String> {
+    /// Has all come to their end as fast as they can, waits for it, and says what went wrong with which.
+    pub fn finish(mut self) -> Vec<String> {
+        self.shared.hurry.store(true, Ordering::Relaxed);
         self.threads
-            .into_iter()
+            .drain(..)
             .filter_map(|thread| match thread.join() {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(format!("{error:#}")),
@@ -77,13 +96,28 @@ impl Downloads {
     }
 }
 
+impl Drop for Downloads {
+    fn drop(&mut self) {
+        self.shared.hurry.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Reads an answer to its end: its body must be the file.
-fn compare(mut stream: TcpStream, file: &[u8], bytes: &AtomicU64) -> Result<()> {
-    let mut buffer = vec![0; 32 * 1024];
+fn compare(mut stream: TcpStream, file: &[u8], shared: &Shared) -> Result<()> {
+    let mut buffer = vec![0; STEP];
     let mut unread = Vec::new();
     let mut body = None;
     loop {
-        let length = stream.read(&mut buffer)?;
+        let hurry = shared.hurry.load(Ordering::Relaxed);
+        let left = file.len() - body.unwrap_or(0);
+        let step = if hurry { STEP } else { STEP.min(left / PART) };
+        if !hurry {
+            thread::sleep(PAUSE);
+        }
+        if step == 0 {
+            continue;
+        }
+        let length = stream.read(&mut buffer[..step])?;
         if length == 0 {
             break;
         }
@@ -98,7 +132,7 @@ fn compare(mut stream: TcpStream, file: &[u8], bytes: &AtomicU64) -> Result<()> 
             if file.get(at..at + unread.len()) != Some(&unread[..]) {
                 bail!("differs from the file between {at} and {}", at + unread.len());
             }
-            bytes.fetch_add(u64::try_from(unread.len())?, Ordering::Relaxed);
+            shared.bytes.fetch_add(u64::try_from(unread.len())?, Ordering::Relaxed);
             body = Some(at + unread.len());
             unread.clear();
         }

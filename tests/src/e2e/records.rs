@@ -97,10 +97,10 @@ pub struct Flow {
     pub client_port: u16,
     /// Its server's label.
     pub server: String,
-    /// The source address that the server sees.
-    pub snat_address: IpAddr,
-    /// The source port that the server sees.
-    pub snat_port: u16,
+    /// The source address that the server sees; none where it sees the client's own.
+    pub snat_address: Option<IpAddr>,
+    /// The source port that the server sees; none where it sees the client's own.
+    pub snat_port: Option<u16>,
     /// Such as `established`.
     pub state: String,
     /// Seconds since it was established.
@@ -251,6 +251,26 @@ pub fn stats(lab: &Lab) -> Result<Stats> {
 /// Those of [`ask`].
 pub fn server(lab: &Lab, name: &str) -> Result<Server> {
     ask(lab, &["server", "show", name])
+}
+
+/// The connections of a service that neither end has closed, as far as the balancer can know, by server. Where it sees the
+/// servers' answers that is what it counts. In `dr` and `tunnel` it does not see a server's FIN, and goes on counting a
+/// connection whose client has sent one; but for those it counts the same.
+///
+/// # Errors
+/// Those of [`ask`].
+pub fn open_connections(lab: &Lab, service: &str) -> Result<BTreeMap<String, u64>> {
+    let servers: Vec<Server> = ask(lab, &["server", "show", service])?;
+    let mut open: BTreeMap<String, u64> =
+        servers.into_iter().map(|server| (server.server, server.connections)).collect();
+    if lab.topology().mode.answers_directly() {
+        let flows: Vec<Flow> = ask(lab, &["flow", "show"])?;
+        for flow in flows.iter().filter(|flow| flow.service == service && flow.state == "client-fin") {
+            let connections = open.get_mut(&flow.server).context("a flow's server is not shown")?;
+            *connections = connections.checked_sub(1).context("more flows are shown than connections")?;
+        }
+    }
+    Ok(open)
 }
 
 /// The sticky records of a service, by client.

@@ -1,6 +1,7 @@
 //! A lab in which the balancer runs.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     ops::{Deref, DerefMut},
     path::Path,
@@ -16,7 +17,7 @@ use super::{
     wait::until,
     yaml::Wanted,
 };
-use crate::lab::{HYPERSPACE, Lab, LabOptions, MYCHART, Ns, Port443};
+use crate::lab::{HYPERSPACE, Lab, LabOptions, MYCHART, Mode, Ns, Port443, Topology};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
@@ -137,19 +138,35 @@ impl Site {
         index.with_context(|| format!("the lab has no server {label}"))
     }
 
-    /// The connections to port 443 that a server's kernel has established with the balancer's SNAT ports. Health
-    /// checks come from higher ports.
+    /// How many connections to port 443 a server's kernel has established with clients.
+    ///
+    /// # Errors
+    /// Those of [`Site::peers_of`].
+    pub fn established_at(&self, label: &str) -> Result<u64> {
+        Ok(u64::try_from(self.peers_of(label)?.len())?)
+    }
+
+    /// With whom a server's kernel has connections to port 443 established: in `snat` with the balancer's SNAT ports, above
+    /// which health checks come from, else with the clients' own addresses.
     ///
     /// # Errors
     /// ss is missing.
-    pub fn established_at(&self, label: &str) -> Result<u64> {
-        let filter = ["-Htn", "state", "established", "sport = :443 and dport < :32768"];
+    pub fn peers_of(&self, label: &str) -> Result<BTreeSet<SocketAddr>> {
+        let clients = match self.topology() {
+            Topology { mode: Mode::Snat, .. } => "dport < :32768".to_owned(),
+            topology => format!("dst {}", topology.clients()),
+        };
+        let filter = ["-Htn", "state", "established", &format!("sport = :443 and {clients}")];
         let mut ss = self.command(Ns::Server(self.index(label)?), "ss", filter);
         let output = ss.output().context("cannot start ss")?;
         if !output.status.success() {
             bail!("ss failed: {}", said(&output));
         }
-        Ok(u64::try_from(String::from_utf8_lossy(&output.stdout).lines().count())?)
+        let peer = |line: &str| {
+            let peer = line.split_whitespace().last().context("ss printed an empty line")?;
+            peer.parse().with_context(|| format!("ss printed {line}"))
+        };
+        String::from_utf8_lossy(&output.stdout).lines().map(peer).collect()
     }
 }
 

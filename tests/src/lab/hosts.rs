@@ -74,16 +74,16 @@ fn set(name: &str, value: &str) -> Result<()> {
     fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))
 }
 
-/// Addresses and routes of one host, as `ip` takes them.
+/// Addresses and routes of one host, as `ip` takes them, as often as one likes.
 pub(super) fn addresses(topology: Topology, host: &Host) -> String {
     let mut lines = String::from("link set lo up\n");
     // Writing to a String has no way to fail.
     for cable in topology.cables(host) {
         let (interface, ipv4) = (cable.interface, cable.ipv4());
-        let _ = writeln!(lines, "addr add {ipv4}/24 dev {interface}");
+        let _ = writeln!(lines, "addr replace {ipv4}/24 dev {interface}");
         if topology.family == Family::V6 {
             let ipv6 = address(Family::V6, cable.network, cable.number);
-            let _ = writeln!(lines, "addr add {ipv6}/64 dev {interface} nodad");
+            let _ = writeln!(lines, "addr replace {ipv6}/64 dev {interface} nodad");
         }
         let _ = writeln!(lines, "link set {interface} up");
     }
@@ -103,9 +103,9 @@ pub(super) fn addresses(topology: Topology, host: &Host) -> String {
 /// The way to the client host, for those on the network with the service.
 fn to_clients(lines: &mut String, topology: Topology, family: Family) -> std::fmt::Result {
     let gateway = address(family, CLIENT_SIDE, if topology.narrow { NEAR } else { CLIENT });
-    writeln!(lines, "route add {} via {gateway}", clients(family))?;
+    writeln!(lines, "route replace {} via {gateway}", clients(family))?;
     if topology.narrow {
-        writeln!(lines, "route add {} via {gateway}", network(family, FAR_SIDE))?;
+        writeln!(lines, "route replace {} via {gateway}", network(family, FAR_SIDE))?;
     }
     Ok(())
 }
@@ -124,7 +124,7 @@ fn of_client(lines: &mut String, topology: Topology, family: Family) -> std::fmt
 fn to_servers(lines: &mut String, topology: Topology, family: Family) -> std::fmt::Result {
     if topology.mode == Mode::Nat && topology.arms == Arms::Two {
         let balancer = address(family, CLIENT_SIDE, BALANCER);
-        writeln!(lines, "route add {} via {balancer}", network(family, SERVER_SIDE))?;
+        writeln!(lines, "route replace {} via {balancer}", network(family, SERVER_SIDE))?;
     }
     Ok(())
 }

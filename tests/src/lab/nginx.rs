@@ -90,8 +90,10 @@ http {{
     uwsgi_temp_path uwsgi;
     scgi_temp_path scgi;
     sendfile on;
-    keepalive_timeout 75s;
-    send_timeout 300s;
+    # No server gives a client up before a test does.
+    keepalive_timeout 600s;
+    client_header_timeout 600s;
+    send_timeout 600s;
     keepalive_requests 1000000;
     ssl_certificate certificate.pem;
     ssl_certificate_key key.pem;

@@ -192,6 +192,11 @@ impl Topology {
         address(self.family, CLIENT_SIDE, 151)
     }
 
+    /// The network of the client host's extra addresses.
+    pub fn clients(self) -> &'static str {
+        clients(self.family)
+    }
+
     /// The `n`th of the client host's extra addresses, 10.85.0.1 or 2001:db8:c11e::1 upward, starting again after 65,000.
     pub fn client_address(self, n: usize) -> IpAddr {
         // Never .0.0 nor .255.255; the remainder fits 16 bits.

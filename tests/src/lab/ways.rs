@@ -8,6 +8,7 @@ use aya::Ebpf;
 use super::{
     Lab,
     capture::Capture,
+    hosts,
     layout::{INTERFACE, Ns},
     programs,
     topology::{Cable, Mode, Topology},
@@ -63,6 +64,20 @@ impl Lab {
             Capture::start(&fabric, &cable.port, Some(packets), filter, self.next_capture_file())
         };
         cables.iter().map(capture).collect()
+    }
+
+    /// Sets a host's interfaces down, or up, with the addresses and routes that its own configuration gives it: the kernel
+    /// forgets routes and IPv6 addresses of an interface that goes down.
+    ///
+    /// # Errors
+    /// There is no such host, or `ip` failed.
+    pub fn set_interfaces(&self, ns: Ns, up: bool) -> Result<()> {
+        let (topology, host) = (self.options.topology, self.existing_host(ns)?);
+        if up {
+            return self.ip(ns, &hosts::addresses(topology, host));
+        }
+        let down = |cable: &Cable| format!("link set {} down\n", cable.interface);
+        self.ip(ns, &topology.cables(host).iter().map(down).collect::<String>())
     }
 
     /// Has a host forget what it found out about the MTU of paths.

@@ -108,6 +108,7 @@ impl Engine {
         let changes = config::diff(&self.running, &running);
         refuse_node_changes(&changes)?;
         self.refuse_other_families(&running)?;
+        self.refuse_what_is_in_the_way(&running)?;
         let now = self.maps.now()?;
         let usage = Usage::of(&self.maps, now);
         state.ids = state
@@ -134,6 +135,16 @@ impl Engine {
                 family.name()
             ))),
         }
+    }
+
+    /// What is in the way already does not keep anybody from draining a server.
+    fn refuse_what_is_in_the_way(&self, running: &Config) -> Result<(), Refusal> {
+        let mut found = (self.in_the_way)(running);
+        if !found.is_empty() {
+            let before = (self.in_the_way)(&self.running);
+            found.retain(|refusal| !before.contains(refusal));
+        }
+        if found.is_empty() { Ok(()) } else { Err(Refusal::Conflict(found.join("; "))) }
     }
 
     fn future(

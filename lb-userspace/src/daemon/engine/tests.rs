@@ -1,8 +1,9 @@
 use std::fs;
+use std::net::IpAddr;
 
 use lb_common::clock::Ticks;
 use lb_common::tcp::TcpState;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
@@ -356,6 +357,26 @@ fn a_change_of_the_node_section_is_refused_under_way() {
     let body = serde_json::json!({ "yaml": other, "source": "x" });
     let Err(Refusal::Conflict(why)) = world.post("apply", body) else { unreachable!() };
     assert!(why.contains("node.interfaces") && why.contains("detach"), "{why}");
+}
+
+#[test]
+fn what_the_network_does_not_give_is_refused_and_what_is_there_already_can_be_drained() {
+    let mut world = World::new(&two());
+    world.engine.refuse_by(|config| {
+        let servers = config.services.iter().flat_map(|service| &service.real_servers);
+        let far = servers.filter(|server| server.address == IpAddr::from([192, 0, 2, 3]));
+        far.map(|server| format!("{} is reached by way of 192.0.2.9", server.label)).collect()
+    });
+    let add = json!({ "service": "V", "label": "c", "address": "192.0.2.3" });
+    let Err(Refusal::Conflict(why)) = world.post("add", add.clone()) else { unreachable!() };
+    assert_eq!(why, "c is reached by way of 192.0.2.9");
+    let other = yaml(&[("V", 150, &[("a", 1), ("b", 2), ("c", 3)])]);
+    let Err(Refusal::Conflict(why)) = world.post("plan", json!({ "yaml": other })) else { unreachable!() };
+    assert_eq!(why, "c is reached by way of 192.0.2.9");
+    world.engine.refuse_by(|_| Vec::new());
+    world.post("add", add).unwrap();
+    world.engine.refuse_by(|_| vec!["c is reached by way of 192.0.2.9".to_owned()]);
+    world.state("c", "drain").unwrap();
 }
 
 #[test]

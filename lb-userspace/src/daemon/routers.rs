@@ -1,6 +1,7 @@
 //! What a configuration asks of the network that it can't have: `dr` across a router.
 
 use std::net::IpAddr;
+use std::thread;
 
 use crate::{
     config::{Config, Forwarding},
@@ -9,10 +10,18 @@ use crate::{
 
 /// A sentence for each server with `forwarding: dr` that this host reaches by way of a router. Nothing where the
 /// configuration's interfaces are not on this host: another's routes say nothing.
-pub(super) fn in_the_way(config: &Config) -> Vec<String> {
+///
+/// It asks the kernel and waits for the answer, on a thread of its own: the caller's may be one that must not wait for
+/// a future.
+#[must_use]
+pub fn in_the_way(config: &Config) -> Vec<String> {
     if behind_dr(config).next().is_none() {
         return Vec::new();
     }
+    thread::scope(|scope| scope.spawn(|| asked(config)).join().unwrap_or_default())
+}
+
+fn asked(config: &Config) -> Vec<String> {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
         return Vec::new();
     };
@@ -46,7 +55,8 @@ fn behind_dr(config: &Config) -> impl Iterator<Item = (&str, &str, IpAddr)> {
     })
 }
 
-fn refusals(config: &Config, router: impl Fn(IpAddr) -> Option<IpAddr>) -> Vec<String> {
+/// The sentences, where it is known by which router a server is reached.
+pub(super) fn refusals(config: &Config, router: impl Fn(IpAddr) -> Option<IpAddr>) -> Vec<String> {
     behind_dr(config)
         .filter_map(|(service, label, address)| {
             let router = router(address)?;
