@@ -22,7 +22,7 @@ use lb_common::{
     reason::Reason,
     server::{ServerState, Servers as _},
     service::{EntryKind, Index as _, Spread, multiplied},
-    table::{Found, Slots as _, find},
+    table::{Found, Slots as _, find, find_at_home},
     tcp::{TcpState, worth_recording},
 };
 
@@ -131,9 +131,13 @@ fn from_client<const V6: bool>(control: &'static Control, packet: &Plain<V6>, se
     let ports = packet.ports();
     let key = FlowKey { client, client_port: ports as u16, service_port: (ports >> 16) as u16, service };
     let words = key.words();
-    let Some(found) = find::<FLOW_WORDS, FlowKind, _>(&Flows, hash3(&control.key(), words), words, now)
-    else {
-        return Fast::Undecided;
+    let hash = hash3(&control.key(), words);
+    let found = match find_at_home::<FLOW_WORDS, FlowKind, _>(&Flows, hash, words, now) {
+        Some(found) => found,
+        None => match find::<FLOW_WORDS, FlowKind, _>(&Flows, hash, words, now) {
+            Some(found) => found,
+            None => return Fast::Undecided,
+        },
     };
     let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
     let last = Sequences::from_word(found.slot.words[SEQUENCE_WORD].load());
