@@ -131,7 +131,10 @@ fn answer_client(
     if back.half_open {
         answer(world, packet, segment, back);
     } else if segment.is_udp {
-        flow::keep(world, back.found.slot, back.found.life, back.key.service, TcpState::Established);
+        // Late answers do not keep a flow that ended with its server.
+        if !TcpState::from_note(back.found.life.note()).is_closed() {
+            flow::keep(world, back.found.slot, back.found.life, back.key.service, TcpState::Established);
+        }
     } else {
         flow::follow(
             world,
