@@ -3,6 +3,7 @@
 pub mod another_build;
 pub mod busy;
 pub mod crowd;
+pub mod devices;
 pub mod downloads;
 pub mod far;
 pub mod http;
