@@ -94,6 +94,8 @@ fn between(random: &mut Random, from: i64, to: i64) -> i64 {
 /// The numbers of the states that are not made at random, for sequences that are kept: nothing in the tables, no slot
 /// free in the tables of flows and sticky records, three SNAT ports to each server; other modes, families and protocols.
 pub(super) const KNOWN: [u64; 5] = [0, 1, 2, 3, 4];
+/// The last of them with a hospital's first services.
+pub(super) const LAST_PLAIN: u64 = 2;
 
 /// A service as is not a hospital's first: behind a router that answers, over IPv6 and on two ports; and UDP.
 const ROUTED: [Kind; 2] = [
