@@ -47,6 +47,7 @@ use aya::Ebpf;
 
 pub use self::{
     capture::{Capture, Captured},
+    daemon::starts_within,
     devices::{Device, refused},
     flood::{FloodReport, SynFlood},
     forged::ForgedAcks,
