@@ -64,16 +64,17 @@ pub fn behind_vlans(family: Family, tags: Tags) -> Result<()> {
     // a frame for their address without its tag too, but not out of the VLAN.
     let client = topology.client_address(CLIENTS);
     let asked = || {
-        let before = site.received_untagged(Ns::Client)?;
+        let interface = topology.addressed_interface();
+        let answers = site.capture_on(Ns::Client, interface, &format!("tcp and dst host {client}"))?;
         let answered = site.who_answers(client, vip.ip(), vip.port()).is_ok();
-        Ok::<_, anyhow::Error>((answered, site.received_untagged(Ns::Client)? - before))
+        Ok::<_, anyhow::Error>((answered, answers.stop()?.packets().len()))
     };
     site.leave_tags_in_frames(false)?;
     let (_, hidden) = asked()?;
-    ensure!(hidden == 0, "{hidden} frames came out of the client's VLAN, and the program saw no tag");
+    ensure!(hidden == 0, "{hidden} answers came out of the client's VLAN, and the program saw no tag");
     site.leave_tags_in_frames(true)?;
     let (answered, seen) = asked()?;
-    ensure!(answered && seen > 0, "with tags in its frames again, {client} was not answered");
+    ensure!(answered && seen > 0, "with tags in its frames again, {client} got {seen} answers");
     Ok(())
 }
 
