@@ -111,6 +111,7 @@ fn settle(packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, Reaso
     let Answer { to, reason } = unsettled(packet, segment, key);
     match reason {
         Reason::ResetNoServer if segment.is_udp => Err(Reason::NoServer),
+        Reason::ResetNoServer if segment.flags.has(TcpFlags::RST) => Err(Reason::StrayReset),
         Reason::ResetServerGone
         | Reason::ResetNoFlow
         | Reason::ResetNoServer

@@ -136,7 +136,10 @@ fn answer_client(
             clamp_mss(packet.context, u32::from(back.to.server) | u32::from(arm) << 16);
         }
     } else if segment.is_udp {
-        flow::keep(world, back.found.slot, back.found.life, back.key.service, TcpState::Established);
+        // Late answers do not keep a flow that ended with its server.
+        if !TcpState::from_note(back.found.life.note()).is_closed() {
+            flow::keep(world, back.found.slot, back.found.life, back.key.service, TcpState::Established);
+        }
     } else {
         flow::follow(
             world,

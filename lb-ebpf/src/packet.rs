@@ -218,9 +218,10 @@ impl Packet {
         }
         // SAFETY: 8 bytes were checked.
         let length = usize::from(u16::from_be(unsafe { load16::<4>(at) }));
-        let content = header.length.wrapping_sub(header.header as usize);
+        // Signed: a packet that says that it ends within its header has none.
+        let content = header.length as isize - header.header as isize;
         let available = end as usize - self.network as usize;
-        length >= UDP_HEADER && length <= content && header.length <= available
+        length >= UDP_HEADER && length as isize <= content && header.length <= available
     }
 
     /// A segment's sequence number, host byte order; zero for UDP.

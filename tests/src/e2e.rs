@@ -4,6 +4,7 @@ pub mod another_build;
 pub mod busy;
 pub mod comings;
 pub mod crowd;
+pub mod devices;
 pub mod downloads;
 pub mod far;
 pub mod http;

@@ -1,15 +1,15 @@
 //! Random sequences through the built program and the model (`model.rs`), compared after each packet: verdict, reason, bytes,
 //! and every row of every table.
 //!
-//! A sequence begins with settings and tables at random (`fuzz/setup.rs`) and goes on with what may happen: packets of the
+//! A sequence begins with services (mode, protocol, families, ports), settings and tables at random (`fuzz/setup.rs`) and goes on with what may happen: packets of the
 //! connections that are remembered (`fuzz/onward.rs`) and of others, good, spoilt and at the edges of what is accepted,
 //! servers that change their state, half-open slots that others write, time that goes by (`fuzz/generate.rs`). It is the same
 //! for the same seed. Sequences that are worth keeping (`fuzz/collect.rs`) are in `tests/corpus`.
 //!
 //! # What is not covered
-//! Two packets at a time (`table_loom.rs` in `lb-common` explores that, `tests/tests/race.rs` tries it), services on several
-//! ports, IPv6, a change of index or settings in a sequence, slots of the other tables that a killed process left, and the choice of a port beyond what is forbidden. The kernel
-//! runs a frame of 14 bytes at least, so shorter ones are not seen.
+//! Two packets at a time (`table_loom.rs` in `lb-common` explores that, `tests/tests/race.rs` tries it), several interfaces, schedulers that
+//! count, a change of index or settings in a sequence, rows that are carried over, slots of the other tables that a killed process left, and the choice of a
+//! port beyond what is forbidden. The kernel runs a frame of 14 bytes at least, so shorter ones are not seen.
 
 mod collect;
 mod day;

@@ -16,6 +16,7 @@ mod big;
 mod capture;
 pub mod client;
 mod daemon;
+mod devices;
 mod flood;
 mod forged;
 mod frame;
@@ -47,16 +48,21 @@ use aya::Ebpf;
 pub(crate) use self::namespace::host_command;
 pub use self::{
     capture::{Capture, Captured},
+    daemon::starts_within,
+    devices::{Device, refused},
     flood::{FloodReport, SynFlood},
     forged::ForgedAcks,
     frame::{RawSocket, arp_announcement},
-    layout::{BRIDGE, CLIENT, CLIENTS, HYPERSPACE, Host, INTERFACE, LB, MYCHART, Ns, client_address},
+    layout::{
+        BRIDGE, CLIENT, CLIENTS, HYPERSPACE, HYPERSPACE_SERVERS, Host, INTERFACE, LB, MYCHART, Ns,
+        client_address,
+    },
     namespace::{path as namespace_path, unblock_signals},
     nginx::{PLAIN_PORT, Port443},
     places::{Places, bin_dir, bpf_object},
     registry::sweep,
     services::Services,
-    topology::{Arms, Family, Mode, Topology},
+    topology::{Arms, Family, Mode, Tags, Topology},
 };
 pub use nix::sys::signal::Signal;
 
@@ -75,11 +81,19 @@ pub struct LabOptions {
     pub system: bool,
     /// Forwarding mode, family of addresses, arms.
     pub topology: Topology,
+    /// In mode `tunnel`, leave the tunnels' ends at the servers to [`Lab::add_tunnel_device`].
+    pub open_tunnels: bool,
 }
 
 impl Default for LabOptions {
     fn default() -> Self {
-        Self { port_443: Port443::Tls, big_bytes: 1024 * 1024, system: false, topology: Topology::default() }
+        Self {
+            port_443: Port443::Tls,
+            big_bytes: 1024 * 1024,
+            system: false,
+            topology: Topology::default(),
+            open_tunnels: false,
+        }
     }
 }
 
@@ -321,7 +335,7 @@ impl Lab {
     /// # Errors
     /// It has no `eth0`.
     pub fn received_frames(&self, ns: Ns) -> Result<u64> {
-        network::received_frames(&self.namespace(ns))
+        network::received_frames(&self.namespace(ns), INTERFACE)
     }
 
     /// The configuration of the four services: Hyperspace and MyChart on 443, and their redirects on 80.

@@ -3,10 +3,11 @@
 //!
 //! It shares with the program only what has tests of its own and decides nothing about a packet: the list of reasons, how
 //! rows are packed into words, the hash that says in which slots a key may lie, and the scheduler's table. TCP states, the
-//! handshake, windows, time limits, headers, rewriting and checksums are written out again, checksums in full.
+//! handshake, windows, time limits, forwarding modes, headers, rewriting and checksums are written out again, checksums in full.
+//! It knows both families and protocols, and every mode ([`Site`]); one interface, and the scheduler `source-hash`.
 //!
-//! Where something is the program's to choose (which slot, which SNAT port, whose expired row gives way), the model asks
-//! what it chose ([`Chosen`]), refuses a choice that the documents forbid, and goes on with it.
+//! Where something is the program's to choose (which slot, which SNAT port, whose expired row gives way, a tunnel's source
+//! address), the model asks what it chose ([`Chosen`]), refuses a choice that the documents forbid, and goes on with it.
 
 mod checksum;
 mod choice;
@@ -15,12 +16,15 @@ mod icmp;
 mod parse;
 mod rewrite;
 mod server;
+mod site;
 mod state;
 mod sweep;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use lb_common::{
+    address::Address,
+    forwarding::Forwarding,
     maglev::{self, Table},
     maps::Traffic,
     reason::Reason,
@@ -30,26 +34,26 @@ use lb_common::{
 use crate::golden::{
     bench::USABLE,
     frame::Mac,
-    hospital::{
-        BALANCER, FIRST_PORT, HYPERSPACE, MYCHART, OTHER_PORT, SEED, SERVERS, SERVICES, SOURCES, address,
-        span,
-    },
+    hospital::{BALANCER, FIRST_PORT, MYCHART, SEED, SERVERS, SERVICES, SOURCES, span},
 };
 
 pub(crate) use self::{
     choice::{Chosen, flow_slots, is_set, record_slots},
     parse::{Ends, flag},
+    site::{Answers, Kind, Site, twin},
     state::{Cell, Flow, Hold, Key, Limits, Owner, Place, Record, State},
     sweep::Freed,
 };
 use self::{
     parse::{Parsed, parse},
-    rewrite::{reset, rewritten},
+    rewrite::{addressed, reset, rewritten, too_big, tunnelled},
 };
 
 /// What the daemon has set.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
+    /// What is balanced, and how.
+    pub(crate) site: Site,
     /// Source addresses.
     pub(crate) sources: u16,
     /// SNAT ports of each.
@@ -100,8 +104,14 @@ pub(crate) struct Model {
 enum Verdict {
     /// Passed as it came, or dropped.
     Left(Reason),
-    /// Sent on to this MAC address, from and to these ends.
-    Sent(Reason, Mac, Ends),
+    /// Sent on to this MAC address, from and to these ends; an ICMP error as if from this address.
+    Sent(Reason, Mac, Ends, Option<IpAddr>),
+    /// Sent on to this MAC address as it is.
+    Addressed(Reason, Mac),
+    /// Sent on inside another packet to the server of this number.
+    Tunnelled(Reason, usize),
+    /// Too large for a tunnel of this MTU, which its sender is told.
+    TooBig(u16),
     /// Answered with RST.
     Answered(Reason),
 }
@@ -111,6 +121,8 @@ enum Side {
     Client(u16),
     /// Of the real server's endpoint, to the source address of this number.
     Server(u16, u8),
+    /// Of a real server that answers clients of this service and port themselves.
+    NatServer(u16, u16),
 }
 
 impl Model {
@@ -139,10 +151,20 @@ impl Model {
     pub(crate) fn judge(&mut self, frame: &[u8], chosen: &Chosen) -> Result<Outcome, String> {
         let verdict = self.decide(frame, chosen)?;
         let dropped = |reason: Reason| reason.action() == lb_common::reason::Action::Drop;
+        let sent = |reason, frame| Outcome { reason, frame: Some(frame) };
         Ok(match verdict {
             Verdict::Left(reason) => Outcome { reason, frame: (!dropped(reason)).then(|| frame.to_vec()) },
-            Verdict::Sent(reason, hop, ends) => Outcome { reason, frame: Some(rewritten(frame, hop, &ends)) },
-            Verdict::Answered(reason) => Outcome { reason, frame: Some(reset(frame)) },
+            Verdict::Sent(reason, hop, ends, reporter) => {
+                sent(reason, rewritten(frame, hop, &ends, reporter))
+            }
+            Verdict::Addressed(reason, hop) => sent(reason, addressed(frame, hop)),
+            Verdict::Tunnelled(reason, number) => {
+                let (source, label) = self.outer(number, chosen)?;
+                let server = self.settings.site.server(number);
+                sent(reason, tunnelled(frame, SERVERS[number].mac, source, server, label))
+            }
+            Verdict::TooBig(mtu) => sent(Reason::TooBig, too_big(frame, mtu)),
+            Verdict::Answered(reason) => sent(reason, reset(frame)),
         })
     }
 
@@ -159,50 +181,63 @@ impl Model {
         }
         Ok(match parsed {
             Parsed::Neither(reason) => Verdict::Left(reason),
-            Parsed::LaterFragment(to) if SERVICES.iter().any(|service| service.address == to) => {
-                Verdict::Left(Reason::Fragment)
+            Parsed::Portless(protocol, to, reason) => {
+                let ours = self.settings.site.service_of_address(to, protocol).is_some();
+                Verdict::Left(if ours { reason } else { Reason::NotOurs })
             }
-            Parsed::LaterFragment(_) => Verdict::Left(Reason::NotOurs),
-            Parsed::Odd(ends, reason) => Verdict::Left(self.side(&ends).err().unwrap_or(reason)),
-            Parsed::IcmpError { about, to, ttl } => self.icmp_error(&about, to, ttl),
-            Parsed::Segment(segment) => match self.side(&segment.ends) {
+            Parsed::Odd(protocol, ends, reason) => {
+                Verdict::Left(self.side(&ends, protocol).err().unwrap_or(reason))
+            }
+            Parsed::IcmpError(error) => self.icmp_error(&error),
+            Parsed::Segment(segment) => match self.side(&segment.ends, segment.protocol) {
                 Err(reason) => Verdict::Left(reason),
                 Ok(Side::Client(service)) => self.client_segment(frame, &segment, service, chosen)?,
                 Ok(Side::Server(endpoint, source)) => self.server_segment(frame, &segment, endpoint, source),
+                Ok(Side::NatServer(service, asked)) => self.nat_segment(frame, &segment, service, asked),
             },
         })
     }
 
     /// Whose a packet between these ends is.
-    fn side(&self, ends: &Ends) -> Result<Side, Reason> {
-        if let Some(service) = service_at(ends.destination, ends.destination_port) {
+    fn side(&self, ends: &Ends, protocol: u8) -> Result<Side, Reason> {
+        let site = &self.settings.site;
+        if let Some(service) = site.service_at(ends.destination, ends.destination_port, protocol) {
             return Ok(Side::Client(service));
         }
-        if (ends.destination, ends.destination_port) == (HYPERSPACE.address, 80) {
+        if site.is_local(ends.destination, ends.destination_port, protocol) {
             return Err(Reason::LocalService);
         }
-        let server = (ends.source, ends.source_port);
-        let ours = (ends.destination, ends.destination_port);
-        let (endpoint, source) = self.conversation(server, ours).ok_or(Reason::NotOurs)?;
-        Ok(Side::Server(endpoint, source))
+        match site.answers_from(ends.source, ends.source_port, protocol).ok_or(Reason::NotOurs)? {
+            Answers::Ours(endpoint) => {
+                let source = self.own(ends.destination, ends.destination_port).ok_or(Reason::NotOurs)?;
+                Ok(Side::Server(endpoint, source))
+            }
+            Answers::Clients(service, asked) => Ok(Side::NatServer(service, asked)),
+        }
     }
 
-    /// The endpoint and the number of the source address, if one talks to a SNAT port of the other.
-    fn conversation(&self, server: (Ipv4Addr, u16), ours: (Ipv4Addr, u16)) -> Option<(u16, u8)> {
+    /// The number of one of our own addresses, if the port is a SNAT port.
+    fn own(&self, address: IpAddr, port: u16) -> Option<u8> {
         let last = FIRST_PORT + (self.settings.ports - 1);
-        if !(FIRST_PORT..=last).contains(&ours.1) {
+        if !(FIRST_PORT..=last).contains(&port) {
             return None;
         }
-        let sources = &SOURCES[..usize::from(self.settings.sources)];
-        let source = sources.iter().position(|source| *source == ours.0)?;
-        let known = SERVERS.iter().find(|host| host.address == server.0)?;
-        let first = known.id == SERVERS[0].id;
-        let answers = server.1 == 443 || server.1 == OTHER_PORT && first;
-        answers.then_some((known.endpoint, u8::try_from(source).ok()?))
+        let mut sources = SOURCES[..usize::from(self.settings.sources)].iter();
+        let source = sources.position(|source| [false, true].iter().any(|v6| twin(*source, *v6) == address));
+        u8::try_from(source?).ok()
+    }
+
+    /// The source address and flow label of a tunnel's outer header, which the program chose.
+    fn outer(&self, number: usize, chosen: &Chosen) -> Result<(IpAddr, u32), String> {
+        let (source, label) = chosen.outer().ok_or("there is no outer packet")?;
+        let service = SERVERS[number].service;
+        let known = (0..self.settings.sources)
+            .any(|n| u8::try_from(n).is_ok_and(|n| self.settings.site.source(service, n) == source));
+        if known { Ok((source, label)) } else { Err(format!("a tunnel must not begin at {source}")) }
     }
 
     /// The server that the client's new connection goes to, and whether its sticky record says so.
-    fn choose(&self, client: Ipv4Addr, service: u16) -> Option<(usize, bool)> {
+    fn choose(&self, client: IpAddr, service: u16) -> Option<(usize, bool)> {
         let usable = |id: u16, bit| {
             let number = server_number(id)?;
             let fits = SERVERS[number].service == service && self.present(number).is_some_and(|s| s.has(bit));
@@ -215,8 +250,9 @@ impl Model {
             return Some((number, true));
         }
         let table = &self.settings.schedules[service_number(service)];
+        let client = self.settings.site.client(client, service);
         for attempt in 0..lb_common::choose::ATTEMPTS {
-            let place = maglev::place(SEED, address(client), table.size(), attempt);
+            let place = maglev::place(SEED, Address::from(client), table.size(), attempt);
             match table.places()[place as usize] {
                 maglev::NOBODY => return None,
                 id => {
@@ -259,6 +295,36 @@ impl Model {
         }
     }
 
+    /// The way of a packet of a flow towards its server, from a frame of this many bytes with an IP packet of that many.
+    fn towards_server(&mut self, reason: Reason, flow: &Flow, bytes: u64, length: usize) -> Verdict {
+        let number = server_number(flow.server).unwrap_or_default();
+        let service = flow.key.service;
+        let (kind, host) = (*self.settings.site.kind(service), &SERVERS[number]);
+        if kind.forwarding == Forwarding::Tunnel
+            && let Some(mtu) = self.too_small_a_tunnel(&kind, length)
+        {
+            return Verdict::TooBig(mtu);
+        }
+        self.count(service, flow.server, |traffic| {
+            traffic.packets_in += 1;
+            traffic.bytes_in += bytes;
+        });
+        let server = (self.settings.site.server(number), kind.port_for(flow.key.service_port));
+        let source = match kind.forwarding {
+            Forwarding::Snat => (self.settings.site.source(service, flow.source), flow.port),
+            Forwarding::Nat => (flow.key.client, flow.key.port),
+            Forwarding::Dr => return Verdict::Addressed(reason, host.mac),
+            Forwarding::Tunnel => return Verdict::Tunnelled(reason, number),
+        };
+        Verdict::Sent(reason, host.mac, between(source, server), None)
+    }
+
+    /// What a tunnel takes, if it does not take a packet of this length.
+    fn too_small_a_tunnel(&self, kind: &Kind, length: usize) -> Option<u16> {
+        let left = self.settings.site.mtu - if kind.servers_v6 { 40 } else { 20 };
+        (length > usize::from(left)).then_some(left)
+    }
+
     /// Changes the counters of a service and of a server.
     fn count(&mut self, service: u16, server: u16, change: impl Fn(&mut Traffic)) {
         change(&mut self.traffic[service_number(service)]);
@@ -266,11 +332,6 @@ impl Model {
             change(&mut self.traffic[SERVICES.len() + number]);
         }
     }
-}
-
-/// The service that is balanced at an address and port.
-pub(crate) fn service_at(at: Ipv4Addr, port: u16) -> Option<u16> {
-    SERVICES.iter().find(|service| service.address == at && port == 443).map(|service| service.id)
 }
 
 /// A service's place in `SERVICES`.
@@ -281,6 +342,16 @@ pub(crate) fn service_number(id: u16) -> usize {
 /// A server's place in `SERVERS`.
 pub(crate) fn server_number(id: u16) -> Option<usize> {
     SERVERS.iter().position(|server| server.id == id)
+}
+
+/// From one address and port to another.
+fn between(source: (IpAddr, u16), destination: (IpAddr, u16)) -> Ends {
+    Ends {
+        source: source.0,
+        source_port: source.1,
+        destination: destination.0,
+        destination_port: destination.1,
+    }
 }
 
 /// A MAC address in a frame.

@@ -16,7 +16,13 @@ fn rows() -> impl Iterator<Item = Topology> {
     let shapes = [(Arms::One, false), (Arms::Two, false), (Arms::One, true)];
     modes.into_iter().flat_map(move |mode| {
         families.into_iter().flat_map(move |family| {
-            shapes.into_iter().map(move |(arms, narrow)| Topology { mode, family, arms, narrow })
+            shapes.into_iter().map(move |(arms, narrow)| Topology {
+                mode,
+                family,
+                arms,
+                narrow,
+                ..Topology::default()
+            })
         })
     })
 }

@@ -35,7 +35,7 @@ fn each(mode: Mode, test: impl Fn(Lab)) {
     for family in FAMILIES {
         for arms in [Arms::One, Arms::Two] {
             println!("{mode:?} {family:?} {arms:?}");
-            let lab = lab(Topology { mode, family, arms, narrow: false });
+            let lab = lab(Topology { mode, family, arms, ..Topology::default() });
             assert_balancer_reaches_all(&lab);
             test(lab);
         }
@@ -160,7 +160,7 @@ fn a_tunnel_of_either_family_carries_both() {
 fn rows(mode: Mode) {
     for family in FAMILIES {
         for (arms, narrow) in [(Arms::One, false), (Arms::Two, false), (Arms::One, true)] {
-            let topology = Topology { mode, family, arms, narrow };
+            let topology = Topology { mode, family, arms, narrow, ..Topology::default() };
             matrix::check_lab(topology, |_| Ok(())).unwrap_or_else(|error| panic!("{topology}: {error:#}"));
         }
     }

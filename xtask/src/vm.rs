@@ -51,8 +51,8 @@ pub(crate) struct Arguments {
     /// Download the kernels that the mirror has now, also where there are some
     #[arg(long)]
     update: bool,
-    /// Keep the table in docs/reference/kernels.md; for all kernels and the usual tests only
-    #[arg(long, conflicts_with_all = ["kernels", "tests", "filter"])]
+    /// Keep the kernels' rows of the table in docs/reference/kernels.md; for the usual tests only
+    #[arg(long, conflicts_with_all = ["tests", "filter"])]
     record: bool,
     /// Given to the tests: only those whose name contains this
     #[arg(last = true)]

@@ -17,7 +17,7 @@ use super::{
     wait::until,
     yaml::Wanted,
 };
-use crate::lab::{HYPERSPACE, Lab, LabOptions, MYCHART, Mode, Ns, Port443, Topology};
+use crate::lab::{HYPERSPACE, Lab, LabOptions, MYCHART, Mode, Ns, Port443, Topology, starts_within};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const ENDS_WITHIN: Duration = Duration::from_secs(15);
@@ -67,12 +67,13 @@ impl Site {
         Ok(Self { lab, _turn: turn })
     }
 
-    /// Waits until every server's MAC address is known and none counts as down.
+    /// Waits until every server's MAC address is known and none counts as down; where a daemon may start slowly, as long.
     ///
     /// # Errors
     /// Not in time.
     pub fn wait_until_reachable(&self) -> Result<()> {
-        let ready = until("all servers are reachable and up", READY_WITHIN, || {
+        let within = READY_WITHIN.max(starts_within()?);
+        let ready = until("all servers are reachable and up", within, || {
             let servers: Vec<Server> = records::ask(&self.lab, &["server", "show"])?;
             let is_ready = |server: &Server| server.reachable && server.health != "down";
             Ok((!servers.is_empty() && servers.iter().all(is_ready)).then_some(()))

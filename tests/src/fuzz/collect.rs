@@ -11,7 +11,13 @@ use std::{
 use anyhow::{Context as _, Result};
 use lb_common::{hash::mix, reason::Reason};
 
-use super::{Player, Report, machine::Machine, setup::KNOWN, shrink::shrink, step::Sequence};
+use super::{
+    Player, Report,
+    machine::Machine,
+    setup::{KNOWN, LAST_PLAIN},
+    shrink::shrink,
+    step::Sequence,
+};
 use crate::model::{Model, Place};
 
 /// What became of a packet: its reason, and the states of the flows that were written, as the name of a file.
@@ -37,26 +43,30 @@ pub(super) fn kind(reason: Reason, model: &Model) -> Kind {
 pub fn collect(directory: &Path, sequences: u64) -> Result<Report> {
     let mut player = Player(Machine::load()?, None);
     let mut report = Report::default();
-    let mut found: BTreeMap<Kind, Sequence> = BTreeMap::new();
+    // Other services than a hospital's first have sequences of their own.
+    let services =
+        |setup: u64| if setup <= LAST_PLAIN { String::new() } else { format!("+services-{setup}") };
+    let mut found: BTreeMap<(Kind, String), Sequence> = BTreeMap::new();
     for number in 0..sequences {
         for setup in KNOWN {
             let played = player.play(setup, mix(number))?;
             report.add(&played);
             anyhow::ensure!(played.different.is_none(), "they differ: fuzz first");
             for (step, kind) in &played.kinds {
-                if found.get(kind).is_none_or(|best| step + 1 < best.steps.len()) {
+                let key = (kind.clone(), services(setup));
+                if found.get(&key).is_none_or(|best| step + 1 < best.steps.len()) {
                     let steps = played.sequence.steps[..=*step].to_vec();
-                    found.insert(kind.clone(), Sequence { setup, steps });
+                    found.insert(key, Sequence { setup, steps });
                 }
             }
         }
     }
-    for (kind, sequence) in &found {
+    for ((kind, services), sequence) in &found {
         let shortest = shrink(&mut player, sequence, |played| {
             let fits = played.kinds.iter().find(|(_, of)| of == kind);
             fits.map(|(step, _)| *step)
         })?;
-        let path = directory.join(format!("{kind}.txt"));
+        let path = directory.join(format!("{kind}{services}.txt"));
         fs::write(&path, shortest.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(report)

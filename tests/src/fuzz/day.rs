@@ -1,7 +1,10 @@
 //! A day in a hospital, in simulated time: clients come, work, leave in every way that there is and come again, servers go
 //! down and are drained, the daemon sweeps once a minute. Each packet and each sweep is compared with the model.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use anyhow::{Result, bail, ensure};
 use lb_common::reason::Reason;
@@ -19,7 +22,7 @@ use crate::{
         hospital::{SERVERS, SERVICES, span},
         random::Random,
     },
-    model::{Freed, Key, Model, flag},
+    model::{Freed, Key, Model, Site, flag},
 };
 
 /// Ticks of an hour at HZ 1000.
@@ -175,12 +178,12 @@ impl Hospital {
         let number = u8::try_from(client).unwrap_or(u8::MAX);
         let key = Key {
             service: SERVICES[client % SERVICES.len()].id,
-            client: Ipv4Addr::new(10, 85, 1, number),
+            client: IpAddr::V4(Ipv4Addr::new(10, 85, 1, number)),
             port: 32_768 + u16::try_from(self.random.below(16_384)).unwrap_or_default(),
             service_port: 443,
         };
         let shape = plain(&mut self.random);
-        let syn = onward::from_client(&shape, key, any_number(&mut self.random), 0, flag::SYN);
+        let syn = onward::from_client(&shape, &Site::PLAIN, key, any_number(&mut self.random), 0, flag::SYN);
         self.send(&syn)?;
         let until = (self.model.now + self.between(MINUTE, HOUR)).min(self.end);
         // Some give up before they were answered.
@@ -255,7 +258,7 @@ impl Hospital {
         let Some(flow) = rows.flatten().find(|flow| flow.key == *key).cloned() else { return Ok(None) };
         let shape = plain(&mut self.random);
         let number = any_number(&mut self.random);
-        self.send(&onward::segment(&shape, &flow, next, number)).map(Some)
+        self.send(&onward::segment(&shape, &Site::PLAIN, &flow, next, number)).map(Some)
     }
 
     fn sweep(&mut self) -> Result<()> {

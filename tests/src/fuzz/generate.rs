@@ -2,21 +2,22 @@
 
 use std::net::Ipv4Addr;
 
+use lb_common::{TCP, UDP};
+
 use super::{
     machine::SIZES,
     onward,
-    packet::{Numbers, Shape},
+    packet::{Numbers, Shape, WHOLE, mend_any},
     setup::{self, SCHEDULES, STATES, router, small},
     step::Step,
 };
 use crate::{
     golden::{
         bench::USABLE,
-        frame::mend,
-        hospital::{BALANCER, FIRST_PORT, OTHER_PORT, SERVERS, SERVICES, SOURCES, span},
+        hospital::{BALANCER, FIRST_PORT, OTHER_PORT, SERVERS, SERVICES, span},
         random::Random,
     },
-    model::{Ends, Flow, Key, Model, flag, server_number, service_number},
+    model::{Ends, Flow, Key, Model, Site, flag, server_number, twin},
 };
 
 /// Distances from a recorded number at which something changes, and some between.
@@ -84,10 +85,10 @@ fn frame(random: &mut Random, model: &Model) -> Vec<u8> {
     let shape = shape(random);
     let flow = if random.one_in(3) { None } else { some_flow(random, model) };
     let mut frame = match random.below(20) {
-        0 => stray(random, &shape),
+        0 => stray(random, &model.settings.site, &shape),
         1..4 => error(random, model, &shape, flow),
         4..11 => from_server(random, model, &shape, flow),
-        _ => from_client(random, &shape, flow),
+        _ => from_client(random, &model.settings.site, &shape, flow),
     };
     if random.one_in(10) {
         spoil(random, &mut frame);
@@ -111,9 +112,10 @@ pub(super) fn plain(random: &mut Random) -> Shape {
         tags: Vec::new(),
         ttl: 63,
         ip_options: 0,
-        fragment: 0x4000,
+        fragment: WHOLE,
         tcp_options: [0, 0, 12, 20, 40][random.below(5)],
         payload: (0..length).map(|_| random.byte()).collect(),
+        udp_sum: !random.one_in(4),
         trailer: Vec::new(),
     }
 }
@@ -155,8 +157,8 @@ fn mostly(random: &mut Random, number: u32) -> u32 {
     if random.one_in(6) { near(random, number) } else { number }
 }
 
-fn from_client(random: &mut Random, shape: &Shape, flow: Option<&Flow>) -> Vec<u8> {
-    let key = flow.map_or_else(|| setup::key(random), |flow| flow.key);
+fn from_client(random: &mut Random, site: &Site, shape: &Shape, flow: Option<&Flow>) -> Vec<u8> {
+    let key = flow.map_or_else(|| setup::key(random, site), |flow| flow.key);
     let [client, server] = flow.map_or([7_000, 9_000], |flow| flow.numbers);
     let any = random.byte();
     let next = client.wrapping_add(1);
@@ -171,15 +173,25 @@ fn from_client(random: &mut Random, shape: &Shape, flow: Option<&Flow>) -> Vec<u
     };
     let next = server.wrapping_add(1);
     let acknowledgment = mostly(random, next);
-    shape.segment(&to_service(random, key), Numbers { sequence, acknowledgment, flags })
+    let (protocol, ends) = (protocol(random, site, key.service), to_service(random, site, key));
+    shape.segment(protocol, &ends, Numbers { sequence, acknowledgment, flags })
 }
 
-fn to_service(random: &mut Random, key: Key) -> Ends {
+/// A service's protocol, or seldom the other.
+fn protocol(random: &mut Random, site: &Site, service: u16) -> u8 {
+    if random.one_in(30) { [TCP, UDP][random.below(2)] } else { site.kind(service).protocol() }
+}
+
+fn to_service(random: &mut Random, site: &Site, key: Key) -> Ends {
     Ends {
         source: key.client,
         source_port: key.port,
-        destination: SERVICES[service_number(key.service)].address,
-        destination_port: if random.one_in(20) { [80, 80, 444, 0][random.below(4)] } else { 443 },
+        destination: site.vip(key.service),
+        destination_port: if random.one_in(20) {
+            [80, 80, 444, 8443, 0][random.below(5)]
+        } else {
+            key.service_port
+        },
     }
 }
 
@@ -194,31 +206,45 @@ fn from_server(random: &mut Random, model: &Model, shape: &Shape, flow: Option<&
         7 => (any, near(random, server), next),
         _ => (flag::ACK | flag::PSH, near(random, server), next),
     };
-    let ends = to_snat_port(random, model, flow);
-    shape.segment(&ends, Numbers { sequence, acknowledgment, flags })
+    let (ends, service) = of_server(random, model, flow);
+    let protocol = protocol(random, &model.settings.site, service);
+    shape.segment(protocol, &ends, Numbers { sequence, acknowledgment, flags })
 }
 
-fn to_snat_port(random: &mut Random, model: &Model, flow: Option<&Flow>) -> Ends {
-    let known = flow.and_then(|flow| Some((&SERVERS[server_number(flow.server)?], flow.source, flow.port)));
-    let (host, source, port) = known.unwrap_or_else(|| {
-        let port = FIRST_PORT - 1 + small(random, usize::from(model.settings.ports) + 2);
-        (&SERVERS[random.below(SERVERS.len())], u8::from(random.one_in(2)), port)
-    });
-    Ends {
-        source: host.address,
-        source_port: if random.one_in(30) { [OTHER_PORT, 444][random.below(2)] } else { 443 },
-        destination: SOURCES[usize::from(source)],
-        destination_port: port,
+/// The ends of what a server sends, of a flow or of none, and the service that it is of.
+fn of_server(random: &mut Random, model: &Model, flow: Option<&Flow>) -> (Ends, u16) {
+    let site = &model.settings.site;
+    let known = flow.filter(|flow| server_number(flow.server).is_some());
+    let (mut ends, service) = match known {
+        Some(flow) => (onward::from_server(site, flow), flow.key.service),
+        None => {
+            let number = random.below(SERVERS.len());
+            let service = SERVERS[number].service;
+            let (kind, key) = (site.kind(service), setup::key(random, site));
+            let port = FIRST_PORT - 1 + small(random, usize::from(model.settings.ports) + 2);
+            let (destination, destination_port) = if kind.takes_port() {
+                (site.source(service, u8::from(random.one_in(2))), port)
+            } else {
+                (setup::client(random, kind.servers_v6), key.port)
+            };
+            let source_port = kind.port_for(kind.ports[random.below(kind.ports.len())]);
+            (Ends { source: site.server(number), source_port, destination, destination_port }, service)
+        }
+    };
+    if random.one_in(30) {
+        ends.source_port = [OTHER_PORT, 444, 8443][random.below(3)];
     }
+    (ends, service)
 }
 
 /// An ICMP error about a packet to a client, or to a server.
 fn error(random: &mut Random, model: &Model, shape: &Shape, flow: Option<&Flow>) -> Vec<u8> {
-    let came = if random.one_in(2) {
-        let key = flow.map_or_else(|| setup::key(random), |flow| flow.key);
-        to_service(random, key)
+    let site = &model.settings.site;
+    let (came, service) = if random.one_in(2) {
+        let key = flow.map_or_else(|| setup::key(random, site), |flow| flow.key);
+        (to_service(random, site, key), key.service)
     } else {
-        to_snat_port(random, model, flow)
+        of_server(random, model, flow)
     };
     // What went the other way.
     let mut about = Ends {
@@ -227,12 +253,16 @@ fn error(random: &mut Random, model: &Model, shape: &Shape, flow: Option<&Flow>)
         destination: came.source,
         destination_port: came.source_port,
     };
+    let v6 = about.source.is_ipv6();
     if random.one_in(30) {
-        about.source = SOURCES[1];
+        about.source = twin(Ipv4Addr::new(192, 168, 85, 11), v6);
     }
-    let kind = if random.one_in(12) { random.byte() } else { [3, 11, 12][random.below(3)] };
+    let kinds = if v6 { [1, 2, 3] } else { [3, 11, 12] };
+    let kind = if random.one_in(12) { random.byte() } else { kinds[random.below(3)] };
     let repeats = if random.one_in(2) { 8 } else { random.below(60) };
-    let mut frame = shape.error(kind, Ipv4Addr::new(10, 1, 1, 1), &about, repeats);
+    let protocol = protocol(random, site, service);
+    let router = twin(Ipv4Addr::new(10, 1, 1, 1), v6);
+    let mut frame = shape.error(kind, router, protocol, &about, repeats);
     if random.one_in(40) {
         // Told to another than it is about.
         let end = frame.len();
@@ -242,7 +272,7 @@ fn error(random: &mut Random, model: &Model, shape: &Shape, flow: Option<&Flow>)
 }
 
 /// What is none of the balancer's business, or hardly a packet.
-fn stray(random: &mut Random, shape: &Shape) -> Vec<u8> {
+fn stray(random: &mut Random, site: &Site, shape: &Shape) -> Vec<u8> {
     let content: Vec<u8> = (0..random.below(64)).map(|_| random.byte()).collect();
     match random.below(4) {
         0 => {
@@ -250,19 +280,14 @@ fn stray(random: &mut Random, shape: &Shape) -> Vec<u8> {
             frame[..6].copy_from_slice(&BALANCER);
             frame
         }
-        1 => {
-            let mut frame = shape.frame(&content);
-            let end = frame.len() - shape.trailer.len() - content.len();
-            frame[end - 2..end].copy_from_slice(&[[0x86, 0xdd], [0x08, 0x06]][random.below(2)]);
-            frame
-        }
+        1 => shape.frame_of([0x86dd, 0x0806][random.below(2)], &content),
         2 => {
-            let protocol = [1, 6, 17, 47][random.below(4)];
-            let packet =
-                shape.ip(protocol, setup::client(random), SERVICES[random.below(2)].address, &content);
-            shape.frame(&packet)
+            let protocol = [1, 6, 17, 47, 58][random.below(5)];
+            let service = SERVICES[random.below(2)].id;
+            let client = setup::client(random, site.kind(service).clients_v6);
+            shape.frame(&shape.ip(protocol, client, site.vip(service), &content))
         }
-        _ => shape.frame(&content),
+        _ => shape.frame_of(0x0800, &content),
     }
 }
 
@@ -279,6 +304,6 @@ fn spoil(random: &mut Random, frame: &mut Vec<u8>) {
         frame.truncate(14.max(random.below(frame.len() + 1)));
     }
     if frame.len() > network && random.one_in(2) {
-        mend(&mut frame[network..]);
+        mend_any(&mut frame[network..]);
     }
 }

@@ -3,6 +3,7 @@
 //! The program's time stands still during a sequence: nothing here takes as long as one of its ticks, and a sequence in
 //! which one went by is begun again. Time goes by where a sequence says so: then every stamp in the tables is moved back.
 
+mod site;
 mod sweep;
 mod tables;
 
@@ -17,6 +18,7 @@ use lb_common::{
 
 use lb_userspace::dataplane::Maps;
 
+use self::site::same_port;
 use super::{
     setup::schedules,
     step::{Step, hex},
@@ -26,7 +28,7 @@ use crate::{
         bench::{Bench, Sizes, Verdict, since},
         hospital::{SERVERS, SERVICES},
     },
-    model::{Chosen, Model, Outcome, Place},
+    model::{Chosen, Model, Outcome, Place, Site},
 };
 
 /// Few slots, so that they run out.
@@ -37,6 +39,8 @@ pub(crate) struct Machine {
     bench: Bench,
     /// What the daemon sees of it.
     maps: Maps,
+    /// What the index of the program's services and servers is of.
+    site: Option<Site>,
     /// The program's time when the sequence began.
     begun: Ticks,
     /// The program's time during the sequence.
@@ -67,6 +71,7 @@ impl Machine {
         Ok(Self {
             maps: bench.maps()?,
             bench,
+            site: None,
             begun: Ticks(0),
             tick: Ticks(0),
             flows: Vec::new(),
@@ -81,13 +86,7 @@ impl Machine {
     /// Brings the program's tables into the state of the model.
     pub(crate) fn begin(&mut self, model: &Model, schedule: usize) -> Result<()> {
         self.bench.reset()?;
-        self.bench.set_snat(model.settings.sources, model.settings.ports);
-        for (number, service) in SERVICES.iter().enumerate() {
-            self.bench.set_service(service, model.settings.persistence[number], model.settings.idle[number]);
-        }
-        for (server, state) in SERVERS.iter().zip(model.servers) {
-            self.bench.set_server(server, state.0);
-        }
+        self.set_up(model)?;
         if schedule != 0 {
             self.set_schedule(schedule)?;
         }
@@ -117,7 +116,8 @@ impl Machine {
         match step {
             Step::Frame(frame) => return self.frame(model, frame),
             Step::Server(number, state) => {
-                self.bench.set_server(&SERVERS[*number], *state);
+                let host = &SERVERS[*number];
+                self.bench.set_server(host, *state | same_port(model.settings.site.kind(host.service)));
                 model.servers[*number].0 = *state;
             }
             Step::Busy(slots) => {
@@ -153,7 +153,8 @@ impl Machine {
 
     fn frame(&mut self, model: &mut Model, frame: &[u8]) -> Result<Ended> {
         let verdict = self.bench.run(frame)?;
-        let compared = self.changes(model).and_then(|chosen| self.compare(model, frame, &verdict, &chosen));
+        let compared =
+            self.changes(model, &verdict).and_then(|chosen| self.compare(model, frame, &verdict, &chosen));
         self.counted(compared)
     }
 
@@ -162,7 +163,7 @@ impl Machine {
         self.catch_up(model)?;
         let verdict = self.bench.run(frame)?;
         let gone_by = self.catch_up(model)?;
-        let compared = self.changes(model).and_then(|chosen| {
+        let compared = self.changes(model, &verdict).and_then(|chosen| {
             // If ticks went by at this moment, it may have been at any of them.
             let (end, tick, before) = (model.now, self.tick, (gone_by != 0).then(|| model.clone()));
             let mut compared = self.compare(model, frame, &verdict, &chosen);

@@ -27,11 +27,19 @@ pub enum Mistake {
     Counter,
     /// Time is a tick ahead.
     Clock,
+    /// A tunnel takes a byte less.
+    Mtu,
+    /// One more of the records that nobody vouched for may stand where a client's lie.
+    Unverified,
+    /// IPv6 clients of one /64 are one client where they are not, and the other way round.
+    Prefix,
+    /// A server without a port of its own is reached at the service's first port, whatever was asked for.
+    Port,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 14] = [
         Self::Near,
         Self::Stride,
         Self::Refresh,
@@ -42,6 +50,10 @@ impl Mistake {
         Self::Drained,
         Self::Counter,
         Self::Clock,
+        Self::Mtu,
+        Self::Unverified,
+        Self::Prefix,
+        Self::Port,
     ];
 
     /// Makes it.
@@ -58,6 +70,13 @@ impl Mistake {
             Self::Drained => model.servers[0].0 &= !ServerState::TAKES_NEW,
             Self::Counter => model.traffic[0].bytes_in += 1,
             Self::Clock => model.now += 1,
+            Self::Mtu => settings.site.mtu -= 1,
+            Self::Unverified => settings.limits.unverified += 1,
+            Self::Prefix => settings.site.kinds[0].by_prefix ^= true,
+            Self::Port => {
+                let kind = &mut settings.site.kinds[0];
+                kind.server_port = kind.server_port.or(Some(kind.ports[0]));
+            }
         }
     }
 }

@@ -5,11 +5,8 @@ use super::{
     setup,
 };
 use crate::{
-    golden::{
-        hospital::{SERVERS, SERVICES, SOURCES},
-        random::Random,
-    },
-    model::{Ends, Flow, Key, Model, State, flag, server_number, service_number},
+    golden::{hospital::SERVERS, random::Random},
+    model::{Ends, Flow, Key, Model, Site, State, flag, server_number},
 };
 
 /// Segments of a connection, and who sends them.
@@ -34,23 +31,26 @@ pub(super) fn frame(random: &mut Random, model: &Model, shape: &Shape) -> Vec<u8
         _ => flows.as_slice(),
     };
     if rows.is_empty() {
-        let key = setup::key(random);
-        return from_client(shape, key, any_number(random), 0, flag::SYN);
+        let key = setup::key(random, &model.settings.site);
+        return from_client(shape, &model.settings.site, key, any_number(random), 0, flag::SYN);
     }
     let flow = rows[random.below(rows.len())];
-    segment(shape, flow, next(random, flow), any_number(random))
+    let site = &model.settings.site;
+    segment(shape, site, flow, next(random, site, flow), any_number(random))
 }
 
 pub(super) fn any_number(random: &mut Random) -> u32 {
     u32::try_from(random.next() >> 32).unwrap_or_default()
 }
 
-fn next(random: &mut Random, flow: &Flow) -> Next {
+fn next(random: &mut Random, site: &Site, flow: &Flow) -> Next {
     let data = |random: &mut Random| {
         if random.one_in(2) { Next::Client(flag::PSH) } else { Next::Server(flag::PSH) }
     };
     let last = |random: &mut Random| if random.one_in(6) { flag::RST } else { flag::FIN };
     match flow.state {
+        // Unseen, an answer has no part in it.
+        State::SynSent if !site.kind(flow.key.service).sees_answers() => Next::Ack(0),
         State::SynSent => Next::SynAck,
         State::SynReceived => Next::Ack([0, 0, 0, 0, flag::PSH, flag::FIN][random.below(6)]),
         State::Established => match random.below(5) {
@@ -65,42 +65,54 @@ fn next(random: &mut Random, flow: &Flow) -> Next {
     }
 }
 
-pub(super) fn segment(shape: &Shape, flow: &Flow, next: Next, number: u32) -> Vec<u8> {
+pub(super) fn segment(shape: &Shape, site: &Site, flow: &Flow, next: Next, number: u32) -> Vec<u8> {
     let [client, server] = flow.numbers;
     let (after_client, after_server) = (client.wrapping_add(1), server.wrapping_add(1));
+    let from_client =
+        |sequence, acknowledgment, flags| from_client(shape, site, flow.key, sequence, acknowledgment, flags);
+    let from_server = |sequence, flags| {
+        let numbers = Numbers { sequence, acknowledgment: after_client, flags };
+        shape.segment(site.kind(flow.key.service).protocol(), &from_server(site, flow), numbers)
+    };
     match next {
-        Next::Syn => from_client(shape, flow.key, number, 0, flag::SYN),
-        Next::SynAck => from_server(shape, flow, number, after_client, flag::SYN | flag::ACK),
-        Next::Ack(flags) => from_client(shape, flow.key, after_client, after_server, flags | flag::ACK),
+        Next::Syn => from_client(number, 0, flag::SYN),
+        Next::SynAck => from_server(number, flag::SYN | flag::ACK),
+        Next::Ack(flags) => from_client(after_client, after_server, flags | flag::ACK),
         // Now and then far enough ahead to be recorded.
         Next::Client(flags) => {
-            let sequence = client.wrapping_add(number & 0xffff);
-            from_client(shape, flow.key, sequence, after_server, flags | flag::ACK)
+            from_client(client.wrapping_add(number & 0xffff), after_server, flags | flag::ACK)
         }
-        Next::Server(flags) => {
-            let sequence = server.wrapping_add(number & 0xffff);
-            from_server(shape, flow, sequence, after_client, flags | flag::ACK)
-        }
+        Next::Server(flags) => from_server(server.wrapping_add(number & 0xffff), flags | flag::ACK),
     }
 }
 
-pub(super) fn from_client(shape: &Shape, key: Key, sequence: u32, acknowledgment: u32, flags: u8) -> Vec<u8> {
+pub(super) fn from_client(
+    shape: &Shape,
+    site: &Site,
+    key: Key,
+    sequence: u32,
+    acknowledgment: u32,
+    flags: u8,
+) -> Vec<u8> {
     let ends = Ends {
         source: key.client,
         source_port: key.port,
-        destination: SERVICES[service_number(key.service)].address,
+        destination: site.vip(key.service),
         destination_port: key.service_port,
     };
-    shape.segment(&ends, Numbers { sequence, acknowledgment, flags })
+    shape.segment(site.kind(key.service).protocol(), &ends, Numbers { sequence, acknowledgment, flags })
 }
 
-fn from_server(shape: &Shape, flow: &Flow, sequence: u32, acknowledgment: u32, flags: u8) -> Vec<u8> {
-    let host = &SERVERS[server_number(flow.server).unwrap_or_default()];
-    let ends = Ends {
-        source: host.address,
-        source_port: 443,
-        destination: SOURCES[usize::from(flow.source)],
-        destination_port: flow.port,
-    };
-    shape.segment(&ends, Numbers { sequence, acknowledgment, flags })
+/// The ends of what a flow's server sends: to the SNAT port, or where there is none, to the client.
+pub(super) fn from_server(site: &Site, flow: &Flow) -> Ends {
+    let Key { service, client, port, service_port } = flow.key;
+    let number = server_number(flow.server).unwrap_or_default();
+    let (destination, destination_port) =
+        if flow.port == 0 { (client, port) } else { (site.source(service, flow.source), flow.port) };
+    Ends {
+        source: site.server(number),
+        source_port: site.kind(SERVERS[number].service).port_for(service_port),
+        destination,
+        destination_port,
+    }
 }

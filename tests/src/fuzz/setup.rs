@@ -1,8 +1,12 @@
 //! The state that a sequence begins with: settings, and rows in all tables, at random but such as the program leaves them.
 
-use std::{net::Ipv4Addr, sync::LazyLock};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::LazyLock,
+};
 
 use lb_common::{
+    forwarding::Forwarding,
     maglev::{self, Candidate, Table},
     server::ServerState,
 };
@@ -15,7 +19,10 @@ use crate::{
         hospital::{FIRST_PORT, OTHER_ROUTER, ROUTER, SEED, SERVERS, SERVICES, address, span},
         random::Random,
     },
-    model::{Cell, Flow, Hold, Key, Limits, Model, Owner, Record, Settings, State, flow_slots, record_slots},
+    model::{
+        Cell, Flow, Hold, Key, Kind, Limits, Model, Owner, Record, Settings, Site, State, flow_slots,
+        record_slots, service_number, twin,
+    },
 };
 
 /// How many pairs of schedulers' tables there are.
@@ -55,17 +62,19 @@ fn table(service: u16, weights: &[u32; SERVERS.len()]) -> Table {
 }
 
 /// One of few clients.
-pub(super) fn client(random: &mut Random) -> Ipv4Addr {
-    Ipv4Addr::new(10, 85, 0, [1, 2, 3, 77, 200, 255][random.below(6)])
+pub(super) fn client(random: &mut Random, v6: bool) -> IpAddr {
+    twin(Ipv4Addr::new(10, 85, 0, [1, 2, 3, 77, 200, 255][random.below(6)]), v6)
 }
 
 /// A connection of one of them, on one of few ports.
-pub(super) fn key(random: &mut Random) -> Key {
+pub(super) fn key(random: &mut Random, site: &Site) -> Key {
+    let service = SERVICES[random.below(SERVICES.len())].id;
+    let kind = site.kind(service);
     Key {
-        service: SERVICES[random.below(SERVICES.len())].id,
-        client: client(random),
+        service,
+        client: client(random, kind.clients_v6),
         port: 40_000 + small(random, 4),
-        service_port: 443,
+        service_port: kind.ports[if kind.ports.len() > 1 { random.below(kind.ports.len()) } else { 0 }],
     }
 }
 
@@ -83,8 +92,30 @@ fn between(random: &mut Random, from: i64, to: i64) -> i64 {
 }
 
 /// The numbers of the states that are not made at random, for sequences that are kept: nothing in the tables, no slot
-/// free in the tables of flows and sticky records, three SNAT ports to each server.
-pub(super) const KNOWN: [u64; 3] = [0, 1, 2];
+/// free in the tables of flows and sticky records, three SNAT ports to each server; other modes, families and protocols.
+pub(super) const KNOWN: [u64; 5] = [0, 1, 2, 3, 4];
+/// The last of them with a hospital's first services.
+pub(super) const LAST_PLAIN: u64 = 2;
+
+/// A service as is not a hospital's first: behind a router that answers, over IPv6 and on two ports; and UDP.
+const ROUTED: [Kind; 2] = [
+    Kind {
+        forwarding: Forwarding::Nat,
+        clients_v6: true,
+        servers_v6: true,
+        ports: &[443, 8443],
+        server_port: None,
+        ..Kind::PLAIN
+    },
+    Kind { is_udp: true, ..Kind::PLAIN },
+];
+/// Services whose answers are not seen: by MAC address, and in a tunnel of the other family.
+const UNSEEN: [Kind; 2] = [
+    Kind { forwarding: Forwarding::Dr, ..Kind::PLAIN },
+    Kind { forwarding: Forwarding::Tunnel, servers_v6: true, ..Kind::PLAIN },
+];
+/// So small that some packets are too large for a tunnel.
+const SMALL_MTU: u16 = 150;
 
 /// The state of this number, and which of the schedulers' tables are in force.
 pub(super) fn state(number: u64) -> (Model, usize) {
@@ -92,13 +123,43 @@ pub(super) fn state(number: u64) -> (Model, usize) {
         0 => (plain(SIZES, 64), 0),
         1 => (crowded(), 0),
         2 => (plain(SIZES, 3), 0),
+        3 => (of(Site { kinds: ROUTED, mtu: 1500 }), 0),
+        4 => (of(Site { kinds: UNSEEN, mtu: SMALL_MTU }), 0),
         _ => any(&mut Random(number)),
+    }
+}
+
+/// Nothing in the tables of a site.
+fn of(site: Site) -> Model {
+    let mut model = plain(SIZES, 64);
+    model.settings.site = site;
+    model
+}
+
+/// A service of any kind, or mostly of the plain one.
+fn kind(random: &mut Random) -> Kind {
+    if random.one_in(4) {
+        return Kind::PLAIN;
+    }
+    let forwarding = Forwarding::ALL[random.below(Forwarding::ALL.len())];
+    let clients_v6 = random.one_in(2);
+    let in_other = forwarding == Forwarding::Tunnel && random.one_in(2);
+    let several = random.one_in(3);
+    Kind {
+        forwarding,
+        is_udp: random.one_in(3),
+        clients_v6,
+        servers_v6: clients_v6 != in_other,
+        ports: if several { &[443, 8443] } else { &[443] },
+        server_port: if several { None } else { [Some(443), Some(9000)][random.below(2)] },
+        by_prefix: random.one_in(4),
     }
 }
 
 /// Nothing in the tables, and so many SNAT ports to each server.
 pub(super) fn plain(sizes: Sizes, ports: u16) -> Model {
     let settings = Settings {
+        site: Site::PLAIN,
         sources: 1,
         ports,
         persistence: [span::PERSISTENCE; 2],
@@ -115,12 +176,13 @@ fn crowded() -> Model {
     let random = &mut Random(1);
     for number in 0..=u16::MAX {
         let [high, low] = number.to_be_bytes();
-        let key = Key { client: Ipv4Addr::new(172, 16, high, low), ..key(random) };
+        let client = IpAddr::V4(Ipv4Addr::new(172, 16, high, low));
+        let key = Key { client, ..key(random, &Site::PLAIN) };
         if model.flows.contains(&None) {
-            let flow = Flow { until: span::IDLE, ..flow(random, key, State::Established) };
+            let flow = Flow { until: span::IDLE, ..flow(random, &Site::PLAIN, key, State::Established) };
             put(&mut model, random, flow);
         } else if model.sticky.contains(&None) {
-            let flow = flow(random, key, State::TimeWait);
+            let flow = flow(random, &Site::PLAIN, key, State::TimeWait);
             hold(&mut model, span::PERSISTENCE, &flow);
         }
     }
@@ -130,7 +192,9 @@ fn crowded() -> Model {
 fn any(random: &mut Random) -> (Model, usize) {
     let schedule = if random.one_in(8) { random.below(SCHEDULES) } else { 0 };
     let persistence = [span::PERSISTENCE, if random.one_in(3) { 0 } else { span::PERSISTENCE }];
+    let site = Site { kinds: [kind(random), kind(random)], mtu: [1500, SMALL_MTU][random.below(2)] };
     let settings = Settings {
+        site,
         sources: 1 + small(random, 2),
         ports: [3, 8, 17, 64][random.below(4)],
         persistence,
@@ -159,18 +223,20 @@ fn any(random: &mut Random) -> (Model, usize) {
 }
 
 /// A flow to any of its service's servers, without a port or record yet.
-fn flow(random: &mut Random, key: Key, state: State) -> Flow {
+fn flow(random: &mut Random, site: &Site, key: Key, state: State) -> Flow {
     let servers = SERVERS.iter().filter(|server| server.service == key.service);
     let host = servers.cycle().nth(random.below(6)).unwrap_or(&SERVERS[0]);
     let number = |random: &mut Random| u32::try_from(random.next() >> 32).unwrap_or_default();
+    let is_udp = site.kind(key.service).is_udp;
+    let is_over = !matches!(state, State::SynSent | State::SynReceived);
     Flow {
         key,
         server: host.id,
         endpoint: host.endpoint,
         source: 0,
-        port: FIRST_PORT,
+        port: 0,
         hop: router(random),
-        numbers: [number(random), number(random)],
+        numbers: if is_udp { [u32::from(is_over), 0] } else { [number(random), number(random)] },
         hold: None,
         state,
         until: 0,
@@ -179,9 +245,11 @@ fn flow(random: &mut Random, key: Key, state: State) -> Flow {
 
 fn put_flow(model: &mut Model, random: &mut Random) {
     let stranger = random.one_in(4);
-    let mut key = key(random);
+    let site = model.settings.site;
+    let mut key = key(random, &site);
     if stranger {
-        key.client = Ipv4Addr::new(172, 16, random.byte(), random.byte());
+        let address = Ipv4Addr::new(172, 16, random.byte(), random.byte());
+        key.client = twin(address, site.kind(key.service).clients_v6);
     }
     let states = [
         State::Established,
@@ -193,7 +261,13 @@ fn put_flow(model: &mut Model, random: &mut Random) {
         State::ServerReset,
     ];
     let state = states[random.below(states.len())];
-    let mut flow = flow(random, key, state);
+    let state = match state {
+        State::Established | State::ServerReset => state,
+        // A datagram ends nothing.
+        _ if site.kind(key.service).is_udp => State::Established,
+        _ => state,
+    };
+    let mut flow = flow(random, &site, key, state);
     flow.until = between(random, -200, 4_000);
     put(model, random, flow);
 }
@@ -207,7 +281,7 @@ fn put(model: &mut Model, random: &mut Random, mut flow: Flow) {
     if !take_port(model, random, &mut flow, Owner::Flow(slot)) {
         return;
     }
-    let persistence = model.settings.persistence[usize::from(key.service != SERVICES[0].id)];
+    let persistence = model.settings.persistence[service_number(key.service)];
     if persistence != 0 && !random.one_in(8) {
         let until = between(random, -200, span::PERSISTENCE);
         flow.hold = hold(model, until, &flow);
@@ -216,23 +290,31 @@ fn put(model: &mut Model, random: &mut Random, mut flow: Flow) {
 }
 
 fn put_half_open(model: &mut Model, random: &mut Random) {
-    let key = key(random);
+    let site = model.settings.site;
+    let key = key(random, &site);
     let there = model.half_open.iter().flatten().any(|flow| flow.key == key);
     let slots = flow_slots(key, model.half_open.len());
     let Some(slot) = slots.into_iter().find(|slot| model.half_open[*slot].is_none() && !there) else {
         return;
     };
-    let state = [State::SynSent, State::SynReceived, State::Established][random.below(3)];
-    let mut flow = flow(random, key, state);
+    let state = match [State::SynSent, State::SynReceived, State::Established][random.below(3)] {
+        State::SynReceived if !site.kind(key.service).sees_answers() => State::SynSent,
+        state => state,
+    };
+    let mut flow = flow(random, &site, key, state);
     flow.until = between(random, -100, span::HANDSHAKE);
     // Sometimes another has taken its port.
+    flow.port = if site.kind(key.service).takes_port() { FIRST_PORT } else { 0 };
     if random.one_in(6) || take_port(model, random, &mut flow, Owner::HalfOpen(slot)) {
         model.half_open[slot] = Some(flow);
     }
 }
 
-/// One of the first ports towards the flow's server that nobody has had.
+/// One of the first ports towards the flow's server that nobody has had, if it needs one.
 fn take_port(model: &mut Model, random: &mut Random, flow: &mut Flow, owner: Owner) -> bool {
+    if !model.settings.site.kind(flow.key.service).takes_port() {
+        return true;
+    }
     flow.source = u8::try_from(small(random, model.settings.sources.into())).unwrap_or_default();
     let first = small(random, model.settings.ports.into());
     for ahead in 0..model.settings.ports {
@@ -248,12 +330,15 @@ fn take_port(model: &mut Model, random: &mut Random, flow: &mut Flow, owner: Own
 
 /// The record of the flow's client, made if there is room, with one more open flow if this one is open.
 fn hold(model: &mut Model, until: i64, flow: &Flow) -> Option<Hold> {
-    let Key { client, service, .. } = flow.key;
+    let site = &model.settings.site;
+    let service = flow.key.service;
+    let client = site.client(flow.key.client, service);
+    let verified = site.kind(service).sees_answers();
     let of_client = |record: &Record| (record.client, record.service) == (client, service);
     let there = model.sticky.iter().position(|row| row.as_ref().is_some_and(of_client));
     let slots = record_slots(client, service, model.sticky.len());
     let slot = there.or_else(|| slots.into_iter().find(|slot| model.sticky[*slot].is_none()))?;
-    let fresh = Record { service, client, server: flow.server, flows: 0, until, version: 1 };
+    let fresh = Record { service, client, server: flow.server, verified, flows: 0, until, version: 1 };
     let record = model.sticky[slot].get_or_insert(fresh);
     record.flows += u32::from(!flow.state.is_closed());
     Some(Hold { slot, version: 1 })
@@ -261,12 +346,14 @@ fn hold(model: &mut Model, until: i64, flow: &Flow) -> Option<Hold> {
 
 /// A record that no flow holds.
 fn put_record(model: &mut Model, random: &mut Random) {
-    let key = key(random);
-    let mut flow = flow(random, key, State::TimeWait);
+    let site = model.settings.site;
+    let key = key(random, &site);
+    let mut flow = flow(random, &site, key, State::TimeWait);
     if random.one_in(2) {
-        flow.key.client = Ipv4Addr::new(172, 17, random.byte(), random.byte());
+        let address = Ipv4Addr::new(172, 17, random.byte(), random.byte());
+        flow.key.client = twin(address, site.kind(key.service).clients_v6);
     }
-    if model.settings.persistence[usize::from(flow.key.service != SERVICES[0].id)] != 0 {
+    if model.settings.persistence[service_number(key.service)] != 0 {
         let until = between(random, -200, span::PERSISTENCE);
         hold(model, until, &flow);
     }

@@ -2,7 +2,7 @@
 
 mod daemon;
 
-use std::{env, fs, os::fd::AsFd as _, path::PathBuf};
+use std::{env, fs, net::IpAddr, os::fd::AsFd as _, path::PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -12,6 +12,7 @@ use aya::{
 };
 use lb_common::{
     TCP,
+    address::Address,
     clock::Ticks,
     control::{Control, LAYOUT_VERSION, Snat},
     flow::mac_word,
@@ -162,7 +163,7 @@ impl Bench {
     ///
     /// # Errors
     /// It does not fit.
-    pub(super) fn fill_index(&self, entries: &[IndexEntry]) -> Result<()> {
+    pub(crate) fn fill_index(&self, entries: &[IndexEntry]) -> Result<()> {
         let Ok(layout) = service::layout(Spread::Multiplied, &KEY, entries) else {
             bail!("the index does not fit")
         };
@@ -251,6 +252,27 @@ impl Bench {
         self.tables.sources = sources;
     }
 
+    /// As [`Bench::set_snat`], with as many source addresses of either family: those of IPv4, then those of IPv6.
+    pub(crate) fn set_snat_of_both(&mut self, sources: u16, ports: u16, addresses: &[[IpAddr; 2]; 2]) {
+        self.set_snat(sources, ports);
+        let control = &self.control[0];
+        let families = [&control.sources, &control.sources_v6];
+        for (family, addresses) in families.into_iter().zip(addresses) {
+            for (words, address) in family.iter().zip(addresses) {
+                for (word, value) in words.iter().zip(Address::from(*address).0) {
+                    word.store(value);
+                }
+            }
+        }
+        let snat = Snat::from_word(control.snat.load());
+        control.snat.store(Snat { sources_v6: snat.sources, ..snat }.word());
+    }
+
+    /// Sets how large a packet the interface takes.
+    pub(crate) fn set_mtu(&self, mtu: u16) {
+        self.control[0].arms[0].interface.store(LOOPBACK | u64::from(mtu) << 32);
+    }
+
     /// As the maps are after [`Bench::unconfigure`] was undone.
     pub(crate) fn configure(&self) {
         self.control[0].layout.store(LAYOUT_VERSION);
@@ -308,14 +330,14 @@ impl Bench {
     }
 
     /// Makes the id a service's.
-    pub(super) fn put_service(&self, id: u16, entry: &ServiceEntry) {
+    pub(crate) fn put_service(&self, id: u16, entry: &ServiceEntry) {
         for (cell, word) in self.services[usize::from(id)].iter().zip(entry.words()) {
             cell.store(word);
         }
     }
 
     /// Makes the id a server's.
-    pub(super) fn put_server(&self, id: u16, entry: &server::Server) {
+    pub(crate) fn put_server(&self, id: u16, entry: &server::Server) {
         for (cell, word) in self.servers[usize::from(id)].iter().zip(entry.words()) {
             cell.store(word);
         }

@@ -62,7 +62,11 @@ fn wait_until_ready(namespace: &str, places: &Places, child: &mut Child) -> Resu
     bail!("not within {within:?}: {last}")
 }
 
-fn starts_within() -> Result<Duration> {
+/// How long a daemon may take until it can be talked to.
+///
+/// # Errors
+/// The environment's number is none.
+pub fn starts_within() -> Result<Duration> {
     match env::var("STEADFAST_LAB_STARTS_WITHIN") {
         Ok(seconds) => {
             let seconds = seconds.parse().context("STEADFAST_LAB_STARTS_WITHIN is no number of seconds")?;

@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 use super::{
     layout::{Host, Ns},
     topology::{
-        Arms, CLIENT_SIDE, FAR_SIDE, Family, HOP, Mode, SERVER_SIDE, Topology, address, clients, network,
+        Arms, CLIENT_SIDE, FAR_SIDE, Family, HOP, Mode, SERVER_SIDE, Topology, Vlan, address, clients,
+        network,
     },
 };
 
@@ -79,7 +80,17 @@ pub(super) fn addresses(topology: Topology, host: &Host) -> String {
     let mut lines = String::from("link set lo up\n");
     // Writing to a String has no way to fail.
     for cable in topology.cables(host) {
-        let (interface, ipv4) = (cable.interface, cable.ipv4());
+        let mut under = cable.interface;
+        for Vlan { device, protocol, id } in cable.vlans {
+            let mtu = Topology::MTU;
+            let _ = write!(
+                lines,
+                "link set {under} up\n\
+                 link add link {under} name {device} mtu {mtu} type vlan protocol {protocol} id {id}\n"
+            );
+            under = device;
+        }
+        let (interface, ipv4) = (cable.addressed(), cable.ipv4());
         let _ = writeln!(lines, "addr replace {ipv4}/24 dev {interface}");
         if topology.family == Family::V6 {
             let ipv6 = address(Family::V6, cable.network, cable.number);

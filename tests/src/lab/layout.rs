@@ -1,6 +1,9 @@
 //! Who is in the lab: names, addresses and MAC addresses, decided here once.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    ops::Range,
+};
 
 use super::topology::Topology;
 
@@ -27,6 +30,9 @@ pub(super) const SERVERS: [(&str, u8); 5] = [
     ("MyChart_Srv_1", 210),
     ("MyChart_Srv_2", 211),
 ];
+
+/// The indices of Hyperspace's servers in a new lab.
+pub const HYPERSPACE_SERVERS: Range<usize> = 0..3;
 
 /// A network namespace of the lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -7,13 +7,15 @@ use anyhow::{Context as _, Result, bail};
 use super::{
     frame::{RawSocket, arp_announcement},
     hosts,
-    layout::{Host, INTERFACE, mac_text},
+    layout::{Host, mac_text},
     namespace::{command, host_command, run_in},
-    topology::{Cable, Topology},
+    topology::{Cable, Tags, Topology},
 };
 
 /// Checksums must be complete on the wire, as they are between machines; offloads leave them to a card that is not there.
 const OFFLOADS: [&str; 10] = ["tx", "off", "tso", "off", "gso", "off", "gro", "off", "sg", "off"];
+/// A tag that is left to a card stands beside the frame, where the program at the other end of a veth does not see it.
+const TAG_OFFLOADS: [&str; 2] = ["tx-vlan-hw-insert", "tx-vlan-stag-hw-insert"];
 
 /// Makes the namespace that holds the bridges.
 pub(super) fn add_fabric(fabric: &str, bridges: &[&str]) -> Result<()> {
@@ -34,7 +36,11 @@ pub(super) fn add_hosts(topology: Topology, fabric: &str, hosts: &[(&Host, Strin
         writeln!(namespaces, "netns add {name}")?;
         for Cable { interface, bridge, port, mac, .. } in topology.cables(host) {
             let mac = mac_text(mac);
-            writeln!(links, "link add {port} type veth peer name {interface} address {mac} netns {name}")?;
+            let mtu = topology.mtu();
+            writeln!(
+                links,
+                "link add {port} mtu {mtu} type veth peer name {interface} address {mac} mtu {mtu} netns {name}"
+            )?;
             writeln!(links, "link set {port} master {bridge} up")?;
         }
     }
@@ -46,6 +52,10 @@ pub(super) fn add_hosts(topology: Topology, fabric: &str, hosts: &[(&Host, Strin
         for cable in topology.cables(host) {
             run_in(name, || ethtool(cable.interface))??;
             run_in(fabric, || ethtool(&cable.port))??;
+            if topology.tags != Tags::None {
+                leave_tags_in_frames(name, cable.interface, true)?;
+                leave_tags_in_frames(fabric, &cable.port, true)?;
+            }
         }
     }
     for (host, name) in hosts {
@@ -68,9 +78,9 @@ fn announce(cable: &Cable) -> Result<()> {
     RawSocket::open(cable.interface)?.send(&arp_announcement(cable.mac, cable.ipv4()))
 }
 
-/// The frames that a namespace's `eth0` has received.
-pub(super) fn received_frames(name: &str) -> Result<u64> {
-    let mut show = command(name, "ip", ["-s", "-j", "link", "show", INTERFACE]);
+/// The frames that an interface of a namespace has received.
+pub(super) fn received_frames(name: &str, interface: &str) -> Result<u64> {
+    let mut show = command(name, "ip", ["-s", "-j", "link", "show", interface]);
     let shown = show.output().context("cannot start ip")?;
     let links: serde_json::Value = serde_json::from_slice(&shown.stdout).context("ip printed no JSON")?;
     links[0]["stats64"]["rx"]["packets"].as_u64().context("ip shows no counter of received packets")
@@ -117,9 +127,19 @@ pub(super) fn ip(namespace: Option<&str>, lines: &str) -> Result<()> {
     written.context("ip did not read its commands")
 }
 
+/// Whether VLAN tags stand in the frames that leave by an interface, or beside them, as for a card.
+pub(super) fn leave_tags_in_frames(namespace: &str, interface: &str, inside: bool) -> Result<()> {
+    let state = if inside { "off" } else { "on" };
+    run_in(namespace, || set_offloads(interface, &TAG_OFFLOADS.map(|offload| [offload, state]).concat()))?
+}
+
 fn ethtool(interface: &str) -> Result<()> {
+    set_offloads(interface, &OFFLOADS)
+}
+
+fn set_offloads(interface: &str, offloads: &[&str]) -> Result<()> {
     let mut ethtool = host_command("ethtool", ["-K", interface]);
-    let output = ethtool.args(OFFLOADS).output().context("cannot start ethtool: run `cargo xtask setup`")?;
+    let output = ethtool.args(offloads).output().context("cannot start ethtool: run `cargo xtask setup`")?;
     if !output.status.success() {
         bail!("ethtool -K {interface}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
     }

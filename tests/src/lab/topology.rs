@@ -61,6 +61,18 @@ pub enum Arms {
     Two,
 }
 
+/// The VLAN tags around what hosts send: their addresses are on VLAN devices, and the balancer's interface is the trunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Tags {
+    /// None.
+    #[default]
+    None,
+    /// 802.1Q, VLAN 85.
+    One,
+    /// The same within a provider's tag (802.1ad), VLAN 100.
+    Two,
+}
+
 /// What a lab looks like. The default is a hospital's: one arm, `snat`, IPv4.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Topology {
@@ -72,6 +84,8 @@ pub struct Topology {
     pub arms: Arms,
     /// Whether clients are behind a hop of [`Topology::NARROW_MTU`] bytes, which they know nothing of.
     pub narrow: bool,
+    /// What clients and servers wrap their frames in, on links with room for it.
+    pub tags: Tags,
 }
 
 /// One veth pair of a host: its interface, and a port of a bridge.
@@ -84,9 +98,40 @@ pub(super) struct Cable {
     pub(super) network: u8,
     /// The host's number in the network.
     pub(super) number: u8,
+    /// The VLAN devices on the interface, the outer tag's first.
+    pub(super) vlans: &'static [Vlan],
+}
+
+/// A VLAN device: its name, its protocol as `ip` has it, its number.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Vlan {
+    pub(super) device: &'static str,
+    pub(super) protocol: &'static str,
+    pub(super) id: u16,
+}
+
+impl Tags {
+    /// The devices on an `eth0`, the outer tag's first.
+    fn vlans(self) -> &'static [Vlan] {
+        const ONE: [Vlan; 1] = [Vlan { device: "eth0.85", protocol: "802.1Q", id: 85 }];
+        const TWO: [Vlan; 2] = [
+            Vlan { device: "eth0.100", protocol: "802.1ad", id: 100 },
+            Vlan { device: "eth0.100.85", protocol: "802.1Q", id: 85 },
+        ];
+        match self {
+            Self::None => &[],
+            Self::One => &ONE,
+            Self::Two => &TWO,
+        }
+    }
 }
 
 impl Cable {
+    /// The interface that has the host's addresses.
+    pub(super) fn addressed(&self) -> &'static str {
+        self.vlans.last().map_or(self.interface, |vlan| vlan.device)
+    }
+
     /// The interface's IPv4 address.
     pub(super) fn ipv4(&self) -> Ipv4Addr {
         Ipv4Addr::new(192, 168, self.network, self.number)
@@ -117,6 +162,8 @@ impl Topology {
     pub const SERVERS_BRIDGE: &str = "br1";
     /// The bridge between the client host and the narrow hop.
     pub const FAR_BRIDGE: &str = "br2";
+    /// Of hosts, in bytes.
+    pub(super) const MTU: u32 = 1500;
     /// The narrow hop's, in bytes.
     pub const NARROW_MTU: u32 = 1400;
 
@@ -154,7 +201,8 @@ impl Topology {
             _ => BRIDGE,
         };
         let (port, mac) = (host.port(), host.mac());
-        let first = Cable { interface: INTERFACE, bridge, port, mac, network, number };
+        let vlans = if host.ns == Ns::Lb { &[] } else { self.tags.vlans() };
+        let first = Cable { interface: INTERFACE, bridge, port, mac, network, number, vlans };
         let second = match (self.arms, host.ns) {
             (Arms::Two, Ns::Lb) => Some((SERVER_SIDE, Self::SERVERS_BRIDGE)),
             (Arms::Two, Ns::Server(_)) if self.mode.answers_directly() => Some((CLIENT_SIDE, BRIDGE)),
@@ -167,8 +215,19 @@ impl Topology {
             mac: [0x02, 0x85, 0, 0, 1, number],
             network,
             number,
+            vlans: &[],
         });
         [first].into_iter().chain(second).collect()
+    }
+
+    /// The MTU of every cable: a trunk has room for one tag beyond it, and needs more for the second.
+    pub(super) fn mtu(self) -> u32 {
+        if self.tags == Tags::Two { Self::MTU + 4 } else { Self::MTU }
+    }
+
+    /// The interface with a client's or server's addresses.
+    pub fn addressed_interface(self) -> &'static str {
+        self.tags.vlans().last().map_or(INTERFACE, |vlan| vlan.device)
     }
 
     /// A host's address of the lab's family on its `eth0`.
@@ -210,7 +269,7 @@ impl Topology {
 }
 
 impl fmt::Display for Topology {
-    /// Such as `dr-ipv6-two-arm`, with `-narrow` where there is a narrow hop.
+    /// Such as `dr-ipv6-two-arm`, with `-narrow` where there is a narrow hop, `-vlan` or `-two-vlans` where there are tags.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = match self.family {
             Family::V4 => "ipv4",
@@ -221,7 +280,12 @@ impl fmt::Display for Topology {
             Arms::Two => "two-arm",
         };
         let narrow = if self.narrow { "-narrow" } else { "" };
-        write!(f, "{}-{family}-{arms}{narrow}", self.mode.name())
+        let tags = match self.tags {
+            Tags::None => "",
+            Tags::One => "-vlan",
+            Tags::Two => "-two-vlans",
+        };
+        write!(f, "{}-{family}-{arms}{narrow}{tags}", self.mode.name())
     }
 }
 

@@ -43,9 +43,9 @@ impl Lab {
         programs::hand_over(&self.namespace(ns), from, index)
     }
 
-    /// Makes a tunnel's end of a server, if the lab's mode is that.
+    /// Makes a tunnel's end of a server, if the lab's mode is that and its options leave it to the lab.
     pub(super) fn end_tunnel(&mut self, index: usize) -> Result<()> {
-        if self.options.topology.mode == Mode::Tunnel {
+        if self.options.topology.mode == Mode::Tunnel && !self.options.open_tunnels {
             let server = self.namespace(Ns::Server(index));
             self.programs.push(programs::decapsulate(&server, INTERFACE)?);
         }

@@ -1,8 +1,9 @@
 //! What is the program's to choose, and whether it may.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use lb_common::{
+    address::Address,
     flow::FlowKey,
     hash::hash3,
     ports::PROBES,
@@ -10,10 +11,13 @@ use lb_common::{
     table::{BUCKET, WAYS, candidate},
 };
 
-use super::{Cell, Flow, Key, Model, Owner, Record};
+use super::{
+    Cell, Flow, Key, Model, Owner, Record,
+    parse::{IPV4, network},
+};
 use crate::golden::{
     bench::Bench,
-    hospital::{FIRST_PORT, address, span::QUARANTINE},
+    hospital::{FIRST_PORT, span::QUARANTINE},
 };
 
 /// The slots that the program wrote to, and what is live in them now.
@@ -23,6 +27,8 @@ pub(crate) struct Chosen {
     pub(crate) flows: Vec<(usize, Option<Flow>)>,
     pub(crate) sticky: Vec<(usize, Option<Record>)>,
     pub(crate) ports: Vec<(usize, Option<Cell>)>,
+    /// The frame that it made.
+    pub(crate) frame: Vec<u8>,
 }
 
 impl Chosen {
@@ -37,8 +43,20 @@ impl Chosen {
     }
 
     /// The record that was written for this client.
-    pub(super) fn record(&self, client: Ipv4Addr, service: u16) -> Option<(usize, &Record)> {
+    pub(super) fn record(&self, client: IpAddr, service: u16) -> Option<(usize, &Record)> {
         row_of(&self.sticky, |record| (record.client, record.service) == (client, service))
+    }
+
+    /// The source address and flow label of the frame that it made.
+    pub(super) fn outer(&self) -> Option<(IpAddr, u32)> {
+        let (start, kind) = network(&self.frame)?;
+        let packet = self.frame.get(start..)?;
+        if kind == IPV4 {
+            Some((IpAddr::from(*packet.get(12..)?.first_chunk::<4>()?), 0))
+        } else {
+            let label = u32::from_be_bytes(*packet.first_chunk()?) & 0xf_ffff;
+            Some((IpAddr::from(*packet.get(8..)?.first_chunk::<16>()?), label))
+        }
     }
 }
 
@@ -50,7 +68,7 @@ fn row_of<T>(rows: &[(usize, Option<T>)], fits: impl Fn(&T) -> bool) -> Option<(
 /// The eight slots in which a flow may lie, in a table of so many.
 pub(crate) fn flow_slots(key: Key, slots: usize) -> [usize; WAYS as usize] {
     let words = FlowKey {
-        client: address(key.client),
+        client: Address::from(key.client),
         client_port: key.port.to_be(),
         service_port: key.service_port.to_be(),
         service: key.service,
@@ -59,8 +77,8 @@ pub(crate) fn flow_slots(key: Key, slots: usize) -> [usize; WAYS as usize] {
 }
 
 /// The eight slots in which a client's record may lie, in a table of so many.
-pub(crate) fn record_slots(client: Ipv4Addr, service: u16, slots: usize) -> [usize; WAYS as usize] {
-    ways(StickyKey { client: address(client), service }.words(), slots)
+pub(crate) fn record_slots(client: IpAddr, service: u16, slots: usize) -> [usize; WAYS as usize] {
+    ways(StickyKey { client: Address::from(client), service }.words(), slots)
 }
 
 /// Whether a bit is set; of those beyond the last one none is.
@@ -131,13 +149,33 @@ impl Model {
 
     /// Whether a record may be written here, or if nowhere, whether there is no room.
     pub(super) fn check_record_slot(&self, key: Key, slot: Option<usize>) -> Result<(), String> {
-        let slots = record_slots(key.client, key.service, self.sticky.len());
+        let client = self.settings.site.client(key.client, key.service);
+        let slots = record_slots(client, key.service, self.sticky.len());
         let vacant = |slot: usize| self.sticky[slot].as_ref().is_none_or(|record| self.is_forgotten(record));
         let right = match slot {
             Some(slot) => slots.contains(&slot) && vacant(slot),
             None => !slots.iter().any(|slot| vacant(*slot)),
         };
         if right { Ok(()) } else { Err(format!("the record of {} must not lie in {slot:?}", key.client)) }
+    }
+
+    /// Of the records that nobody vouched for and that lie where this one may, if there are so many, the one that would expire
+    /// first makes way.
+    pub(super) fn unverified_makes_way(&mut self, client: IpAddr, service: u16, least: usize) -> bool {
+        let slots = record_slots(client, service, self.sticky.len());
+        let until = |slot: &usize| match &self.sticky[*slot] {
+            Some(record) if !record.verified => {
+                Some(if self.is_past(record.until) { i64::MIN } else { record.until })
+            }
+            _ => None,
+        };
+        let weak: Vec<(i64, usize)> = slots.iter().filter_map(|slot| Some((until(slot)?, *slot))).collect();
+        let Some((_, first)) = weak.iter().min_by_key(|(until, _)| *until) else { return false };
+        if weak.len() < least {
+            return false;
+        }
+        self.forget_record(*first);
+        true
     }
 
     /// Flows that the program took out to make room, or to have their ports back: they must have expired.

@@ -1,17 +1,16 @@
 //! Segments from clients.
 
+use std::net::IpAddr;
+
 use lb_common::{reason::Reason, server::ServerState};
 
 use super::{
     Chosen, Flow, Hold, Key, Model, Owner, Record, State, Verdict, mac_at,
-    parse::{Ends, Segment, flag},
+    parse::{Segment, flag},
     server_number,
     state::{From, ahead},
 };
-use crate::golden::{
-    frame::Mac,
-    hospital::{SERVERS, SOURCES},
-};
+use crate::golden::{frame::Mac, hospital::SERVERS};
 
 /// A client's segment as it is looked at here.
 struct Heard<'a> {
@@ -47,6 +46,9 @@ impl Model {
         {
             return Ok(self.of_usable_flow(&heard, slot, flow));
         }
+        if segment.is_udp() {
+            return self.datagram(&heard);
+        }
         if segment.is_syn() { self.syn(&heard) } else { self.rest(&heard) }
     }
 
@@ -57,6 +59,28 @@ impl Model {
             self.set_flow(slot, Some(flow.clone()));
         }
         self.forward(Reason::Forwarded, heard, &flow)
+    }
+
+    /// A datagram of no open flow: the second one after an answer establishes it, any other is as a SYN.
+    fn datagram(&mut self, heard: &Heard<'_>) -> Result<Verdict, String> {
+        if let Some((slot, flow)) =
+            self.half_open_of(heard.key).and_then(|slot| Some((slot, self.half_open[slot].clone()?)))
+            && self.is_answered(&flow)
+            && self.has_its_port(slot, &flow)
+            && self.serving(&flow).is_some_and(|number| self.reachable(number))
+        {
+            return self.establish(heard, slot, flow);
+        }
+        self.syn(heard)
+    }
+
+    /// Whether the server has answered a half-open flow, as far as its answers are seen.
+    fn is_answered(&self, flow: &Flow) -> bool {
+        match flow.state {
+            State::SynReceived => true,
+            State::SynSent => !self.settings.site.kind(flow.key.service).sees_answers(),
+            _ => false,
+        }
     }
 
     fn syn(&mut self, heard: &Heard<'_>) -> Result<Verdict, String> {
@@ -70,7 +94,7 @@ impl Model {
         let Key { client, service, .. } = heard.key;
         let Some((number, sticky)) = self.choose(client, service) else {
             self.traffic[super::service_number(service)].resets += 1;
-            return Ok(Verdict::Answered(Reason::ResetNoServer));
+            return Ok(no_server(heard));
         };
         if !self.reachable(number) {
             return Ok(Verdict::Left(Reason::NoNeighbour));
@@ -84,21 +108,18 @@ impl Model {
         };
         self.check_half_open_slot(heard.key, slot)?;
         let host = &SERVERS[number];
-        let place = self.check_port(host.endpoint, chosen.source, chosen.port)?;
-        let flow = Flow {
-            key: heard.key,
-            server: host.id,
-            endpoint: host.endpoint,
-            source: chosen.source,
-            port: chosen.port,
-            hop: heard.hop,
-            numbers: [heard.segment.sequence, 0],
-            hold: None,
-            state: State::SynSent,
-            until: self.now + self.patience(State::SynSent, service),
+        let place = if self.settings.site.kind(service).takes_port() {
+            Some(self.check_port(host.endpoint, chosen.source, chosen.port)?)
+        } else if (chosen.source, chosen.port) == (0, 0) {
+            None
+        } else {
+            return Err(format!("{:?} must have no SNAT port", heard.key));
         };
+        let flow = Flow { source: chosen.source, port: chosen.port, ..self.passing(heard, number) };
         self.set_half_open(slot, Some(flow.clone()));
-        self.set_port(place, Owner::HalfOpen(slot), self.now);
+        if let Some(place) = place {
+            self.set_port(place, Owner::HalfOpen(slot), self.now);
+        }
         let reason = if sticky { Reason::NewBySticky } else { Reason::NewByScheduler };
         Ok(self.forward(reason, heard, &flow))
     }
@@ -120,7 +141,7 @@ impl Model {
         let mut flow = self.half_open[slot].clone()?;
         let usable = ServerState::REACHABLE | ServerState::TAKES_KNOWN;
         let state = server_number(flow.server).and_then(|number| self.present(number))?;
-        if !state.has(usable) || self.owner_of(&flow) != Owner::HalfOpen(slot) {
+        if !state.has(usable) || !self.has_its_port(slot, &flow) {
             return None;
         }
         if flow.numbers[0] != heard.segment.sequence {
@@ -149,7 +170,7 @@ impl Model {
     fn rest(&mut self, heard: &Heard<'_>) -> Result<Verdict, String> {
         if let Some((slot, flow)) =
             self.half_open_of(heard.key).and_then(|slot| Some((slot, self.half_open[slot].clone()?)))
-            && self.owner_of(&flow) == Owner::HalfOpen(slot)
+            && self.has_its_port(slot, &flow)
         {
             return self.of_half_open(heard, slot, &flow);
         }
@@ -157,6 +178,9 @@ impl Model {
             self.flow_of(heard.key).and_then(|slot| Some((slot, self.flows[slot].clone()?)))
         {
             return Ok(self.of_closed_flow(heard, slot, flow));
+        }
+        if !self.settings.site.kind(heard.key.service).sees_answers() {
+            return Ok(self.unknown(heard));
         }
         Ok(match heard.segment.has(flag::RST) {
             true => Verdict::Left(Reason::StrayReset),
@@ -167,6 +191,36 @@ impl Model {
         })
     }
 
+    /// A segment of no flow whose server's answers are not seen: whoever would be chosen knows whether the connection is its own.
+    fn unknown(&mut self, heard: &Heard<'_>) -> Verdict {
+        let Key { client, service, .. } = heard.key;
+        let Some((number, _)) = self.choose(client, service) else {
+            return no_server(heard);
+        };
+        if !self.reachable(number) {
+            return Verdict::Left(Reason::NoNeighbour);
+        }
+        let flow = self.passing(heard, number);
+        self.forward(Reason::ForwardedUnknown, heard, &flow)
+    }
+
+    /// A flow that is nowhere remembered.
+    fn passing(&self, heard: &Heard<'_>, number: usize) -> Flow {
+        let host = &SERVERS[number];
+        Flow {
+            key: heard.key,
+            server: host.id,
+            endpoint: host.endpoint,
+            source: 0,
+            port: 0,
+            hop: heard.hop,
+            numbers: [heard.segment.sequence, 0],
+            hold: None,
+            state: State::SynSent,
+            until: self.now + self.patience(State::SynSent, heard.key.service),
+        }
+    }
+
     fn of_half_open(&mut self, heard: &Heard<'_>, slot: usize, flow: &Flow) -> Result<Verdict, String> {
         let Some(number) = self.serving(flow) else {
             return Ok(server_gone(heard));
@@ -175,10 +229,11 @@ impl Model {
             return Ok(Verdict::Left(Reason::NoNeighbour));
         }
         let acknowledges = heard.segment.has(flag::ACK) && !heard.segment.has(flag::RST);
-        let right = heard.segment.acknowledgment == flow.numbers[1].wrapping_add(1);
+        let right = heard.segment.acknowledgment == flow.numbers[1].wrapping_add(1)
+            || !self.settings.site.kind(flow.key.service).sees_answers();
         let behind = ahead(flow.numbers[0], heard.segment.sequence) - 1;
         let in_sequence = (0..=self.settings.limits.first_window).contains(&behind);
-        if flow.state == State::SynReceived && acknowledges && right && in_sequence {
+        if self.is_answered(flow) && acknowledges && right && in_sequence {
             return self.establish(heard, slot, flow.clone());
         }
         self.keep_overflow(slot, flow);
@@ -189,7 +244,8 @@ impl Model {
     fn establish(&mut self, heard: &Heard<'_>, half_open: usize, mut flow: Flow) -> Result<Verdict, String> {
         let Key { service, .. } = heard.key;
         flow.hold = self.stick(heard, flow.server)?;
-        flow.numbers[0] = heard.segment.sequence;
+        // What a UDP flow's second datagram stands for comes after what its first one stood for.
+        flow.numbers[0] = if heard.segment.is_udp() { 1 } else { heard.segment.sequence };
         if let Some(old) = self.flow_of(heard.key) {
             let over = |old: &Flow| old.state.is_closed() || self.serving(old).is_none();
             if self.flows[old].as_ref().is_some_and(over) {
@@ -209,8 +265,10 @@ impl Model {
             return Ok(self.forward(Reason::FlowTableFull, heard, &flow));
         };
         self.check_flow_slot(heard.key, slot)?;
-        let place = self.port_place(flow.endpoint, flow.source, flow.port);
-        self.set_port(place, Owner::Flow(slot), self.now);
+        if flow.port != 0 {
+            let place = self.port_place(flow.endpoint, flow.source, flow.port);
+            self.set_port(place, Owner::Flow(slot), self.now);
+        }
         self.set_half_open(half_open, None);
         self.count(service, flow.server, |traffic| traffic.flows += 1);
         if heard.segment.has(flag::FIN) {
@@ -239,13 +297,18 @@ impl Model {
             self.set_record(slot, record);
             return Ok(Some(Hold { slot, version }));
         }
-        let Some((slot, made)) = heard.chosen.record(client, service) else {
-            self.check_record_slot(heard.key, None)?;
-            return Ok(None);
-        };
-        self.check_record_slot(heard.key, Some(slot))?;
-        let version = made.version;
-        self.set_record(slot, Record { service, client, server, flows: 1, until, version });
+        let client: IpAddr = self.settings.site.client(client, service);
+        let verified = self.settings.site.kind(service).sees_answers();
+        if !verified {
+            self.unverified_makes_way(client, service, self.settings.limits.unverified);
+        }
+        let made = heard.chosen.record(client, service).map(|(slot, made)| (slot, made.version));
+        if verified && self.check_record_slot(heard.key, None).is_ok() {
+            self.unverified_makes_way(client, service, 1);
+        }
+        self.check_record_slot(heard.key, made.map(|(slot, _)| slot))?;
+        let Some((slot, version)) = made else { return Ok(None) };
+        self.set_record(slot, Record { service, client, server, verified, flows: 1, until, version });
         Ok(Some(Hold { slot, version: version & 0x7f }))
     }
 
@@ -266,18 +329,18 @@ impl Model {
     }
 
     fn forward(&mut self, reason: Reason, heard: &Heard<'_>, flow: &Flow) -> Verdict {
-        self.count(heard.key.service, flow.server, |traffic| {
-            traffic.packets_in += 1;
-            traffic.bytes_in += heard.bytes;
-        });
-        let host = &SERVERS[server_number(flow.server).unwrap_or_default()];
-        let ends = Ends {
-            source: SOURCES[usize::from(flow.source)],
-            source_port: flow.port,
-            destination: host.address,
-            destination_port: 443,
-        };
-        Verdict::Sent(reason, host.mac, ends)
+        self.towards_server(reason, flow, heard.bytes, heard.segment.length)
+    }
+}
+
+/// A datagram is dropped, an RST never answered.
+fn no_server(heard: &Heard<'_>) -> Verdict {
+    if heard.segment.is_udp() {
+        Verdict::Left(Reason::NoServer)
+    } else if heard.segment.has(flag::RST) {
+        Verdict::Left(Reason::StrayReset)
+    } else {
+        Verdict::Answered(Reason::ResetNoServer)
     }
 }
 

@@ -1,18 +1,27 @@
 //! Segments from servers.
 
+use std::net::IpAddr;
+
 use lb_common::{reason::Reason, server::ServerState};
 
 use super::{
-    Flow, Model, Owner, State, Verdict,
+    Flow, Key, Model, Owner, State, Verdict, between,
     parse::{Ends, Segment},
-    server_number, service_number,
+    server_number,
     state::From,
 };
-use crate::golden::hospital::{FIRST_PORT, SERVICES};
+use crate::golden::hospital::FIRST_PORT;
+
+/// A flow, and where it lies.
+pub(super) struct Found {
+    pub(super) slot: usize,
+    pub(super) half_open: bool,
+    pub(super) flow: Flow,
+}
 
 impl Model {
-    /// Whose SNAT port this is, if a flow's that is remembered, and whether the flow is half-open.
-    pub(super) fn by_port(&self, endpoint: u16, source: u8, port: u16) -> Option<(usize, bool, Flow)> {
+    /// The flow whose SNAT port this is, if it is remembered.
+    pub(super) fn by_port(&self, endpoint: u16, source: u8, port: u16) -> Option<Found> {
         debug_assert!(port >= FIRST_PORT);
         let (slot, half_open, flow) = match self.ports[self.port_place(endpoint, source, port)]?.owner {
             Owner::Nobody => return None,
@@ -20,7 +29,7 @@ impl Model {
             Owner::Flow(slot) => (slot, false, self.flows[slot].clone()?),
         };
         let its = (flow.endpoint, flow.source, flow.port) == (endpoint, source, port);
-        (its && !self.is_past(flow.until)).then_some((slot, half_open, flow))
+        (its && !self.is_past(flow.until)).then_some(Found { slot, half_open, flow })
     }
 
     pub(super) fn server_segment(
@@ -30,13 +39,50 @@ impl Model {
         endpoint: u16,
         source: u8,
     ) -> Verdict {
-        let Some((slot, half_open, mut flow)) = self.by_port(endpoint, source, segment.ends.destination_port)
-        else {
-            return Verdict::Left(Reason::NoReturnFlow);
-        };
-        let state = server_number(flow.server).and_then(|number| self.present(number));
+        match self.by_port(endpoint, source, segment.ends.destination_port) {
+            Some(found) => self.answer_client(frame, segment, found),
+            None => Verdict::Left(Reason::NoReturnFlow),
+        }
+    }
+
+    /// From a server that answers clients of this service and port themselves.
+    pub(super) fn nat_segment(
+        &mut self,
+        frame: &[u8],
+        segment: &Segment,
+        service: u16,
+        asked: u16,
+    ) -> Verdict {
+        let Ends { destination, destination_port, .. } = segment.ends;
+        match self.by_client(destination, destination_port, service, asked) {
+            Some(found) => self.answer_client(frame, segment, found),
+            None => Verdict::Left(Reason::NotOurs),
+        }
+    }
+
+    /// The flow of a client and its port to a service and port.
+    pub(super) fn by_client(&self, client: IpAddr, port: u16, service: u16, asked: u16) -> Option<Found> {
+        let key = Key { service, client, port, service_port: asked };
+        if let Some(slot) = self.flow_of(key) {
+            return Some(Found { slot, half_open: false, flow: self.flows[slot].clone()? });
+        }
+        let slot = self.half_open_of(key)?;
+        Some(Found { slot, half_open: true, flow: self.half_open[slot].clone()? })
+    }
+
+    /// A server's segment goes on to the flow's client, in the service's name.
+    fn answer_client(&mut self, frame: &[u8], segment: &Segment, found: Found) -> Verdict {
+        let Found { slot, half_open, mut flow } = found;
+        let site = self.settings.site;
+        let Key { service, client, port, service_port } = flow.key;
+        let number = server_number(flow.server);
+        let state = number.and_then(|number| self.present(number));
         let gone = state.is_none_or(|state| state.has(ServerState::RESETS));
-        if gone || segment.ends.source_port != 443 {
+        let its = number.is_some_and(|number| {
+            (site.server(number), site.server_port(flow.server, service_port), site.kind(service).protocol())
+                == (segment.ends.source, segment.ends.source_port, segment.protocol)
+        });
+        if gone || !its {
             return Verdict::Left(Reason::NoReturnFlow);
         }
         if segment.ttl <= 1 {
@@ -48,22 +94,18 @@ impl Model {
             self.follow(slot, &mut flow, segment, From::Server);
         }
         let bytes = frame.len() as u64;
-        self.count(flow.key.service, flow.server, |traffic| {
+        self.count(service, flow.server, |traffic| {
             traffic.packets_out += 1;
             traffic.bytes_out += bytes;
         });
-        let ends = Ends {
-            source: SERVICES[service_number(flow.key.service)].address,
-            source_port: flow.key.service_port,
-            destination: flow.key.client,
-            destination_port: flow.key.port,
-        };
-        Verdict::Sent(Reason::Returned, flow.hop, ends)
+        let ends = between((site.vip(service), service_port), (client, port));
+        Verdict::Sent(Reason::Returned, flow.hop, ends, None)
     }
 
-    /// A SYN-ACK that fits the SYN is noted.
+    /// A SYN-ACK that fits the SYN is noted, or any datagram.
     fn of_half_open_server(&mut self, slot: usize, segment: &Segment, flow: &Flow) {
-        let fits = segment.is_syn_ack() && segment.acknowledgment == flow.numbers[0].wrapping_add(1);
+        let fits = segment.is_udp()
+            || segment.is_syn_ack() && segment.acknowledgment == flow.numbers[0].wrapping_add(1);
         if !fits || flow.state == State::Established {
             return self.keep_overflow(slot, flow);
         }

@@ -1,6 +1,6 @@
 //! What the balancer remembers, and what both directions do with it.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use lb_common::server::ServerState;
 
@@ -15,7 +15,7 @@ use crate::golden::{frame::Mac, hospital::FIRST_PORT};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     pub(crate) service: u16,
-    pub(crate) client: Ipv4Addr,
+    pub(crate) client: IpAddr,
     pub(crate) port: u16,
     pub(crate) service_port: u16,
 }
@@ -55,7 +55,7 @@ pub(crate) struct Flow {
     pub(crate) endpoint: u16,
     /// The number of the source address.
     pub(crate) source: u8,
-    /// The SNAT port.
+    /// The SNAT port; zero: none.
     pub(crate) port: u16,
     pub(crate) hop: Mac,
     /// The numbers recorded of the client and of the server.
@@ -69,8 +69,10 @@ pub(crate) struct Flow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) service: u16,
-    pub(crate) client: Ipv4Addr,
+    pub(crate) client: IpAddr,
     pub(crate) server: u16,
+    /// Whether the client acknowledged its server's own answer.
+    pub(crate) verified: bool,
     /// Open flows.
     pub(crate) flows: u32,
     pub(crate) until: i64,
@@ -121,11 +123,13 @@ pub(crate) struct Limits {
     pub(crate) refresh: i64,
     /// How far behind the SYN the segment that completes the handshake may begin.
     pub(crate) first_window: i64,
+    /// Records that nobody vouched for, of a client's slots, before one of them makes way for another.
+    pub(crate) unverified: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { near: 512 << 10, stride: 32 << 10, refresh: 8, first_window: 0xffff }
+        Self { near: 512 << 10, stride: 32 << 10, refresh: 8, first_window: 0xffff, unverified: 4 }
     }
 }
 
@@ -170,7 +174,8 @@ impl Model {
     }
 
     /// The client's sticky record, if it is remembered.
-    pub(super) fn record_of(&self, client: Ipv4Addr, service: u16) -> Option<usize> {
+    pub(super) fn record_of(&self, client: IpAddr, service: u16) -> Option<usize> {
+        let client = self.settings.site.client(client, service);
         let found = |record: &Record| {
             (record.client, record.service) == (client, service) && !self.is_forgotten(record)
         };
@@ -185,8 +190,16 @@ impl Model {
 
     /// Who has a flow's SNAT port.
     pub(super) fn owner_of(&self, flow: &Flow) -> Owner {
+        if flow.port == 0 {
+            return Owner::Nobody;
+        }
         let place = self.port_place(flow.endpoint, flow.source, flow.port);
         self.ports[place].map_or(Owner::Nobody, |cell| cell.owner)
+    }
+
+    /// Whether a half-open flow still has its SNAT port, or needs none.
+    pub(super) fn has_its_port(&self, slot: usize, flow: &Flow) -> bool {
+        flow.port == 0 || self.owner_of(flow) == Owner::HalfOpen(slot)
     }
 
     pub(super) fn set_half_open(&mut self, slot: usize, row: Option<Flow>) {
@@ -204,6 +217,11 @@ impl Model {
         self.written.push(Place::Sticky(slot));
     }
 
+    pub(super) fn forget_record(&mut self, slot: usize) {
+        self.sticky[slot] = None;
+        self.written.push(Place::Sticky(slot));
+    }
+
     pub(super) fn set_port(&mut self, place: usize, owner: Owner, since: i64) {
         self.ports[place] = Some(Cell { owner, since });
         self.written.push(Place::Port(place));
@@ -214,11 +232,12 @@ impl Model {
         let Limits { near, stride, refresh, .. } = self.settings.limits;
         let number = &mut flow.numbers[from as usize];
         let distance = ahead(*number, segment.sequence);
-        if (stride..=near).contains(&distance) {
+        if !segment.is_udp() && (stride..=near).contains(&distance) {
             *number = segment.sequence;
         }
-        let near = distance.abs() <= near;
-        let next = if near { next(flow.state, segment, from) } else { flow.state };
+        // A datagram has no number, and is of the flow.
+        let near = segment.is_udp() || distance.abs() <= near;
+        let next = if near && !segment.is_udp() { next(flow.state, segment, from) } else { flow.state };
         if next != flow.state {
             self.change_state(flow, next);
         } else if !flow.state.is_closed() {
@@ -264,7 +283,8 @@ impl Model {
     fn held(&self, hold: Option<Hold>, key: Key) -> Option<Record> {
         let hold = hold?;
         let record = self.sticky[hold.slot].clone()?;
-        let same = (record.client, record.service) == (key.client, key.service);
+        let client = self.settings.site.client(key.client, key.service);
+        let same = (record.client, record.service) == (client, key.service);
         (same && record.version & 0x7f == hold.version).then_some(record)
     }
 

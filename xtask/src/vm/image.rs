@@ -19,8 +19,18 @@ use super::{
 use crate::command::{Cmd, find_program};
 
 /// Interfaces and devices that the data path's tests make, and the machine's own network card.
-const MODULES: [&str; 9] =
-    ["virtio_pci", "virtio_net", "veth", "bridge", "8021q", "dummy", "ipip", "ip6_tunnel", "sch_ingress"];
+const MODULES: [&str; 10] = [
+    "virtio_pci",
+    "virtio_net",
+    "veth",
+    "bridge",
+    "8021q",
+    "dummy",
+    "ipip",
+    "sit",
+    "ip6_tunnel",
+    "sch_ingress",
+];
 
 /// A directory that becomes an initramfs.
 pub(crate) struct Image<'a> {

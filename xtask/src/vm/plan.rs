@@ -13,8 +13,10 @@ pub(crate) const PROBE: &str = "probe";
 pub(crate) const GOLDEN: &str = "golden";
 /// The negative controls: a driver without native XDP, and a program that lets everything pass.
 pub(crate) const CONTROLS: [&str; 2] = ["probe-control", "golden-control"];
-/// Golden packets run the program without its driver; the other is real connections through a real driver.
-const USUAL: [(&str, &[&str]); 2] = [(GOLDEN, &[]), ("e2e_web", &["tls_ends_at_the_server"])];
+/// Golden packets run the program without its driver; the others are real connections through a real driver, from and to
+/// the kernel's own tunnel and VLAN devices.
+const USUAL: [(&str, &[&str]); 3] =
+    [(GOLDEN, &[]), ("e2e_web", &["tls_ends_at_the_server"]), ("e2e_devices", &[])];
 
 /// The tests to run.
 pub(crate) struct Plan {

@@ -12,12 +12,15 @@ pub(crate) struct Step {
     text: String,
 }
 
+/// How a test says that its kernel lacks what it needs.
+const SKIPPED: &str = "skipped ";
+
 /// How a step must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Must {
     /// With success.
     Succeed,
-    /// With success of one test at least: a name that is no test's any more succeeds too.
+    /// With success of one test at least, and none skipped: a name that is no test's any more succeeds too.
     PassTests,
     /// With a failure that says this.
     FailSaying(&'static str),
@@ -58,6 +61,10 @@ pub(crate) fn problem(steps: &[Step], name: &str, must: Must) -> Option<String> 
     match must {
         Must::PassTests if exit == 0 && tests(steps, name).is_none_or(|(passed, _)| passed == 0) => {
             Some(format!("{name}: no test was run"))
+        }
+        Must::PassTests if exit == 0 && text.lines().any(|line| line.starts_with(SKIPPED)) => {
+            let skipped: Vec<_> = text.lines().filter(|line| line.starts_with(SKIPPED)).collect();
+            Some(format!("{name}: {}", skipped.join("\n")))
         }
         Must::Succeed | Must::PassTests if exit == 0 => None,
         Must::Succeed | Must::PassTests => Some(format!("{name}: exit code {exit}\n{text}")),
@@ -138,6 +145,10 @@ mod tests {
         assert!(problem("probe", Must::FailSaying("native")).unwrap().contains("must fail"));
         assert!(problem("probe", Must::PassTests).unwrap().contains("no test was run"));
         assert!(problem("golden", Must::PassTests).unwrap().contains("exit code 101"));
+        let skipped = "@@ begin devices\nskipped vlan: no device\ntest result: ok. 3 passed; 0 failed; 1 ignored; 0 measured\n\
+            @@ end devices 0\n@@ done 6.1.0\n";
+        let skipped = super::problem(&super::steps(skipped).unwrap(), "devices", Must::PassTests);
+        assert_eq!(skipped.unwrap(), "devices: skipped vlan: no device");
         assert!(problem("contract", Must::Succeed).unwrap().contains("not run"));
     }
 

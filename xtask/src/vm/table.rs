@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     debian::write,
-    kernels::{Kernel, Unpacked, Wanted},
+    kernels::{self, Kernel, Unpacked, Wanted},
     plan::{CONTROLS, GOLDEN, PROBE, Plan},
     report::{self, Facts},
 };
@@ -115,8 +115,13 @@ impl fmt::Display for Row {
     }
 }
 
-/// The rows as a table of Markdown, its columns aligned.
+/// The rows as a table of Markdown.
 pub(crate) fn markdown(rows: &[Row], with_time: bool) -> String {
+    table(rows.iter().map(|row| row.cells(with_time)), with_time)
+}
+
+/// A table of Markdown, its columns aligned.
+fn table(rows: impl Iterator<Item = Vec<String>>, with_time: bool) -> String {
     let head = [
         "kernel",
         "release (Debian)",
@@ -130,7 +135,7 @@ pub(crate) fn markdown(rows: &[Row], with_time: bool) -> String {
     let time = with_time.then_some("time");
     let head: Vec<String> = head.into_iter().chain(time).map(str::to_owned).collect();
     let mut lines = vec![head];
-    lines.extend(rows.iter().map(|row| row.cells(with_time)));
+    lines.extend(rows);
     let widths: Vec<usize> = (0..lines[0].len())
         .map(|column| lines.iter().map(|line| line[column].len()).max().unwrap_or_default())
         .collect();
@@ -144,14 +149,41 @@ pub(crate) fn markdown(rows: &[Row], with_time: bool) -> String {
     lines.iter().map(line).collect()
 }
 
-/// Puts the table into the document, between its markers.
+/// Puts the rows into the document's table, between its markers: a kernel's row in place of that which it has.
 pub(crate) fn record(workspace: &Workspace, rows: &[Row]) -> Result<()> {
     let path = workspace.root().join(DOCUMENT);
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let parts = text.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let (before, after) =
+    let parts = text.split_once(BEGIN).and_then(|(before, rest)| {
+        let (table, after) = rest.split_once(END)?;
+        Some((before, table, after))
+    });
+    let (before, old, after) =
         parts.with_context(|| format!("{DOCUMENT} has no lines `{}` and `{END}`", BEGIN.trim_end()))?;
-    write(&path, format!("{before}{BEGIN}{}{END}{after}", markdown(rows, false)))?;
+    let new = merged(old, rows.iter().map(|row| row.cells(false)).collect());
+    write(&path, format!("{before}{BEGIN}{}{END}{after}", table(new.into_iter(), false)))?;
     println!("  kept     {DOCUMENT}");
     Ok(())
+}
+
+/// The rows of a table of Markdown with these in place of those that begin alike, in the order of the kernels.
+fn merged(old: &str, new: Vec<Vec<String>>) -> Vec<Vec<String>> {
+    let cells = |line: &str| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect();
+    let rows: Vec<Vec<String>> = new.into_iter().chain(old.lines().skip(2).map(cells)).collect();
+    let row = |kernel: &Kernel| rows.iter().find(|row| row[0] == kernel.name).cloned();
+    kernels::ALL.iter().filter_map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernels_row_replaces_that_which_it_has_and_no_other() {
+        let row = |kernel: &str, release: &str| {
+            [kernel, release, "", "", "", "", "", ""].map(str::to_owned).to_vec()
+        };
+        let old = table([row("5.10", "a"), row("6.12", "b")].into_iter(), false);
+        let new = merged(&old, vec![row("6.12", "c"), row("6.1", "d")]);
+        assert_eq!(new, [row("5.10", "a"), row("6.1", "d"), row("6.12", "c")]);
+    }
 }

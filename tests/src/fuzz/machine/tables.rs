@@ -1,6 +1,9 @@
 //! Rows as they lie in the maps: read, written, and moved back in time.
 
+use std::net::IpAddr;
+
 use lb_common::{
+    address::Address,
     clock::Ticks,
     flow::{Flow as PackedFlow, FlowKey, FlowServer, FlowSlot, FlowSticky, Sequences, StickyRef},
     life::{Life, SlotState},
@@ -13,7 +16,7 @@ use lb_common::{
 
 use super::Machine;
 use crate::{
-    golden::hospital::{address, v4},
+    golden::bench::Verdict,
     model::{Cell, Chosen, Flow, Hold, Key, Model, Owner, Record, State, is_set},
 };
 
@@ -50,8 +53,8 @@ impl Machine {
     }
 
     /// What the program has written since it was looked at.
-    pub(super) fn changes(&mut self, model: &Model) -> Result<Chosen, String> {
-        let mut chosen = Chosen::default();
+    pub(super) fn changes(&mut self, model: &Model, verdict: &Verdict) -> Result<Chosen, String> {
+        let mut chosen = Chosen { frame: verdict.frame.clone(), ..Chosen::default() };
         for slot in changed(&self.bench.tables.flows, &mut self.flows) {
             chosen.flows.push((slot, self.flow(&self.flows[slot], model)?));
         }
@@ -89,9 +92,9 @@ impl Machine {
         }
         for (slot, row) in tables.sticky.iter().zip(&model.sticky) {
             if let Some(row) = row {
-                let key = address(row.client).0;
+                let key = Address::from(row.client).0;
                 let (service, server) = (row.service, row.server);
-                let to = StickyServer { service, server, made_at: self.tick, verified: true };
+                let to = StickyServer { service, server, made_at: self.tick, verified: row.verified };
                 fill(slot, &[key[0], key[1], to.word()], row.flows, self.stamp(row.until, model));
             }
         }
@@ -107,7 +110,7 @@ impl Machine {
         });
         let flow = PackedFlow {
             key: FlowKey {
-                client: address(row.key.client),
+                client: Address::from(row.key.client),
                 client_port: row.key.port.to_be(),
                 service_port: row.key.service_port.to_be(),
                 service: row.key.service,
@@ -169,7 +172,7 @@ impl Machine {
         Ok(Some(Flow {
             key: Key {
                 service: flow.key.service,
-                client: v4(flow.key.client),
+                client: IpAddr::from(flow.key.client),
                 port: u16::from_be(flow.key.client_port),
                 service_port: u16::from_be(flow.key.service_port),
             },
@@ -194,13 +197,14 @@ impl Machine {
         let [_, row @ ..] = *words;
         let record = Sticky::unpack(&row, life);
         // It is kept in units of 16 ticks.
-        if !(0..16).any(|ahead| self.is_of_now(record.to.made_at.plus(Ticks(ahead)))) || !record.to.verified {
-            return Err(format!("{record:?} was not made and verified at {:?}", self.tick));
+        if !(0..16).any(|ahead| self.is_of_now(record.to.made_at.plus(Ticks(ahead)))) {
+            return Err(format!("{record:?} was not made at {:?}", self.tick));
         }
         Ok(Some(Record {
             service: record.to.service,
-            client: v4(record.client),
+            client: IpAddr::from(record.client),
             server: record.to.server,
+            verified: record.to.verified,
             flows: record.flows,
             until: self.moment(record.deadline, model),
             version: life.version(),

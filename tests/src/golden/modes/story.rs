@@ -40,6 +40,8 @@ pub(super) const ALL: &[(&str, Play)] = &[
     ("a packet at its last hop is dropped", last_hop),
     ("fragments and extensions for the service are dropped", fragments_and_extensions),
     ("the server's other traffic passes", other_traffic),
+    ("what a server that knows clients sends past the service passes, unless it is malformed", to_strangers),
+    ("without a server an RST is not answered", no_answer_to_reset),
 ];
 
 /// A story under way.
@@ -463,4 +465,26 @@ fn other_traffic(story: &mut Story<'_>) -> Told {
         (world.source(), 50_000)
     };
     story.ends(world.server_arm(), &world.server_sends(&answer), Reason::NotOurs, 2)
+}
+
+/// Only in mode `nat` servers send to others than us.
+fn to_strangers(story: &mut Story<'_>) -> Told {
+    let world = story.world;
+    if world.forwarding != Forwarding::Nat {
+        return Ok(());
+    }
+    let (arm, sound) = (world.server_arm(), world.answer(50_000, 0, ACK, 1, 1));
+    story.ends(arm, &world.server_sends(&sound), Reason::NotOurs, 2)?;
+    let impossible = Segment { flags: SYN | FIN | ACK, ..sound };
+    story.ends(arm, &world.server_sends(&impossible), Reason::BadHeader, 1)
+}
+
+fn no_answer_to_reset(story: &mut Story<'_>) -> Told {
+    let world = story.world;
+    story.bench.put_server(SERVER, &world.entry(ServerState::PRESENT | ServerState::REACHABLE));
+    for flags in [RST, RST | ACK] {
+        let reset = world.client_sends(&world.segment(40_000, flags, 1, 1));
+        story.ends(0, &reset, Reason::StrayReset, 1)?;
+    }
+    Ok(())
 }

@@ -2,7 +2,13 @@
 
 use std::net::IpAddr;
 
-use lb_common::{forwarding::Forwarding, reason::Reason, server::ServerState};
+use lb_common::{
+    forwarding::Forwarding,
+    life::{Life, SlotState},
+    reason::Reason,
+    server::ServerState,
+    table::Slot,
+};
 
 use super::{
     super::bench::USABLE,
@@ -22,6 +28,7 @@ pub(super) const ALL: &[(&str, Play)] = &[
     ("an error about an answer reaches the server", error_to_server),
     ("the largest datagram goes through, or its sender is told what fits", largest_datagram),
     ("fragments and malformed datagrams are dropped", malformed),
+    ("a flow that ended with its server is not kept by what that sends later", late_answer),
     ("TCP to the same port passes", other_protocol),
 ];
 
@@ -195,9 +202,38 @@ fn malformed(story: &mut Story<'_>) -> Told {
     if world.clients_v6 {
         return Ok(());
     }
-    let mut later = whole;
+    let mut later = whole.clone();
     later[7] = 8;
-    story.ends(0, &world.client_frame(later), Reason::Fragment, 1)
+    story.ends(0, &world.client_frame(later), Reason::Fragment, 1)?;
+    // An IP packet that ends within its own header, or the datagram's.
+    for total in [0_u16, 19, 20, 27] {
+        let mut packet = whole.clone();
+        packet[2..4].copy_from_slice(&total.to_be_bytes());
+        story.ends(0, &world.client_frame(packet), Reason::BadHeader, 1)?;
+    }
+    Ok(())
+}
+
+fn late_answer(story: &mut Story<'_>) -> Told {
+    conversation(story)?;
+    if !story.world.forwarding.sees_answers() {
+        return Ok(());
+    }
+    let (bench, world) = (story.bench, story.world);
+    bench.put_server(SERVER, &world.entry(ServerState::PRESENT | ServerState::RESETS));
+    story.ends(0, &world.client_frame(asks(world, 40_000, 9).packet()), Reason::NoServer, 1)?;
+    bench.put_server(SERVER, &world.entry(USABLE));
+    let deadlines = || {
+        let live = bench.tables.flows.iter().map(Slot::life).filter(|life| life.state() == SlotState::Live);
+        live.map(Life::deadline).collect::<Vec<_>>()
+    };
+    let before = deadlines();
+    hears(story, 40_000, 0)?;
+    if before.len() == 1 && deadlines() == before {
+        Ok(())
+    } else {
+        Err(format!("the closed flow lasts until {:?}, and until {before:?} before", deadlines()))
+    }
 }
 
 fn other_protocol(story: &mut Story<'_>) -> Told {
