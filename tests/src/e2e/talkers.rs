@@ -18,8 +18,9 @@ use crate::lab::{Lab, Ns};
 const THREADS: usize = 4;
 /// From one round of a thread's connections to the next.
 const PERIOD: Duration = Duration::from_millis(100);
-/// An answer may have to be sent again several times while a flood fills the queues.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// An answer may have to be sent again several times while a flood fills the queues, or while a busy machine starts a daemon:
+/// TCP's next attempt comes as long after an outage as that lasted.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Clients at work until they are stopped.
 #[derive(Debug)]
