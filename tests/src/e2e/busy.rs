@@ -18,7 +18,7 @@ use crate::lab::{LabOptions, Port443, Services, Topology};
 pub const DOWNLOADS: usize = 200;
 /// Clients that are known, and not connected.
 const KNOWN: Range<usize> = 1000..1300;
-/// So much that each has something to send for minutes, and comes to its end in seconds.
+/// So much that servers have something to send for minutes, and all comes to its end in seconds.
 const BYTES: u64 = 2 << 20;
 /// A last segment that is lost is sent again.
 const CLOSES_WITHIN: Duration = Duration::from_secs(10);
@@ -57,11 +57,12 @@ impl Busy {
     /// # Errors
     /// Somebody noticed something.
     pub fn unbroken(self) -> Result<u64> {
-        let running = self.downloads.running();
+        let (running, sending) = (self.downloads.running(), self.downloads.are_on_their_way());
         let after = homes(&self.site, KNOWN, self.to);
         let broken = self.downloads.finish();
         ensure!(broken.is_empty(), "{} broken: {broken:?}", broken.len());
         ensure!(running == DOWNLOADS, "{} downloads ended by themselves", DOWNLOADS - running);
+        ensure!(sending, "it took so long that the servers had nothing left to send");
         let after = after?;
         let moved = moved(&self.known, &after);
         ensure!(moved.is_empty(), "{} moved: {moved:?}", moved.len());

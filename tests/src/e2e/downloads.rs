@@ -21,12 +21,13 @@ use crate::lab::{Lab, Ns, client};
 /// Only a connection that is broken is silent for so long: TCP waits no more than two minutes between two of its own
 /// attempts, however many were lost (`TCP_RTO_MAX` of Linux; RFC 6298 section 5.5 wants a minute at least).
 const PATIENCE: Duration = Duration::from_secs(300);
-/// A client reads so much at most, and then not for so long: 64 KiB a second.
+/// A client reads so much at most, and then not for so long: 64 KiB a second at most.
 const STEP: usize = 16 * 1024;
 const PAUSE: Duration = Duration::from_millis(250);
-/// A client takes no more than this part of what is left in one step, so that no download ends by itself.
-const PART: usize = 64;
-/// What waits at the client, so that the server has always something to send.
+/// A client takes no more than this part of what is left in one step, so that no download ends by itself: of 2 MiB the
+/// server has something to send for seven minutes.
+const PART: usize = 512;
+/// The client's buffer for what it has not read, of which Linux makes twice as much.
 const WAITING: usize = 32 * 1024;
 
 /// Downloads on their way.
@@ -80,6 +81,13 @@ impl Downloads {
     /// How many still run: all that are not broken, until [`Downloads::finish`].
     pub fn running(&self) -> usize {
         self.threads.iter().filter(|thread| !thread.is_finished()).count()
+    }
+
+    /// Whether servers still have something to send: more is to come than clients' buffers hold.
+    pub fn are_on_their_way(&self) -> bool {
+        let (come, whole) = self.progress();
+        let buffers = self.threads.len() * 2 * WAITING;
+        u64::try_from(buffers).is_ok_and(|buffers| whole.saturating_sub(come) > buffers)
     }
 
     /// Has all come to their end as fast as they can, waits for it, and says what went wrong with which.
