@@ -3,6 +3,7 @@
 mod linker;
 mod nginx;
 mod packages;
+mod unpack;
 
 use anyhow::{Result, bail};
 
