@@ -5,6 +5,7 @@
 
 pub mod figures;
 mod frames;
+pub mod lab;
 pub mod packet;
 mod replay;
 mod rows;
