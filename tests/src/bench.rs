@@ -11,4 +11,6 @@ mod replay;
 mod rows;
 #[path = "../xdp/src/script.rs"]
 mod script;
+#[path = "../xdp/src/turn.rs"]
+mod turn;
 mod world;

@@ -4,6 +4,7 @@
 //! Clients, contender and servers share this machine's processors. So the figure that counts is not how fast a contender
 //! is here, but the processor time that it adds to what clients and servers take by themselves (`direct`).
 
+mod constant;
 mod cpu;
 mod load;
 mod napi;
@@ -12,7 +13,10 @@ mod summary;
 mod tls;
 mod wire;
 
-use std::{net::IpAddr, thread, time::Duration};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -22,7 +26,7 @@ use self::{
     stand::{Contender, Stand},
     summary::Figures,
 };
-use super::figures::Report;
+use super::figures::{Report, Rounds};
 use crate::lab::Ns;
 
 /// Before each run, for what the one before left to the kernel.
@@ -52,17 +56,19 @@ pub fn lab(options: Options) -> Result<Report> {
     }
     let mut figures = Figures::new();
     let mut number = 0;
+    let mut others = Rounds::default();
     for round in 0..=options.rounds {
+        let mut pauses = Vec::new();
         for (napi, load) in plan() {
             let sources = addresses(number);
             number += 1;
             // Nobody is always the first.
             stands.rotate_left(1);
-            for stand in &stands {
+            for stand in &mut stands {
                 stand.set_napi(napi)?;
-                thread::sleep(SETTLE);
+                pauses.push(settle()?);
                 let percent = if round == 0 { options.percent * WARM / 100 } else { options.percent };
-                let sources: Vec<IpAddr> = sources.clone().map(|n| stand.lab.client_address(n)).collect();
+                let sources = stand.clients(sources.clone())?;
                 let way = Way { sources: &sources, to: &stand.to, tls: &tls };
                 let run = stand.lab.in_ns(Ns::Client, || load::run(load, percent, &way))?;
                 let name = stand.contender.name();
@@ -73,9 +79,20 @@ pub fn lab(options: Options) -> Result<Report> {
                 }
             }
         }
+        if round > 0 {
+            others.0.push(100.0 * pauses.iter().sum::<f64>() / pauses.len() as f64);
+        }
     }
     ensure!(!figures.is_empty(), "a bench of no rounds");
-    Ok(summary::report(&figures))
+    Ok(summary::report(&figures, others))
+}
+
+/// Pauses, and gives the share of all processors that were at work all the same.
+fn settle() -> Result<f64> {
+    let processors = thread::available_parallelism()?.get() as f64;
+    let (start, before) = (Instant::now(), cpu::busy()?);
+    thread::sleep(SETTLE);
+    Ok((cpu::busy()? - before) / start.elapsed().as_secs_f64() / processors)
 }
 
 /// Under which loads everybody is run in a round, in which mode.

@@ -112,7 +112,7 @@ impl Load {
 
 /// Where one run's clients come from, and where they go.
 pub(super) struct Way<'a> {
-    /// As many as [`ADDRESSES`].
+    /// Up to [`ADDRESSES`].
     pub(super) sources: &'a [IpAddr],
     /// The service, or the servers themselves.
     pub(super) to: &'a [IpAddr],

@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::Write as _,
     net::IpAddr,
+    ops::Range,
     process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
@@ -12,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{load::FILE, napi::Napi};
+use super::{constant::Constant, load::FILE, napi::Napi};
 use crate::lab::{Lab, LabOptions, Mode, Ns, PLAIN_PORT, Services, Topology, tool};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
@@ -28,23 +29,23 @@ pub(super) enum Contender {
     Haproxy { threads: u8 },
     /// The kernel's own address translation.
     Nft,
-    /// Steadfast.
-    Steadfast(Forwarding),
-}
-
-/// Steadfast's mode, in an order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Forwarding {
-    Snat,
+    /// An XDP program that rewrites addresses by constants: the least that one costs.
+    Constant,
+    /// Steadfast, in a mode.
+    Steadfast(Mode),
 }
 
 impl Contender {
-    pub(super) const ALL: [Self; 5] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Direct,
         Self::Haproxy { threads: 1 },
         Self::Haproxy { threads: 2 },
         Self::Nft,
-        Self::Steadfast(Forwarding::Snat),
+        Self::Constant,
+        Self::Steadfast(Mode::Snat),
+        Self::Steadfast(Mode::Nat),
+        Self::Steadfast(Mode::Dr),
+        Self::Steadfast(Mode::Tunnel),
     ];
 
     pub(super) fn name(self) -> String {
@@ -52,24 +53,17 @@ impl Contender {
             Self::Direct => "direct".to_owned(),
             Self::Haproxy { threads } => format!("HAProxy, nbthread {threads}"),
             Self::Nft => "nftables".to_owned(),
-            Self::Steadfast(forwarding) => format!("Steadfast, {}", forwarding.mode().name()),
+            Self::Constant => "constants in XDP".to_owned(),
+            Self::Steadfast(mode) => format!("Steadfast, {}", mode.name()),
         }
     }
 
     fn topology(self) -> Topology {
         let mode = match self {
-            Self::Steadfast(forwarding) => forwarding.mode(),
+            Self::Steadfast(mode) => mode,
             _ => Mode::Snat,
         };
         Topology { mode, ..Topology::default() }
-    }
-}
-
-impl Forwarding {
-    const fn mode(self) -> Mode {
-        match self {
-            Self::Snat => Mode::Snat,
-        }
     }
 }
 
@@ -80,6 +74,7 @@ pub(super) struct Stand {
     /// Where clients go.
     pub(super) to: Vec<IpAddr>,
     rival: Option<Child>,
+    constant: Option<Constant>,
 }
 
 impl Stand {
@@ -95,7 +90,7 @@ impl Stand {
         }
         let servers: Vec<IpAddr> = lab.servers().take(SERVERS).map(|host| host.address.into()).collect();
         let balancer = lab.address(Ns::Lb)?;
-        let mut stand = Self { contender, lab, to: vec![balancer], rival: None };
+        let mut stand = Self { contender, lab, to: vec![balancer], rival: None, constant: None };
         match contender {
             Contender::Direct => {
                 stand.lab.remove_programs();
@@ -109,6 +104,7 @@ impl Stand {
                 stand.lab.remove_programs();
                 stand.translate(&servers)?;
             }
+            Contender::Constant => stand.constant = Some(Constant::attach(&stand.lab)?),
             Contender::Steadfast(_) => {
                 let more = "    health_check: { kind: none }\n".to_owned();
                 let services = Services { ports: format!("443, {PLAIN_PORT}"), more };
@@ -119,6 +115,20 @@ impl Stand {
         }
         stand.wait_until_it_answers()?;
         Ok(stand)
+    }
+
+    /// The clients with these numbers, whom it serves from now on.
+    ///
+    /// # Errors
+    /// It has to be told, and was not.
+    pub(super) fn clients(&mut self, numbers: Range<usize>) -> Result<Vec<IpAddr>> {
+        let mut clients: Vec<IpAddr> = numbers.map(|number| self.lab.client_address(number)).collect();
+        if let Some(constant) = &mut self.constant {
+            // It knows one.
+            clients.truncate(1);
+            constant.serve(&self.lab, clients[0])?;
+        }
+        Ok(clients)
     }
 
     /// Has what NAPI there is on the balancer's cable run so.
@@ -175,12 +185,12 @@ impl Stand {
 
     fn wait_until_it_answers(&mut self) -> Result<()> {
         let name = self.contender.name();
+        // A client that no run has.
+        let [client] = self.clients(64_990..64_991)?[..] else { bail!("one number is one client") };
         let start = Instant::now();
         loop {
-            // Clients with numbers that no run has.
-            let outcome = self.to.iter().try_for_each(|to| {
-                self.lab.who_answers(self.lab.client_address(64_990), *to, PLAIN_PORT).map(drop)
-            });
+            let outcome =
+                self.to.iter().try_for_each(|to| self.lab.who_answers(client, *to, PLAIN_PORT).map(drop));
             let Err(error) = outcome else { return Ok(()) };
             if let Some(status) = self.rival.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 let log = fs::read_to_string(self.lab.places().dir.join("haproxy.log")).unwrap_or_default();

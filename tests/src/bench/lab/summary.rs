@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use super::{
     load::{Load, Run},
     napi::Napi,
-    stand::{Contender, Forwarding},
+    stand::Contender,
 };
-use crate::bench::figures::{Report, Rounds, Row, Table, Target};
+use crate::{
+    bench::figures::{Report, Rounds, Row, Table, Target},
+    lab::Mode,
+};
 
 /// What was measured.
 pub(super) type Figures = BTreeMap<(Napi, Load, Contender), Runs>;
@@ -35,7 +38,7 @@ struct Field<'a> {
     runs: BTreeMap<Contender, &'a Runs>,
 }
 
-const US: Contender = Contender::Steadfast(Forwarding::Snat);
+const US: Contender = Contender::Steadfast(Mode::Snat);
 
 impl<'a> Field<'a> {
     fn of(figures: &'a Figures, napi: Napi, load: Load) -> Self {
@@ -100,16 +103,20 @@ fn first_letter_up(text: &str) -> String {
     letters.next().map(|first| first.to_uppercase().chain(letters).collect()).unwrap_or_default()
 }
 
+/// Round by round. Of nothing, or less, that a noisy round says was added, there is no ratio.
 fn ratio(one: &Rounds, two: &Rounds) -> Rounds {
-    one.with(two, |one, two| one / two)
+    one.with(two, |one, two| if two > 0.0 { one / two } else { f64::NAN })
 }
 
-/// The tables, and what Steadfast promises.
-pub(super) fn report(figures: &Figures) -> Report {
+/// The tables, and what Steadfast promises. `others` is the share of the processors that were at work between the runs.
+pub(super) fn report(figures: &Figures, others: Rounds) -> Report {
     let mut fields: Vec<(Napi, Load)> = figures.keys().map(|(napi, load, _)| (*napi, *load)).collect();
     fields.dedup();
-    let tables = fields.into_iter().map(|(napi, load)| Field::of(figures, napi, load).table()).collect();
-    Report { tables, targets: targets(figures) }
+    let tables = fields.into_iter().map(|(napi, load)| Field::of(figures, napi, load).table());
+    let rows = vec![Row { name: "at work between the runs".to_owned(), cells: vec![others] }];
+    let quiet =
+        Table { title: "Everybody else".to_owned(), columns: vec!["% of the processors".to_owned()], rows };
+    Report { tables: tables.chain([quiet]).collect(), targets: targets(figures) }
 }
 
 fn targets(figures: &Figures) -> Vec<Target> {
@@ -138,6 +145,12 @@ fn targets(figures: &Figures) -> Vec<Target> {
     let haproxy = field.haproxy(|who| field.added_latency(who), f64::min);
     let latency = ratio(&field.added_latency(US), &haproxy);
     targets.push(Target::at_most("latency added, one request at a time / HAProxy's", &latency, 0.2));
+    let field = soft(Load::Bulk);
+    for mode in [Mode::Dr, Mode::Tunnel] {
+        let name = format!("downloads, {} / direct", mode.name());
+        let rate = ratio(&field.rate(Contender::Steadfast(mode)), &field.rate(Contender::Direct));
+        targets.push(Target::at_least(name, &rate, 0.9));
+    }
     targets
 }
 
@@ -171,14 +184,20 @@ mod tests {
             ];
             round(&mut figures, Load::Requests { tls: true }, tls);
         }
-        let report = report(&figures);
+        let report = report(&figures, Rounds::default());
         let near = |value: f64, expected: f64| assert!((value - expected).abs() < 1e-9, "{value}");
         near(value(&report, "keep-alive requests, TLS a second / HAProxy's"), 2.0);
         near(value(&report, "CPU added, keep-alive requests, TLS / HAProxy's"), 0.25);
         near(value(&report, "CPU added, keep-alive requests, TLS / nftables'"), 0.5);
-        let [table] = &report.tables[..] else { unreachable!("one load, one table") };
+        let table = &report.tables[0];
         assert_eq!(table.title, "Keep-alive requests, TLS (softirq NAPI)");
         near(table.rows[1].cells[2].median(), 0.8);
+    }
+
+    #[test]
+    fn there_is_no_ratio_of_what_cost_nothing() {
+        let ratio = ratio(&Rounds(vec![-2.0, 1.0]), &Rounds(vec![-1.0, 0.0]));
+        assert!(!Target::at_most("x", &ratio, 3.0).met && !Target::at_least("x", &ratio, 0.0).met);
     }
 
     #[test]
