@@ -5,9 +5,12 @@
 
 pub mod figures;
 mod frames;
+pub mod lab;
 pub mod packet;
 mod replay;
 mod rows;
 #[path = "../xdp/src/script.rs"]
 mod script;
+#[path = "../xdp/src/turn.rs"]
+mod turn;
 mod world;

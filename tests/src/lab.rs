@@ -45,7 +45,6 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
 
-pub(crate) use self::namespace::host_command;
 pub use self::{
     capture::{Capture, Captured},
     daemon::starts_within,
@@ -64,6 +63,7 @@ pub use self::{
     services::Services,
     topology::{Arms, Family, Mode, Tags, Topology},
 };
+pub(crate) use self::{namespace::host_command, places::tool};
 pub use nix::sys::signal::Signal;
 
 /// The name of the one lab that uses the system's directories.
@@ -513,6 +513,12 @@ impl Lab {
     pub fn forged_acks(&self, forged: &ForgedAcks) -> Result<FloodReport> {
         let (from, to) = (self.client.mac(), self.lb.mac());
         self.in_ns(Ns::Client, || forged::send(forged, from, to))?
+    }
+
+    /// Takes the lab's own XDP programs off again: a veth device copies what its peer sends before it runs one, which
+    /// is no cost of a balancer that is not made of XDP.
+    pub fn remove_programs(&mut self) {
+        self.programs.clear();
     }
 
     /// A socket for whole frames on a namespace's `eth0`.

@@ -23,16 +23,19 @@ pub(crate) struct Arguments {
     compare: Option<String>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Suite {
     /// A packet in the program, in nanoseconds of one core
     Packet,
+    /// Connections, requests and bulk through the lab, beside HAProxy and nftables
+    Lab,
 }
 
 impl Suite {
     const fn name(self) -> &'static str {
         match self {
             Self::Packet => "packet",
+            Self::Lab => "lab",
         }
     }
 }
@@ -40,6 +43,10 @@ impl Suite {
 pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     setup::setup(workspace)?;
     build::objects(workspace)?;
+    if arguments.suite == Suite::Lab {
+        setup::haproxy::install(workspace)?;
+        build::user_space(workspace, &["lb-userspace"], true)?;
+    }
     workspace.cargo().args(["build", "--release", "--package", "tests", "--bin", "bench"]).run()?;
     let program = workspace.program("release", "bench");
     let mut bench = Privilege::find().command(program, "to load the XDP program")?;
@@ -88,5 +95,6 @@ fn build_other(workspace: &Workspace, revision: &str) -> Result<PathBuf> {
     };
     cargo(&["run", "--quiet", "--package", "xtask", "--", "build"])?;
     cargo(&["build", "--release", "--package", "tests", "--bin", "bench"])?;
+    cargo(&["build", "--release", "--package", "lb-userspace"])?;
     Ok(target.join("release/bench"))
 }

@@ -1,8 +1,10 @@
 //! `cargo xtask setup`: what is missing, why it is needed, and its installation. Nothing is done twice.
 
+pub(crate) mod haproxy;
 mod linker;
 mod nginx;
 mod packages;
+mod unpack;
 
 use anyhow::{Result, bail};
 

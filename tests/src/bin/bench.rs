@@ -10,10 +10,11 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use tests::bench::{
     figures::Report,
+    lab::{self, lab},
     packet::{Options, packet},
 };
 
-/// Measures the built XDP program.
+/// Measures the built balancer.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -37,12 +38,19 @@ enum Suite {
         #[arg(long, default_value_t = 400_000)]
         repeat: u32,
     },
+    /// Connections, requests and downloads through the lab, beside HAProxy and nftables
+    Lab {
+        /// Hundredths of the usual number of requests, connections and downloads
+        #[arg(long, default_value_t = 100)]
+        percent: usize,
+    },
 }
 
 impl Suite {
     const fn name(&self) -> &'static str {
         match self {
             Self::Packet { .. } => "packet",
+            Self::Lab { .. } => "lab",
         }
     }
 }
@@ -73,6 +81,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn measure(arguments: &Arguments) -> Result<Report> {
     match arguments.suite {
         Suite::Packet { repeat } => packet(Options { rounds: arguments.rounds, repeat }),
+        Suite::Lab { percent } => lab(lab::Options { rounds: arguments.rounds, percent }),
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) fn start(namespace: &str, host: &Host, dir: &Path, big: &Path, port: 
     write_certificate(host, dir)?;
     fs::write(dir.join("nginx.conf"), configuration(host, big, port))?;
     let error_log = dir.join("error.log");
-    let mut nginx = command(namespace, places::nginx()?, ["-e", "error.log", "-c", "nginx.conf", "-p"]);
+    let mut nginx = command(namespace, places::tool("nginx")?, ["-e", "error.log", "-c", "nginx.conf", "-p"]);
     nginx.arg(dir).stdin(Stdio::null()).stdout(Stdio::null());
     nginx.stderr(fs::File::create(dir.join("stderr.log"))?);
     let mut child = nginx.spawn().context("cannot start nginx")?;

@@ -102,14 +102,16 @@ pub fn bpf_object(name: &str) -> Result<PathBuf> {
     Ok(object)
 }
 
-/// nginx on the PATH, else the one that `cargo xtask setup` unpacked.
-pub(super) fn nginx() -> Result<PathBuf> {
-    let unpacked = target_dir()?.join("tools/nginx/usr/sbin");
+/// A program on the PATH, else the one that `cargo xtask` unpacked.
+pub(crate) fn tool(name: &str) -> Result<PathBuf> {
+    let unpacked = target_dir()?.join("tools").join(name).join("usr/sbin");
     env::split_paths(&path_with_sbin())
         .chain([unpacked])
-        .map(|dir| dir.join("nginx"))
+        .map(|dir| dir.join(name))
         .find(|candidate| candidate.is_file())
-        .context("nginx is missing: run `cargo xtask setup`")
+        .with_context(|| {
+            format!("{name} is missing: run `cargo xtask setup`, or `cargo xtask bench lab` for the bench's")
+        })
 }
 
 fn target_dir() -> Result<PathBuf> {

@@ -28,7 +28,7 @@ pub(super) const HOP: u8 = 83;
 const CLIENTS_V6: &str = "2001:db8:c11e::/64";
 
 /// How packets reach the servers: what the servers are set up for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
     /// From an address of the balancer: servers need nothing.
     #[default]

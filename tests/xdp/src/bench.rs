@@ -7,6 +7,8 @@
 #[cfg(target_arch = "bpf")]
 #[path = "script.rs"]
 mod script;
+#[cfg(target_arch = "bpf")]
+mod turn;
 
 #[cfg(target_arch = "bpf")]
 mod program {
@@ -19,7 +21,10 @@ mod program {
         programs::XdpContext,
     };
 
-    use crate::script::{FRAME, Script};
+    use crate::{
+        script::{FRAME, Script},
+        turn::Turn,
+    };
 
     #[map]
     static SCRIPT: Array<Script> = Array::with_max_entries(1, 0);
@@ -105,6 +110,67 @@ mod program {
             Some(key) if key.ports != 0 => xdp_action::XDP_TX,
             _ => xdp_action::XDP_PASS,
         }
+    }
+
+    #[map]
+    static TURNS: Array<Turn> = Array::with_max_entries(2, 0);
+
+    /// The least that a balancer can do: one client's packets to one server and back, with nothing to look up.
+    #[xdp]
+    fn translate(context: XdpContext) -> u32 {
+        let start = context.data();
+        if start + 54 > context.data_end()
+            || read::<u16>(start + 12) != 0x0800_u16.to_be()
+            || read::<u8>(start + 14) != 0x45
+            || read::<u8>(start + 23) != 6
+        {
+            return xdp_action::XDP_PASS;
+        }
+        let addresses = [half(start + 26), half(start + 30)];
+        let mut direction = 0;
+        while direction < 2 {
+            let Some(turn) = TURNS.get(direction) else { return xdp_action::XDP_PASS };
+            if turn.from == addresses {
+                apply(start, turn);
+                return xdp_action::XDP_TX;
+            }
+            direction += 1;
+        }
+        xdp_action::XDP_PASS
+    }
+
+    #[inline(always)]
+    fn apply(start: usize, turn: &Turn) {
+        let mut i = 0;
+        while i < 6 {
+            write(start + 2 * i, turn.macs[i]);
+            i += 1;
+        }
+        let mut i = 0;
+        while i < 2 {
+            write(start + 26 + 4 * i, turn.to[i] as u16);
+            write(start + 28 + 4 * i, (turn.to[i] >> 16) as u16);
+            i += 1;
+        }
+        // Of the IP header, and of TCP, whose pseudo header has the addresses too.
+        adjust(start + 24, turn.difference);
+        adjust(start + 50, turn.difference);
+    }
+
+    /// A checksum after a change of what it is of (RFC 1624, equation 3).
+    #[inline(always)]
+    fn adjust(at: usize, difference: u32) {
+        let sum = u32::from(!read::<u16>(at)) + difference;
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        write(at, !(sum as u16));
+    }
+
+    /// 16 bits of a frame whose bounds were checked.
+    #[inline(always)]
+    fn write(at: usize, value: u16) {
+        // SAFETY: within the packet, and aligned: headers lie at even addresses.
+        unsafe { (at as *mut u16).write(value) };
     }
 
     /// Addresses and ports, as on the wire.
