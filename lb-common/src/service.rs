@@ -275,7 +275,7 @@ pub fn place(slot: &IndexSlot, address: Address, port: u16, protocol: u8) -> Pla
     if meta == 0 {
         return Place::Empty;
     }
-    let wanted = port as u64 | (protocol as u64) << 16;
+    let wanted = u64::from(port) | u64::from(protocol) << 16;
     if meta & 0xff_ffff == wanted && slot[0].load() == address.0[0] && slot[1].load() == address.0[1] {
         let service_port = slot[3].load() as u16;
         Place::Hit(IndexHit { kind: (meta >> 24) as u8, id: (meta >> 32) as u16, service_port })

@@ -37,8 +37,8 @@ pub(super) enum From {
 
 /// The client of a conversation: 65,536 addresses, then the next port.
 pub(super) fn client(service: Service, conversation: u32, first_port: u16) -> (IpAddr, u16) {
-    let low = (conversation & 0xffff) as u16;
-    let port = first_port + (conversation >> 16) as u16;
+    let low = narrow(conversation);
+    let port = first_port + narrow(conversation >> 16);
     let [high_byte, low_byte] = low.to_be_bytes();
     let address = if service.is_v6 {
         Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, low).into()
@@ -48,11 +48,17 @@ pub(super) fn client(service: Service, conversation: u32, first_port: u16) -> (I
     (address, port)
 }
 
+/// The low 16 bits.
+pub(super) const fn narrow(number: u32) -> u16 {
+    let [low, next, ..] = number.to_le_bytes();
+    u16::from_le_bytes([low, next])
+}
+
 /// The server of a conversation that is written into the tables, and its SNAT port.
 pub(super) fn server(service: Service, conversation: u32) -> (u16, u16) {
     let servers = u32::from(service.servers());
     let port = conversation / servers % u32::from(SNAT_PORTS);
-    ((conversation % servers) as u16, FIRST_PORT + port as u16)
+    (narrow(conversation % servers), FIRST_PORT + narrow(port))
 }
 
 /// The script of a segment: the frame of conversation 0, and what changes for others.

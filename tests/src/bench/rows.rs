@@ -14,7 +14,7 @@ use lb_common::{
 use lb_userspace::dataplane::Region;
 
 use super::{
-    frames::{CLIENT_PORT, FIRST_SEQUENCE, NEXT_HOP, VIP_PORT, client, server},
+    frames::{CLIENT_PORT, FIRST_SEQUENCE, NEXT_HOP, VIP_PORT, client, narrow, server},
     world::{FIRST_PORT, SNAT_PORTS, Service, World},
 };
 
@@ -89,7 +89,7 @@ pub(super) fn remember(world: &World, service: Service, clients: u32) -> Result<
     let deadline = world.now.plus(Ticks(1_000_000));
     for conversation in 0..clients {
         let (address, _) = client(service, conversation, CLIENT_PORT);
-        let (server, _) = world.server_ids(service, (conversation % u32::from(service.servers())) as u16)?;
+        let (server, _) = world.server_ids(service, narrow(conversation % u32::from(service.servers())))?;
         let to = StickyServer { service: id, server, made_at: world.now, verified: true };
         let client = Address::from(address);
         let hash = hash3(&world.maps.key(), StickyKey { client, service: id }.words());
