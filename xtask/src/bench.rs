@@ -38,6 +38,17 @@ impl Suite {
             Self::Lab => "lab",
         }
     }
+
+    /// The arguments with which cargo builds what is run. Both packages are named for both: what is built for one is of use
+    /// to the other.
+    fn build(self) -> Vec<&'static str> {
+        let mut build = vec!["build", "--release", "--package", "tests", "--package", "lb-userspace"];
+        build.extend(["--bin", "bench"]);
+        if self == Self::Lab {
+            build.extend(["--bin", "steadfastd", "--bin", "steadfast"]);
+        }
+        build
+    }
 }
 
 pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
@@ -45,9 +56,8 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
     build::objects(workspace)?;
     if arguments.suite == Suite::Lab {
         setup::haproxy::install(workspace)?;
-        build::user_space(workspace, &["lb-userspace"], true)?;
     }
-    workspace.cargo().args(["build", "--release", "--package", "tests", "--bin", "bench"]).run()?;
+    workspace.cargo().args(arguments.suite.build()).run()?;
     let program = workspace.program("release", "bench");
     let mut bench = Privilege::find().command(program, "to load the XDP program")?;
     bench.arg(arguments.suite.name()).args(["--rounds", &arguments.rounds.to_string()]);
@@ -55,7 +65,7 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
         bench.arg("--json").arg(path);
     }
     if let Some(revision) = &arguments.compare {
-        bench.arg("--beside").arg(build_other(workspace, revision)?);
+        bench.arg("--beside").arg(build_other(workspace, arguments.suite, revision)?);
     }
     if !bench.status()?.success() {
         bail!("the bench did not come to an end: see above");
@@ -64,7 +74,7 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
 }
 
 /// Builds the bench of another revision, in a working tree and a target directory of its own; gives the program.
-fn build_other(workspace: &Workspace, revision: &str) -> Result<PathBuf> {
+fn build_other(workspace: &Workspace, suite: Suite, revision: &str) -> Result<PathBuf> {
     let git = |arguments: &[&str]| {
         let mut git = Cmd::new("git");
         git.dir(workspace.root()).args(arguments);
@@ -94,7 +104,6 @@ fn build_other(workspace: &Workspace, revision: &str) -> Result<PathBuf> {
         cargo.dir(&tree).env("CARGO_TARGET_DIR", &target).args(arguments).run()
     };
     cargo(&["run", "--quiet", "--package", "xtask", "--", "build"])?;
-    cargo(&["build", "--release", "--package", "tests", "--bin", "bench"])?;
-    cargo(&["build", "--release", "--package", "lb-userspace"])?;
+    cargo(&suite.build())?;
     Ok(target.join("release/bench"))
 }
