@@ -24,6 +24,8 @@ macro_rules! access {
                     options(pure, readonly, nostack),
                 );
             }
+            // SAFETY: a load of this width zeroes what is above it.
+            unsafe { core::hint::assert_unchecked(value <= <$type>::MAX as u64) };
             value as $type
         }
 
