@@ -22,6 +22,8 @@ const SERVICES: [u8; 2] = [150, 151];
 
 /// Kernel settings of one host; runs inside its namespace, before its interfaces are up.
 pub(super) fn configure(topology: Topology, host: &Host) -> Result<()> {
+    // BBR, some machines' default, takes a client that reads slowly for a slow network, and goes on at its pace for minutes.
+    set("ipv4/tcp_congestion_control", "reno")?;
     let cables = topology.cables(host);
     for scope in ["all", "default"].into_iter().chain(cables.iter().map(|cable| cable.interface)) {
         // A client's packet may come from an address that the route back does not lead to.
