@@ -191,7 +191,7 @@ const fn way(from: From) -> &'static str {
 /// Conversations in one go: they find room in the small tables.
 const BATCH: u32 = 1024;
 /// How often in a round.
-const BATCHES: usize = 24;
+const BATCHES: usize = 6;
 
 /// Whole connections: SYN, SYN-ACK, the ACK that establishes, FIN both ways, and the SYN of a client that is known now.
 fn handshakes(pins: &Path, options: Options) -> Result<Figures> {
