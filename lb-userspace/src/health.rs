@@ -21,6 +21,8 @@ mod table;
 mod tls;
 mod words;
 
+pub use tls::client_config;
+
 #[cfg(test)]
 mod checker_tests;
 #[cfg(test)]

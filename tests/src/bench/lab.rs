@@ -10,7 +10,6 @@ mod load;
 mod napi;
 mod stand;
 mod summary;
-mod tls;
 mod wire;
 
 use std::{
@@ -19,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use lb_userspace::health::client_config;
 
 use self::{
     load::{ADDRESSES, Load, Way},
@@ -48,7 +48,7 @@ pub struct Options {
 /// # Errors
 /// A contender did not start, or a client was not served.
 pub fn lab(options: Options) -> Result<Report> {
-    let tls = tls::config()?;
+    let tls = client_config(&[])?;
     let mut stands = Vec::new();
     for contender in Contender::ALL {
         let stand = Stand::up(contender).with_context(|| format!("setting up {}", contender.name()))?;

@@ -244,7 +244,7 @@ mod tests {
         let home = IpAddr::V4(Ipv4Addr::new(127, 0, 85, 1));
         let listener = TcpListener::bind((home, PLAIN_PORT)).expect("nobody else is at that address");
         thread::spawn(move || serve(&listener, 30));
-        let tls = super::super::tls::config().expect("there is TLS");
+        let tls = lb_userspace::health::client_config(&[]).expect("there is TLS");
         let way = Way { sources: &[IpAddr::V4(Ipv4Addr::LOCALHOST)], to: &[home], tls: &tls };
         let run = |percent| run(Load::Connections { tls: false }, percent, &way);
         let done = run(1).expect("each connection has one request");
