@@ -255,37 +255,17 @@ pub const fn multiplied(secret: u64, address: Address, port: u16) -> u32 {
     (name.wrapping_mul(secret | 1) >> (u64::BITS - INDEX_CAPACITY.trailing_zeros())) as u32
 }
 
-/// What is at one place of the index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// What was looked for.
-    Hit(IndexHit),
-    /// Nothing: what was looked for is not in the index.
-    Empty,
-    /// Something else.
-    Other,
-}
-
-/// Whether an entry is what is looked for.
+/// Whether the entry with this third word, of an address, port (as on the wire) and protocol, is the one of these.
 #[inline(always)]
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "fields are taken out of packed words")]
-pub fn place(slot: &IndexSlot, address: Address, port: u16, protocol: u8) -> Place {
-    let meta = slot[2].load();
-    if meta == 0 {
-        return Place::Empty;
-    }
+pub fn is_named(slot: &IndexSlot, meta: u64, address: Address, port: u16, protocol: u8) -> bool {
     let wanted = u64::from(port) | u64::from(protocol) << 16;
-    if meta & 0xff_ffff == wanted && slot[0].load() == address.0[0] && slot[1].load() == address.0[1] {
-        let service_port = slot[3].load() as u16;
-        Place::Hit(IndexHit { kind: (meta >> 24) as u8, id: (meta >> 32) as u16, service_port })
-    } else {
-        Place::Other
-    }
+    meta & 0xff_ffff == wanted && slot[0].load() == address.0[0] && slot[1].load() == address.0[1]
 }
 
 /// Finds what listens on (or answers from) an address, port (as on the wire) and protocol.
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "fields are taken out of packed words")]
 pub fn find_entry<I: Index>(
     index: &I,
     in_force: InForce,
@@ -298,11 +278,16 @@ pub fn find_entry<I: Index>(
     let mut probe = 0;
     while probe < INDEX_PROBES {
         let at = start.wrapping_add(probe) & (INDEX_CAPACITY - 1);
-        match place(index.entry(in_force.base() + at)?, address, port, protocol) {
-            Place::Hit(hit) => return Some(hit),
-            Place::Empty => return None,
-            Place::Other => probe += 1,
+        let slot = index.entry(in_force.base() + at)?;
+        let meta = slot[2].load();
+        if meta == 0 {
+            return None;
         }
+        if is_named(slot, meta, address, port, protocol) {
+            let service_port = slot[3].load() as u16;
+            return Some(IndexHit { kind: (meta >> 24) as u8, id: (meta >> 32) as u16, service_port });
+        }
+        probe += 1;
     }
     None
 }

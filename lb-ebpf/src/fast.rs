@@ -5,7 +5,7 @@
 //! numbers. Whatever is not as plain as that, it leaves untouched, and the pipeline decides. The tests' packets take it
 //! wherever it is open to them.
 
-use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_jiffies64};
+use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     TCP,
     address::Address,
@@ -21,7 +21,7 @@ use lb_common::{
     ports::{Cells as _, Owner, PortCell},
     reason::Reason,
     server::{ServerState, Servers as _},
-    service::{EntryKind, Index as _, Spread, multiplied},
+    service::{EntryKind, Index as _, Spread, is_named, multiplied},
     table::{Found, Slots as _, find, find_at_home},
     tcp::{TcpState, worth_recording},
 };
@@ -31,7 +31,7 @@ use crate::{
     flow::{REFRESH, port_range},
     maps::{self, Flows, Ports, ServerTable, ServiceIndex},
     packet::{Family, Hop, Plain, family, interface},
-    pipeline::{SAME_ARM, World},
+    pipeline::{SAME_ARM, World, now},
 };
 
 /// What became of a packet here.
@@ -103,16 +103,7 @@ fn look(control: &Control, address: Address, port: u16) -> u64 {
     if entry == NOTHING {
         return NOTHING;
     }
-    let same = entry & 0xff_ffff == u64::from(port) | u64::from(TCP) << 16
-        && slot[0].load() == address.0[0]
-        && slot[1].load() == address.0[1];
-    if same { entry } else { SOMETHING_ELSE }
-}
-
-#[inline(always)]
-fn now() -> Ticks {
-    // SAFETY: the helper has no arguments and no effects.
-    Ticks::from_jiffies(unsafe { bpf_jiffies64() })
+    if is_named(slot, entry, address, port, TCP) { entry } else { SOMETHING_ELSE }
 }
 
 /// Whether a flow is established, and its deadline so new that it stays.

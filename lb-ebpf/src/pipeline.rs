@@ -89,6 +89,13 @@ fn decide(context: *mut xdp_md) -> Result<Outcome, Reason> {
     }
 }
 
+/// The data path's time.
+#[inline(always)]
+pub(crate) fn now() -> Ticks {
+    // SAFETY: the helper has no arguments and no effects.
+    Ticks::from_jiffies(unsafe { bpf_jiffies64() })
+}
+
 /// Whose packet it is.
 pub(crate) enum Owner {
     /// A client's, to the service of this id.
@@ -103,9 +110,7 @@ impl World {
     #[inline(always)]
     pub(crate) fn now() -> Option<Self> {
         let control = maps::control()?;
-        // SAFETY: the helper has no arguments and no effects.
-        let now = Ticks::from_jiffies(unsafe { bpf_jiffies64() });
-        Some(Self { control, now })
+        Some(Self { control, now: now() })
     }
 
     /// The secret of the tables.
