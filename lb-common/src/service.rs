@@ -17,6 +17,7 @@ use crate::forwarding::Forwarding;
 use crate::hash::{HashKey, hash3};
 use crate::mss::MssClamp;
 use crate::schedule::Scheduler;
+use crate::sticky::StickyKey;
 use crate::word::Word;
 use crate::{TCP, UDP};
 
@@ -92,7 +93,7 @@ impl IndexEntry {
 /// |---|---|
 /// | 0, 1 | address, bytes as on the wire; zero: the id is not in use |
 /// | 2 | persistence timeout:32, idle timeout of an established flow:32 (ticks) |
-/// | 3 | [`Forwarding`]:8, IPv6 clients of one /64 are one client:1, UDP:1, zero:6, [`Scheduler`]:8, zero:8, [`MssClamp`]:16, zero |
+/// | 3 | [`Forwarding`]:8, IPv6 clients of one /64 are one client:1, UDP:1, a record a port:1, zero:5, [`Scheduler`]:8, zero:8, [`MssClamp`]:16, zero |
 pub type ServiceSlot = [Word; SERVICE_WORDS];
 /// Words of a service's entry.
 pub const SERVICE_WORDS: usize = 4;
@@ -112,6 +113,8 @@ pub struct Service {
     pub by_prefix: bool,
     /// Whether it is UDP; else TCP.
     pub is_udp: bool,
+    /// Whether a client has a sticky record for each of its ports; else one for all of them.
+    pub by_port: bool,
     /// How an unknown client's server is picked.
     pub scheduler: Scheduler,
     /// What its connections' SYNs say of segments.
@@ -120,6 +123,7 @@ pub struct Service {
 
 const BY_PREFIX: u64 = 1 << 8;
 const UDP_BIT: u64 = 1 << 9;
+const BY_PORT: u64 = 1 << 10;
 const SCHEDULER_SHIFT: u32 = 16;
 const MSS_CLAMP_SHIFT: u32 = 32;
 
@@ -136,6 +140,13 @@ impl Service {
     #[must_use]
     pub const fn client(&self, address: Address) -> Address {
         if self.by_prefix && !address.is_v4() { Address([address.0[0], 0]) } else { address }
+    }
+
+    /// What a client's record is found by when it connects to this port (as on the wire) of the service, which has this id.
+    #[inline(always)]
+    #[must_use]
+    pub const fn sticky_key(&self, id: u16, client: Address, port: u16) -> StickyKey {
+        StickyKey { client: self.client(client), service: id, port: if self.by_port { port } else { 0 } }
     }
 
     /// Reads an entry; `None` if the id is not in use.
@@ -156,6 +167,7 @@ impl Service {
             forwarding: Forwarding::from_number(modes as u8),
             by_prefix: modes & BY_PREFIX != 0,
             is_udp: modes & UDP_BIT != 0,
+            by_port: modes & BY_PORT != 0,
             scheduler: Scheduler::from_number((modes >> SCHEDULER_SHIFT) as u8),
             mss_clamp: MssClamp::from_number((modes >> MSS_CLAMP_SHIFT) as u16),
         })
@@ -171,6 +183,7 @@ impl Service {
             self.forwarding as u64
                 | if self.by_prefix { BY_PREFIX } else { 0 }
                 | if self.is_udp { UDP_BIT } else { 0 }
+                | if self.by_port { BY_PORT } else { 0 }
                 | (self.scheduler as u64) << SCHEDULER_SHIFT
                 | (self.mss_clamp.number() as u64) << MSS_CLAMP_SHIFT,
         ]

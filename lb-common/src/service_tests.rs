@@ -264,7 +264,7 @@ fn nothing_is_found_in_an_empty_index_or_where_there_is_no_memory() {
 proptest! {
     #[test]
     fn a_service_is_loaded_as_it_was_stored(
-        times in any::<(u32, u32)>(), modes in (0..4u8, 0..3u8, any::<bool>(), any::<bool>()), clamp in any::<u16>(),
+        times in any::<(u32, u32)>(), modes in (0..4u8, 0..3u8, any::<bool>(), any::<bool>(), any::<bool>()), clamp in any::<u16>(),
     ) {
         let service = Service {
             address: v4(1),
@@ -273,6 +273,7 @@ proptest! {
             forwarding: Forwarding::from_number(modes.0),
             by_prefix: modes.2,
             is_udp: modes.3,
+            by_port: modes.4,
             scheduler: Scheduler::from_number(modes.1),
             mss_clamp: MssClamp::from_number(clamp),
         };

@@ -488,22 +488,21 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
     None
 }
 
-/// Frees the slot with the earliest deadline among those of a hash's that are live and `weak`, if at least `least` of them
-/// are. Says whether it did.
+/// The slot with the earliest deadline among those of a hash's that are live and `weak`, if at least `least` of them are.
 #[inline(always)]
-pub fn give_way<const N: usize, S: Slots<N>>(
+pub fn weakest<const N: usize, S: Slots<N>>(
     slots: &S,
     hash: u64,
     weak: impl Fn(&Slot<N>) -> bool,
     least: u32,
     now: Ticks,
-) -> bool {
+) -> Option<Found<'_, N>> {
     let (mut count, mut first, mut first_life) = (0, 0, Life::from_word(0));
     let mut longest = 0;
     let mut way = 0;
     while way < WAYS {
         let index = candidate(hash, slots.bucket_mask(), way);
-        let Some(slot) = slots.slot(index) else { return false };
+        let slot = slots.slot(index)?;
         let life = slot.life();
         if matches!(life.state(), SlotState::Live) && weak(slot) {
             count += 1;
@@ -520,9 +519,9 @@ pub fn give_way<const N: usize, S: Slots<N>>(
         way += 1;
     }
     if count == 0 || count < least {
-        return false;
+        return None;
     }
-    slots.slot(first).is_some_and(|slot| slot.exchange(first_life, first_life.with_state(SlotState::Free)))
+    Some(Found { index: first, slot: slots.slot(first)?, life: first_life })
 }
 
 /// Fills a slot taken by [`claim_any`] and puts it in force.

@@ -94,15 +94,16 @@ impl Slots<STICKY_WORDS> for Table {
 }
 
 /// A row of client `client`, of service 1 and this server.
-fn row(client: u64, server: u64) -> [u64; STICKY_WORDS] {
-    [0, client, 1 | server << 16]
+fn row(client: u64, server: u16) -> [u64; STICKY_WORDS] {
+    let to = sticky::StickyServer { service: 1, port: 0, server, made_at: Ticks(0), verified: true };
+    [0, client, to.word()]
 }
 
 /// What two writers of one key were told must be true of what is there in the end.
 fn one_of_two_is_in(table: &Table, outcomes: [Insert; 2]) {
     let there = table.live(row(7, 0));
     assert_eq!(there.len(), 1, "{outcomes:?}");
-    let server = table.at(there[0]).words[2].load() >> 16;
+    let server = sticky::StickyServer::from_word(table.at(there[0]).words[2].load()).server;
     for (own, outcome) in (1..).zip(outcomes) {
         match outcome {
             Insert::Inserted(index) => assert_eq!((index, server), (there[0], own), "{outcomes:?}"),
@@ -256,7 +257,7 @@ fn holding_and_letting_go_at_once_counts_both() {
         let reference = sticky::reference(held.index, held.life);
         let others = Arc::clone(&table);
         let other = thread::spawn(move || {
-            let key = sticky::StickyKey { client: crate::address::Address([0, 7]), service: 1 };
+            let key = sticky::StickyKey { client: crate::address::Address([0, 7]), service: 1, port: 0 };
             sticky::let_go(&*others, reference, key, LATER);
         });
         assert!(table.find(row(7, 0)).is_some_and(|found| sticky::hold(&found, LATER)));

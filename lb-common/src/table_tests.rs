@@ -57,11 +57,11 @@ pub(super) fn client(number: u32) -> Address {
 }
 
 pub(super) fn sticky_key(number: u32) -> StickyKey {
-    StickyKey { client: client(number), service: SERVICE }
+    StickyKey { client: client(number), service: SERVICE, port: 0 }
 }
 
 pub(super) fn sticky_words(number: u32, server: u16) -> [u64; STICKY_WORDS] {
-    let to = StickyServer { service: SERVICE, server, made_at: Ticks(64), verified: true };
+    let to = StickyServer { service: SERVICE, port: 0, server, made_at: Ticks(64), verified: true };
     let address = client(number).0;
     [address[0], address[1], to.word()]
 }

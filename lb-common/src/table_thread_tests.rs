@@ -2,7 +2,7 @@
 
 use super::tests::{Memory, hash_of, sticky_key, sticky_words};
 use super::*;
-use crate::sticky::{self, STICKY_WORDS, Stickies};
+use crate::sticky::{self, STICKY_WORDS, Stickies, StickyServer};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -94,17 +94,17 @@ fn one_is_inserted_and_the_others_see_it(threads: u16, filled: u32, rounds: u32)
             pace.together();
             let there = live_of(&table, number);
             assert_eq!(there.len(), 1, "round {number}: live {} times", there.len());
-            let server = table.slot(there[0]).unwrap().read()[2] >> 16 & 0xffff;
+            let server = StickyServer::from_word(table.slot(there[0]).unwrap().read()[2]).server;
             match outcome {
                 Insert::Inserted(index) => {
-                    assert_eq!((index, server), (there[0], u64::from(thread)));
+                    assert_eq!((index, server), (there[0], thread));
                 }
                 Insert::Present(index) => {
                     assert_eq!(index, there[0]);
-                    assert_ne!(server, u64::from(thread), "the winner was told that it lost");
+                    assert_ne!(server, thread, "the winner was told that it lost");
                 }
                 Insert::Contended => {
-                    assert_ne!(server, u64::from(thread));
+                    assert_ne!(server, thread);
                     contended += 1;
                 }
                 Insert::Full => panic!("there is room"),

@@ -13,8 +13,9 @@ use lb_common::{
     ports::promote,
     reason::Reason,
     server::{ServerState, Servers as _},
+    service::Service,
     sticky::{STICKY_WORDS, Stickies, StickyKey, StickyServer, hold, reference},
-    table::{Found, Insert, Slot, Slots as _, WAYS, find, give_way, release, try_insert},
+    table::{Found, Insert, Slot, Slots as _, WAYS, find, release, try_insert, weakest},
     tcp::TcpState,
 };
 
@@ -24,6 +25,7 @@ use crate::{
     handshake::{Answer, completes, is_answered, reason_of},
     maps::{self, Flows, HalfOpen, ServerTable, StickyTable},
     pipeline::World,
+    select::asked_for,
 };
 
 /// Establishes the half-open flow of this key in a slot, by a segment with these sequence and acknowledgement numbers
@@ -34,20 +36,27 @@ use crate::{
 #[inline(always)]
 pub(crate) fn establish(key: FlowKey, server: u16, index: u32, numbers: u64, is_last: bool) -> u64 {
     let [first, second, ports] = key.words();
-    let record = stick(first, second, u32::from(key.service) | u32::from(server) << 16);
+    let record = stick(first, second, recorded_as(asked_for(key.service, key.service_port), server));
     let word = begin(index, numbers, record, fingerprint(first, second), ports);
     if word == NOT_OURS {
-        let_go(first, second, key.service, record);
+        let_go(first, second, ports, record);
         return Answer::word(0, Reason::ResetNoFlow);
     }
     if word >> 56 != 0 {
         return word;
+    }
+    let verified = maps::service(key.service).is_some_and(|service| service.forwarding.sees_answers());
+    if !verified {
+        flow_gives_way(first, second, ports, UNVERIFIED);
     }
     let mut flow = CONTENDED;
     let mut attempt = 0;
     while attempt < ATTEMPTS && flow == CONTENDED {
         attempt += 1;
         flow = enter(index);
+        if flow == FULL && verified && flow_gives_way(first, second, ports, 1) == 1 {
+            flow = CONTENDED;
+        }
     }
     let reason = reason_of(finish(index, flow, record));
     // What came before the FIN was lost.
@@ -66,12 +75,12 @@ fn fingerprint(first: u64, second: u64) -> u64 {
     mix(first) ^ second
 }
 
-/// Counts one flow less in the record of a client (its address' two words).
+/// Counts one flow less in the record of the client of a flow with this key.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn let_go(first: u64, second: u64, service: u16, record: u64) -> u32 {
+extern "C" fn let_go(first: u64, second: u64, ports: u64, record: u64) -> u32 {
     let Some(world) = World::now() else { return 0 };
-    flow::release_of(&world, record, StickyKey { client: Address([first, second]), service });
+    flow::release_of(&world, record, first, second, ports);
     1
 }
 
@@ -124,7 +133,7 @@ extern "C" fn finish(index: u32, flow: u32, record: u64) -> u32 {
         let _changed = !slot.exchange(promoting, promoting.with_state(SlotState::Free));
         return Reason::HandshakeForwarded as u32;
     };
-    let entered = flow < FULL;
+    let entered = flow < PRESENT;
     if entered && keeps_port(&world, &to, index, flow) {
         let _changed = !slot.exchange(promoting, promoting.with_state(SlotState::Free));
         count::flow(service_id, to.server);
@@ -149,6 +158,8 @@ fn keeps_port(world: &World, to: &FlowServer, half_open: u32, flow: u32) -> bool
     !to.has_port() || flow::cell_of(world, to).is_some_and(|cell| promote(cell, half_open, flow, world.now))
 }
 
+/// No index that [`enter`] gives: it is there already.
+const PRESENT: u32 = u32::MAX - 2;
 /// No index that [`enter`] gives: no room.
 const FULL: u32 = u32::MAX - 1;
 /// No index that [`enter`] gives: another core got in the way.
@@ -160,8 +171,8 @@ const ATTEMPTS: u32 = 3;
 /// few looks; a flow that gave up would not be counted in the record, which could then expire under it.
 const RECORD_ATTEMPTS: u32 = 32;
 
-/// Copies the half-open flow in a slot, which the caller is promoting, into the flow table: the new slot's index, [`FULL`]
-/// or [`CONTENDED`].
+/// Copies the half-open flow in a slot, which the caller is promoting, into the flow table: the new slot's index, [`PRESENT`],
+/// [`FULL`] or [`CONTENDED`].
 ///
 /// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
@@ -185,8 +196,32 @@ extern "C" fn enter(half_open: u32) -> u32 {
     ) {
         Insert::Inserted(index) => index,
         Insert::Contended => CONTENDED,
-        Insert::Present(_) | Insert::Full => FULL,
+        Insert::Present(_) => PRESENT,
+        Insert::Full => FULL,
     }
+}
+
+/// Has the flow whose answers are not seen that would expire first make way, if there are so many where the flow of this key
+/// may lie.
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_gives_way(first: u64, second: u64, ports: u64, least: u32) -> u32 {
+    let Some(world) = World::now() else { return 0 };
+    let hash = hash3(&world.key(), [first, second, ports]);
+    let weak = |slot: &Slot<FLOW_WORDS>| {
+        maps::service((slot.words[2].load() >> 32) as u16)
+            .is_some_and(|service| !service.forwarding.sees_answers())
+    };
+    let Some(found) = weakest(&Flows, hash, weak, least, world.now) else { return 0 };
+    let claimed = found.life.claimed();
+    if !found.slot.exchange(found.life, claimed) {
+        return 0;
+    }
+    flow::retire(found.index, found.life.word());
+    release(found.slot, claimed);
+    1
 }
 
 /// Takes a flow of the same ports out of the table that is closed, or whose server is gone: the client uses its port again.
@@ -207,14 +242,26 @@ fn replace_closed(world: &World, slot: &Slot<FLOW_WORDS>) {
     }
 }
 
-/// Finds or makes the sticky record of a client (its address' two words) for a service and server (low and high half of
-/// `to`), and counts one more flow in it. Gives the record's reference as it stands in a flow's [`FlowSticky`]; zero if the
+/// What a record says: the service's id and port that were [`asked_for`], and above them the server's id.
+#[inline(always)]
+const fn recorded_as(at: u32, server: u16) -> u64 {
+    at as u64 | (server as u64) << 32
+}
+
+/// What the record of a client is found by; `to` as in [`recorded_as`].
+#[inline(always)]
+fn key_of(service: &Service, first: u64, second: u64, to: u64) -> StickyKey {
+    service.sticky_key(to as u16, Address([first, second]), (to >> 16) as u16)
+}
+
+/// Finds or makes the sticky record of a client (its address' two words) as `to` says ([`recorded_as`]), and counts one
+/// more flow in it. Gives the record's reference as it stands in a flow's [`FlowSticky`]; zero if the
 /// service has no persistence, or the table no room.
 ///
 /// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn stick(first: u64, second: u64, to: u32) -> u64 {
+extern "C" fn stick(first: u64, second: u64, to: u64) -> u64 {
     let Some(service) = maps::service(to as u16) else { return 0 };
     if service.persistence.0 == 0 {
         return 0;
@@ -227,12 +274,11 @@ extern "C" fn stick(first: u64, second: u64, to: u32) -> u64 {
             return held;
         }
         if !service.forwarding.sees_answers() {
-            unverified_gives_way(first, second, u32::from(to as u16), UNVERIFIED);
+            unverified_gives_way(first, second, to as u32, UNVERIFIED);
         }
         let made = make_record(first, second, to);
         let full = made == 0 && service.forwarding.sees_answers();
-        if made != LOOK_AGAIN && !(full && unverified_gives_way(first, second, u32::from(to as u16), 1) == 1)
-        {
+        if made != LOOK_AGAIN && !(full && unverified_gives_way(first, second, to as u32, 1) == 1) {
             return made;
         }
     }
@@ -242,10 +288,10 @@ extern "C" fn stick(first: u64, second: u64, to: u32) -> u64 {
 /// Counts one more flow in the record of a client, if there is one. As [`stick`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn hold_record(first: u64, second: u64, to: u32) -> u64 {
+extern "C" fn hold_record(first: u64, second: u64, to: u64) -> u64 {
     let Some(world) = World::now() else { return 0 };
     let Some(service) = maps::service(to as u16) else { return 0 };
-    let key = StickyKey { client: service.client(Address([first, second])), service: to as u16 };
+    let key = key_of(&service, first, second, to);
     let hash = hash3(&world.key(), key.words());
     let Some(found) = find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash, key.words(), world.now) else {
         return 0;
@@ -253,12 +299,12 @@ extern "C" fn hold_record(first: u64, second: u64, to: u32) -> u64 {
     if !hold(&found, world.now.plus(service.persistence)) {
         return 0;
     }
-    follow_server(&found, key.service, (to >> 16) as u16);
+    follow_server(&found, key.service, (to >> 32) as u16);
     reference_word(found.index, found.life)
 }
 
-/// How many of a client's slots may hold unverified records before one of them makes way for another: whoever can forge
-/// acknowledgements fills no more.
+/// How many of the slots in which a row may lie may hold unverified ones before one of them makes way for another: whoever can
+/// forge acknowledgements fills no more.
 const UNVERIFIED: u32 = WAYS / 2;
 
 /// Has the unverified record that would expire first make way, if there are so many where a client's record may lie.
@@ -266,13 +312,14 @@ const UNVERIFIED: u32 = WAYS / 2;
 /// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn unverified_gives_way(first: u64, second: u64, service: u32, least: u32) -> u32 {
+extern "C" fn unverified_gives_way(first: u64, second: u64, at: u32, least: u32) -> u32 {
     let Some(world) = World::now() else { return 0 };
-    let id = service as u16;
-    let Some(service) = maps::service(id) else { return 0 };
-    let key = StickyKey { client: service.client(Address([first, second])), service: id };
+    let Some(service) = maps::service(at as u16) else { return 0 };
+    let key = key_of(&service, first, second, u64::from(at));
     let weak = |slot: &Slot<STICKY_WORDS>| !StickyServer::from_word(slot.words[2].load()).verified;
-    u32::from(give_way(&StickyTable, hash3(&world.key(), key.words()), weak, least, world.now))
+    let found = weakest(&StickyTable, hash3(&world.key(), key.words()), weak, least, world.now);
+    let Some(found) = found else { return 0 };
+    u32::from(found.slot.exchange(found.life, found.life.with_state(SlotState::Free)))
 }
 
 /// No reference that [`make_record`] gives: the record has been made by another core, or another got in the way.
@@ -281,13 +328,14 @@ const LOOK_AGAIN: u64 = u64::MAX;
 /// Makes a record for a client that has none, with one flow; or [`LOOK_AGAIN`]. As [`stick`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn make_record(first: u64, second: u64, to: u32) -> u64 {
+extern "C" fn make_record(first: u64, second: u64, to: u64) -> u64 {
     let Some(world) = World::now() else { return 0 };
     let Some(service) = maps::service(to as u16) else { return 0 };
-    let key = StickyKey { client: service.client(Address([first, second])), service: to as u16 };
+    let key = key_of(&service, first, second, to);
     let fresh = StickyServer {
         service: key.service,
-        server: (to >> 16) as u16,
+        port: key.port,
+        server: (to >> 32) as u16,
         made_at: world.now,
         verified: service.forwarding.sees_answers(),
     };

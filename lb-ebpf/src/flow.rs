@@ -7,7 +7,7 @@ use lb_common::{
     flow::{FLOW_WORDS, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
     life::{Life, SlotState},
     ports::{self, Cells as _, PortRange},
-    sticky::{self, StickyKey, reference},
+    sticky::{self, reference},
     table::{Found, Slot, Slots as _},
     tcp::{Direction, TcpFlags, TcpState, in_window, worth_recording},
     word::Word,
@@ -118,17 +118,18 @@ fn release_record(world: &World, slot: &Slot<FLOW_WORDS>) {
 /// Starts the timeout of the sticky record that a flow's word refers to, if it does; the client and service are the slot's.
 #[inline(always)]
 pub(crate) fn release(world: &World, word: u64, slot: &Slot<FLOW_WORDS>) {
-    let client = Address([slot.words[0].load(), slot.words[1].load()]);
-    release_of(world, word, StickyKey { client, service: service_of(slot) });
+    release_of(world, word, slot.words[0].load(), slot.words[1].load(), slot.words[2].load());
 }
 
-/// Starts the timeout of the sticky record of `key` that a flow's word refers to, if it does.
+/// As [`release`], of the flow with these words of a key.
 #[inline(always)]
-pub(crate) fn release_of(world: &World, word: u64, key: StickyKey) {
+pub(crate) fn release_of(world: &World, word: u64, first: u64, second: u64, ports: u64) {
     let Some(record) = FlowSticky::from_word(word).record else { return };
-    let (client, persistence) = maps::service(key.service)
-        .map_or((key.client, Ticks(1)), |service| (service.client(key.client), service.persistence));
-    sticky::let_go(&StickyTable, record, StickyKey { client, ..key }, world.now.plus(persistence));
+    let (id, port, client) = ((ports >> 32) as u16, (ports >> 16) as u16, Address([first, second]));
+    // A service that is gone has a record of neither kind any more.
+    let Some(service) = maps::service(id) else { return };
+    let key = service.sticky_key(id, client, port);
+    sticky::let_go(&StickyTable, record, key, world.now.plus(service.persistence));
 }
 
 /// Counts a flow again that an RST had closed and its sender took back.

@@ -22,7 +22,7 @@ use crate::{
     open::open,
     packet::{End, Packet, Rewrite, Segment, answer_too_big, clamp_mss, encapsulate},
     pipeline::{Outcome, World},
-    select::{LOOK, select},
+    select::{LOOK, asked_for, select},
 };
 
 /// What a client's segment is found by.
@@ -149,7 +149,8 @@ fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey) -> Answer {
         (numbers, decide(first, second, ports, numbers, sender))
     };
     if answer >> 56 == Reason::ForwardedUnknown as u64 {
-        return Answer::from_word(select(first, second, key.service, LOOK)).unknown();
+        return Answer::from_word(select(first, second, asked_for(key.service, key.service_port), LOOK))
+            .unknown();
     }
     if answer >> 56 != Reason::Established as u64 {
         return Answer::from_word(answer);

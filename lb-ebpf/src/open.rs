@@ -24,7 +24,7 @@ use crate::{
     handshake::{Answer, REASON_SHIFT, owns_port},
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
     pipeline::World,
-    select::select,
+    select::{asked_for, select},
 };
 
 /// Decides on a SYN with this key, sequence number and sender's MAC address. Gives an [`Answer`].
@@ -38,7 +38,8 @@ pub(crate) fn open(key: FlowKey, sequence: u32, sender: u64) -> u64 {
     if answer != NOT_REPEATED {
         return answer;
     }
-    let selected = select(first, second, key.service, u32::from(key.client_port));
+    let selected =
+        select(first, second, asked_for(key.service, key.service_port), u32::from(key.client_port));
     let reason = selected >> REASON_SHIFT;
     if reason != Reason::NewBySticky as u64 && reason != Reason::NewByScheduler as u64 {
         return selected;

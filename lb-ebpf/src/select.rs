@@ -27,18 +27,25 @@ use crate::{
 /// Who asks when nothing opens a connection: no turn is taken and nothing noted.
 pub(crate) const LOOK: u32 = u32::MAX;
 
-/// Selects the server for a new connection of a client (its address' two words) to a service. `asker` is the client's
-/// port, or [`LOOK`]. Gives an [`Answer`] with the server and its endpoint.
+/// A service's id and the port of it that a client connects to (as on the wire), in one number for the functions here.
+#[inline(always)]
+pub(crate) const fn asked_for(service: u16, port: u16) -> u32 {
+    service as u32 | (port as u32) << 16
+}
+
+/// Selects the server for a new connection of a client (its address' two words) to a service, [`asked_for`] in `at`. `asker`
+/// is the client's port, or [`LOOK`]. Gives an [`Answer`] with the server and its endpoint.
 ///
 /// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn select(first: u64, second: u64, id: u16, asker: u32) -> u64 {
+pub(crate) extern "C" fn select(first: u64, second: u64, at: u32, asker: u32) -> u64 {
+    let id = at as u16;
     let Some(world) = World::now() else { return Answer::word(0, Reason::NotConfigured) };
     let Some(service) = maps::service(id) else { return Answer::word(0, Reason::NotConfigured) };
-    let client = service.client(Address([first, second]));
-    let record = if service.persistence.0 == 0 { None } else { recorded(&world, client, id) };
-    let before = if takes_notes(&service) { latest(first, second, id) } else { NONE };
+    let record =
+        if service.persistence.0 == 0 { None } else { recorded(&world, &service, first, second, at) };
+    let before = if takes_notes(&service) { latest(first, second, at) } else { NONE };
     let next = |attempt| {
         let skipped = u32::from(before != NONE);
         let picked =
@@ -60,7 +67,7 @@ pub(crate) extern "C" fn select(first: u64, second: u64, id: u16, asker: u32) ->
         && asker != LOOK
         && u32::from(number) != before
     {
-        let agreed = remember(first, second, id, number, before);
+        let agreed = remember(first, second, at, number, before);
         if agreed != number
             && let Some(other) = takes_new(agreed, id)
         {
@@ -89,11 +96,31 @@ fn takes_new(number: u16, service: u16) -> Option<Server> {
 
 /// The server of the client's sticky record.
 #[inline(always)]
-fn recorded(world: &World, client: Address, service: u16) -> Option<u16> {
-    let key = StickyKey { client, service }.words();
-    let found = find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash3(&world.key(), key), key, world.now)?;
+fn recorded(world: &World, service: &Service, first: u64, second: u64, at: u32) -> Option<u16> {
+    let key = service.sticky_key(at as u16, Address([first, second]), (at >> 16) as u16).words();
+    let found = find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash3(&world.key(), key), key, world.now);
+    let Some(found) = found else {
+        let shared = if service.by_port { shared_record(first, second, at as u16) } else { NONE };
+        return if shared == NONE { None } else { Some(shared as u16) };
+    };
     let to = StickyServer::from_word(found.slot.words[2].load());
     if found.still() { Some(to.server) } else { None }
+}
+
+/// The server of the record that a client got when one was for all ports of the service, or [`NONE`]. As [`scheduled`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn shared_record(first: u64, second: u64, id: u16) -> u32 {
+    let Some(world) = World::now() else { return NONE };
+    let Some(service) = maps::service(id) else { return NONE };
+    let key = service.sticky_key(id, Address([first, second]), 0).words();
+    let Some(found) =
+        find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash3(&world.key(), key), key, world.now)
+    else {
+        return NONE;
+    };
+    let to = StickyServer::from_word(found.slot.words[2].load());
+    if found.still() { u32::from(to.server) } else { NONE }
 }
 
 /// No server that the functions below give.
@@ -139,20 +166,21 @@ extern "C" fn scheduled(first: u64, second: u64, id: u16, asker: u32, attempt: u
 
 /// What a client's notes are found by.
 #[inline(always)]
-fn hash_of(world: &World, first: u64, second: u64, service: u16) -> u64 {
-    let client = match maps::service(service) {
-        Some(entry) => entry.client(Address([first, second])),
-        None => Address([first, second]),
+fn hash_of(world: &World, first: u64, second: u64, at: u32) -> u64 {
+    let client = Address([first, second]);
+    let key = match maps::service(at as u16) {
+        Some(entry) => entry.sticky_key(at as u16, client, (at >> 16) as u16),
+        None => StickyKey { client, service: at as u16, port: 0 },
     };
-    hash3(&world.key(), StickyKey { client, service }.words())
+    hash3(&world.key(), key.words())
 }
 
 /// The server that was picked for a client a moment ago, or [`NONE`]. As [`scheduled`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn latest(first: u64, second: u64, id: u16) -> u32 {
+extern "C" fn latest(first: u64, second: u64, at: u32) -> u32 {
     let Some(world) = World::now() else { return NONE };
-    let hash = hash_of(&world, first, second, id);
+    let hash = hash_of(&world, first, second, at);
     let Some(cell) = maps::latest_pick(hash) else { return NONE };
     noted(cell.load(), hash, world.now, lifetime(&world)).map_or(NONE, u32::from)
 }
@@ -161,9 +189,9 @@ extern "C" fn latest(first: u64, second: u64, id: u16) -> u32 {
 /// same. As [`scheduled`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn remember(first: u64, second: u64, id: u16, server: u16, useless: u32) -> u16 {
+extern "C" fn remember(first: u64, second: u64, at: u32, server: u16, useless: u32) -> u16 {
     let Some(world) = World::now() else { return server };
-    let hash = hash_of(&world, first, second, id);
+    let hash = hash_of(&world, first, second, at);
     let Some(cell) = maps::latest_pick(hash) else { return server };
     let seen = cell.load();
     let lifetime = lifetime(&world);

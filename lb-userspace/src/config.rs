@@ -44,7 +44,7 @@ pub use error::{ConfigErrors, Problem};
 pub use label::{InvalidLabel, Label};
 pub use model::{
     Config, Forwarding, HealthCheck, HealthKind, Node, OnDown, Persistence, PortRange, Protocol, Scheduler,
-    Server, Service, StatusRange, Tables, XdpMode,
+    Scope, Server, Service, StatusRange, Tables, XdpMode,
 };
 pub(crate) use render::port_list;
 pub(crate) use suggest::suggest;

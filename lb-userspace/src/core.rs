@@ -11,6 +11,7 @@ pub mod ids;
 pub mod name;
 pub mod overlay;
 pub mod plan;
+pub mod rekey;
 pub mod rows;
 pub mod slow_start;
 pub mod text;

@@ -154,11 +154,11 @@ impl Maps {
         self.control().key()
     }
 
-    /// What a client's record with a service is found by.
+    /// What a client's record with a service is found by when it connects to this port of it (as on the wire).
     #[must_use]
-    pub fn sticky_key(&self, client: Address, service: u16) -> StickyKey {
+    pub fn sticky_key(&self, client: Address, service: u16, port: u16) -> StickyKey {
         let entry = self.services.get(usize::from(service)).and_then(Service::load);
-        StickyKey { client: entry.map_or(client, |entry| entry.client(client)), service }
+        entry.map_or(StickyKey { client, service, port: 0 }, |entry| entry.sticky_key(service, client, port))
     }
 
     /// The data path's time now.

@@ -103,6 +103,7 @@ fn fill(maps: &Maps) {
         idle: hour,
         forwarding: Forwarding::Snat,
         by_prefix: false,
+        by_port: false,
         is_udp: false,
         scheduler: Scheduler::SourceHash,
         mss_clamp: MssClamp::None,
@@ -161,7 +162,7 @@ fn fill(maps: &Maps) {
     maps.kernel.set_schedule(0, &table.to_values()).unwrap();
     let now = maps.now().unwrap();
     let client = address("10.1.2.3");
-    let to = StickyServer { service: 0, server: 1, made_at: now, verified: true };
+    let to = StickyServer { service: 0, port: 0, server: 1, made_at: now, verified: true };
     let words = [client.0[0], client.0[1], to.word()];
     let hash = hash3(&maps.key(), [words[0], words[1], 0]);
     let deadline = now.plus(hour);

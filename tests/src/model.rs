@@ -237,13 +237,18 @@ impl Model {
     }
 
     /// The server that the client's new connection goes to, and whether its sticky record says so.
-    fn choose(&self, client: IpAddr, service: u16) -> Option<(usize, bool)> {
+    fn choose(&self, key: Key) -> Option<(usize, bool)> {
+        let Key { client, service, .. } = key;
         let usable = |id: u16, bit| {
             let number = server_number(id)?;
             let fits = SERVERS[number].service == service && self.present(number).is_some_and(|s| s.has(bit));
             fits.then_some(number)
         };
-        let record = self.record_of(client, service).and_then(|slot| self.sticky[slot].as_ref());
+        // One for all ports is from before there was one for each.
+        let record = self
+            .record_of(key)
+            .or_else(|| self.record_for(key, 0))
+            .and_then(|slot| self.sticky[slot].as_ref());
         if let Some(record) = record.filter(|_| self.persistence(service) != 0)
             && let Some(number) = usable(record.server, ServerState::TAKES_KNOWN)
         {

@@ -82,8 +82,12 @@ fn what_finds_no_row_while_rows_are_carried_over_is_dropped() {
 
 #[test]
 fn records_that_could_be_forged_fill_half_of_the_slots_and_make_way_for_those_that_could_not() {
-    let [unverified, verified] = golden::modes::unverified_records_give_way().unwrap();
-    assert_eq!((unverified, verified), (4, 8));
+    assert_eq!(golden::modes::unverified_records_give_way().unwrap(), [4, 8]);
+}
+
+#[test]
+fn flows_that_could_be_forged_fill_half_of_the_slots_and_make_way_for_those_that_could_not() {
+    assert_eq!(golden::modes::unverified_flows_give_way().unwrap(), [4, 8]);
 }
 
 #[test]

@@ -430,7 +430,7 @@ fn force_https_belongs_to_protocol_http() {
 fn persistence_has_a_mode_and_a_duration() {
     refused! {
         "    real_servers:" => "    persistence: none\n    real_servers:":
-            "f:8:18: persistence is a mapping, not a single value; write key: value pairs of mode, timeout, ipv6_prefix",
+            "f:8:18: persistence is a mapping, not a single value; write key: value pairs of mode, timeout, ipv6_prefix, scope",
         "    real_servers:" => "    persistence: { mode: cookie }\n    real_servers:":
             "f:8:26: \"cookie\" is not a known persistence mode; use source-ip or none",
         "    real_servers:" => "    persistence: { timeout: soon }\n    real_servers:":

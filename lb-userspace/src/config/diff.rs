@@ -211,7 +211,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::{HealthKind, Persistence, parse};
+    use crate::config::{HealthKind, Persistence, Scope, parse};
 
     const EXAMPLE: &str = include_str!("../../../docs/examples/steadfast.yaml");
 
@@ -238,7 +238,11 @@ mod tests {
         let mut new = example();
         new.node.tables.flows *= 2;
         let service = &mut new.services[0];
-        service.persistence = Persistence::SourceIp { timeout: Duration::from_secs(7200), ipv6_prefix: 128 };
+        service.persistence = Persistence::SourceIp {
+            timeout: Duration::from_secs(7200),
+            ipv6_prefix: 128,
+            scope: Scope::Service,
+        };
         service.health_check.kind = HealthKind::Https;
         service.health_check.host = Some("hyperspace.example".to_owned());
         service.real_servers[0].weight = 50;

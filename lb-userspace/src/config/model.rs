@@ -328,7 +328,20 @@ pub enum Persistence {
         /// Leading bits of an IPv6 client's address that make the client: 128, or 64 for networks whose machines change
         /// the rest (RFC 8981).
         ipv6_prefix: u8,
+        /// What of the service one record is for.
+        scope: Scope,
     },
+}
+
+/// What of a service a client's sticky record is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// All of its ports: they go to one server.
+    #[default]
+    Service,
+    /// One port: each has a record of its own.
+    Port,
 }
 
 impl Persistence {
@@ -340,7 +353,7 @@ impl Persistence {
 
 impl Default for Persistence {
     fn default() -> Self {
-        Self::SourceIp { timeout: Self::TIMEOUT, ipv6_prefix: Self::IPV6_PREFIX }
+        Self::SourceIp { timeout: Self::TIMEOUT, ipv6_prefix: Self::IPV6_PREFIX, scope: Scope::Service }
     }
 }
 

@@ -11,7 +11,7 @@ use proptest::sample::{Index, select};
 
 use super::{
     Config, Forwarding, HealthCheck, HealthKind, Label, Node, OnDown, Persistence, PortRange, Protocol,
-    Scheduler, Server, Service, StatusRange, Tables, XdpMode, check, diff, parse,
+    Scheduler, Scope, Server, Service, StatusRange, Tables, XdpMode, check, diff, parse,
 };
 
 const EXAMPLE: &str = include_str!("../../../docs/examples/steadfast.yaml");
@@ -112,7 +112,11 @@ fn a_bare_number_is_minutes_for_persistence_and_seconds_elsewhere() {
     let service = &parse("f", &text).unwrap().services[0];
     assert_eq!(
         service.persistence,
-        Persistence::SourceIp { timeout: Duration::from_secs(90 * 60), ipv6_prefix: 128 }
+        Persistence::SourceIp {
+            timeout: Duration::from_secs(90 * 60),
+            ipv6_prefix: 128,
+            scope: Scope::Service
+        }
     );
     assert_eq!(service.idle_timeout, Duration::from_secs(90));
     assert_eq!(service.health_check.interval, Duration::from_secs(5));
@@ -136,7 +140,7 @@ fn shared_sections_can_be_written_once_with_anchors_and_merges() {
     let config = parse("f", &text).unwrap();
     assert_eq!(
         config.services[1].persistence,
-        Persistence::SourceIp { timeout: Duration::from_secs(7200), ipv6_prefix: 128 }
+        Persistence::SourceIp { timeout: Duration::from_secs(7200), ipv6_prefix: 128, scope: Scope::Service }
     );
 }
 
@@ -148,7 +152,7 @@ fn json_has_the_file_s_shape_with_durations_in_seconds() {
     let service = &json["virtual_services"][0];
     assert_eq!(
         service["persistence"],
-        serde_json::json!({ "mode": "source-ip", "timeout": 3600, "ipv6_prefix": 128 })
+        serde_json::json!({ "mode": "source-ip", "timeout": 3600, "ipv6_prefix": 128, "scope": "service" })
     );
     assert_eq!(service["health_check"]["interval"], 2);
     assert_eq!(service["real_servers"][1]["weight"], 100);
@@ -193,8 +197,9 @@ fn node() -> impl Strategy<Value = Node> {
 }
 
 fn persistence() -> impl Strategy<Value = Persistence> {
-    option::of(millis(1_000..=DAYS_30)).prop_map(|timeout| {
-        timeout.map_or(Persistence::None, |timeout| Persistence::SourceIp { timeout, ipv6_prefix: 64 })
+    let scope = select(vec![Scope::Service, Scope::Port]);
+    (option::of(millis(1_000..=DAYS_30)), scope).prop_map(|(timeout, scope)| {
+        timeout.map_or(Persistence::None, |timeout| Persistence::SourceIp { timeout, ipv6_prefix: 64, scope })
     })
 }
 

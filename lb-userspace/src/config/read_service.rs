@@ -9,7 +9,9 @@ use lb_common::mss::MssClamp;
 use super::error::{Findings, Position};
 use super::fields::Fields;
 use super::label::Label;
-use super::model::{Forwarding, HealthCheck, OnDown, Persistence, Protocol, Scheduler, Server, Service};
+use super::model::{
+    Forwarding, HealthCheck, OnDown, Persistence, Protocol, Scheduler, Scope, Server, Service,
+};
 use super::read::located;
 use super::read_health::health_check;
 use super::tree::{Shape, Tree};
@@ -180,7 +182,7 @@ fn port_or_range(tree: &Tree, findings: &mut Findings) -> Option<RangeInclusive<
 }
 
 fn persistence(tree: &Tree, findings: &mut Findings) -> Option<Persistence> {
-    let fields = Fields::open(tree, "persistence", &["mode", "timeout", "ipv6_prefix"], findings)?;
+    let fields = Fields::open(tree, "persistence", &["mode", "timeout", "ipv6_prefix", "scope"], findings)?;
     let sticky = fields.or_default("mode", true, findings, |tree, findings| {
         word(tree, "persistence mode", &[("source-ip", true), ("none", false)], &[], findings)
     });
@@ -188,10 +190,14 @@ fn persistence(tree: &Tree, findings: &mut Findings) -> Option<Persistence> {
         duration(tree, "timeout", Duration::from_secs(60), SHORTEST..=LONGEST, findings)
     });
     let ipv6_prefix = fields.or_default("ipv6_prefix", Persistence::IPV6_PREFIX, findings, ipv6_prefix);
+    let scope = fields.or_default("scope", Scope::default(), findings, |tree, findings| {
+        let words = [("service", Scope::Service), ("port", Scope::Port)];
+        word(tree, "persistence scope", &words, &[], findings)
+    });
     if sticky {
-        return Some(Persistence::SourceIp { timeout, ipv6_prefix });
+        return Some(Persistence::SourceIp { timeout, ipv6_prefix, scope });
     }
-    for key in ["timeout", "ipv6_prefix"] {
+    for key in ["timeout", "ipv6_prefix", "scope"] {
         if let Some(at) = fields.key_at(key) {
             let what = format!("{key} has no meaning for persistence mode none");
             findings.error(at, what, "remove it, or use mode source-ip");

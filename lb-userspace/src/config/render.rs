@@ -10,8 +10,8 @@ use lb_common::mss::MssClamp;
 
 use super::duration::display_duration;
 use super::model::{
-    Config, Forwarding, HealthCheck, HealthKind, Node, OnDown, Persistence, Protocol, Scheduler, Server,
-    Service,
+    Config, Forwarding, HealthCheck, HealthKind, Node, OnDown, Persistence, Protocol, Scheduler, Scope,
+    Server, Service,
 };
 use super::read::VERSION;
 
@@ -174,10 +174,13 @@ pub(crate) fn port_list(ports: &[u16]) -> Vec<String> {
 fn persistence(persistence: Persistence) -> Rendered {
     Rendered::Map(match persistence {
         Persistence::None => vec![("mode", "none".to_owned())],
-        Persistence::SourceIp { timeout, ipv6_prefix } => {
+        Persistence::SourceIp { timeout, ipv6_prefix, scope } => {
             let mut fields = vec![("mode", "source-ip".to_owned()), ("timeout", display_duration(timeout))];
             if ipv6_prefix != Persistence::IPV6_PREFIX {
                 fields.push(("ipv6_prefix", ipv6_prefix.to_string()));
+            }
+            if scope == Scope::Port {
+                fields.push(("scope", "port".to_owned()));
             }
             fields
         }

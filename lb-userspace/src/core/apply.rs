@@ -31,6 +31,7 @@ use lb_common::service::{
 use lb_common::word::Word;
 
 use super::desired::Desired;
+use super::rekey;
 use super::rows::{free_flows, free_stickies, live_stickies};
 use super::text::unpadded;
 use crate::dataplane::loads::set_weight;
@@ -53,6 +54,8 @@ pub struct Applied {
     pub clients_freed: u64,
     /// Sticky records whose deadline followed their service's timeout.
     pub deadlines: u64,
+    /// Sticky records made under the names that their service gives them from now on.
+    pub renamed: u64,
     /// Servers whose open flows are reset from now on, and were not before.
     pub resetting: Vec<u16>,
 }
@@ -223,6 +226,15 @@ impl Work<'_> {
             }
             let change = before.map(|before| before.persistence).filter(|old| *old != service.persistence);
             let words = service.words();
+            if let Some(before) = before.filter(|before| rekey::differs(before, service)) {
+                // Only the names change here; all else below.
+                let named = Service { by_prefix: service.by_prefix, by_port: service.by_port, ..before };
+                let grace = &mut self.grace;
+                self.done.renamed += rekey::rekey(self.maps, *id, &named, self.now, || {
+                    put(&slot[3], named.words()[3]);
+                    grace()
+                })?;
+            }
             // The address last: it is what says that the entry is there.
             let mut written = false;
             match change {

@@ -20,7 +20,7 @@ use super::name::{AdminState, ServerName};
 use super::overlay::Overlay;
 use super::slow_start::Growth;
 use super::text::padded;
-use crate::config::{self, Config, OnDown, Persistence, Protocol};
+use crate::config::{self, Config, OnDown, Persistence, Protocol, Scope};
 use crate::dataplane::Maps;
 use crate::health::state::Verdict;
 use crate::net::Mac;
@@ -279,6 +279,7 @@ fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (
         idle: Ticks::span_of_millis(idle_ms, hz),
         forwarding: service.forwarding.mode(),
         by_prefix: by_prefix(service),
+        by_port: matches!(service.persistence, Persistence::SourceIp { scope: Scope::Port, .. }),
         is_udp: service.protocol == Protocol::Udp,
         scheduler: service.scheduler.kind(),
         mss_clamp: if service.protocol == Protocol::Tcp { service.mss_clamp } else { MssClamp::None },

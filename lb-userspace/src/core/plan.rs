@@ -14,10 +14,12 @@ use lb_common::maps::LABEL_BYTES;
 use lb_common::schedule::{self, Asked, Load, Scheduler};
 use lb_common::server::{ServerSlot, ServerState, Servers};
 use lb_common::service::{EntryKind, Service};
+use lb_common::sticky::Sticky;
 use lb_common::word::Word;
 use serde::{Deserialize, Serialize};
 
 use super::desired::Desired;
+use super::rekey;
 use super::rows::{live_flows, live_stickies};
 use super::text::unpadded;
 use crate::dataplane::{Maps, Region};
@@ -238,6 +240,7 @@ pub fn plan(maps: &Maps, desired: &Desired, now: Ticks, clock: Timestamp) -> any
     planner.unknown(&mut plan);
     planner.draining(&mut plan, clock);
     planner.warnings(&mut plan);
+    planner.forgotten_networks(&mut plan);
     Ok(plan)
 }
 
@@ -270,17 +273,21 @@ impl Planner<'_> {
     fn movers(&self, plan: &mut Plan) {
         let mut counts: BTreeMap<(u16, Option<u16>, Option<u16>), u64> = BTreeMap::new();
         let mut first: BTreeSet<(IpAddr, u16, Option<u16>, Option<u16>)> = BTreeSet::new();
+        let mut successors = BTreeMap::new();
         for (_, _, row) in live_stickies(self.maps, self.now) {
             let service = row.to.service;
             let Some(before) = self.service_now(service) else {
                 continue;
             };
             let after = self.future.desired.services.get(&service).map(|(service, _)| *service);
-            let next = |servers: &dyn Servers, table, entry| {
-                next(self.maps, servers, table, (service, entry), row.client, row.to.server)
+            let next = |servers: &dyn Servers, table, entry, recorded| {
+                next(self.maps, servers, table, (service, entry), row.client, recorded)
             };
-            let from = next(&self.maps.servers, self.tables.get(&service), before);
-            let to = after.and_then(|after| next(&self.future, self.future.tables.get(&service), after));
+            let from = next(&self.maps.servers, self.tables.get(&service), before, row.to.server);
+            let to = after.and_then(|after| {
+                let stays = self.successor(&mut successors, before, after, &row);
+                next(&self.future, self.future.tables.get(&service), after, stays)
+            });
             if from == to {
                 continue;
             }
@@ -309,6 +316,46 @@ impl Planner<'_> {
                 clients,
             })
             .collect();
+    }
+
+    /// The server of the record that a client has once its service's records have other names, if they get some.
+    fn successor(
+        &self,
+        known: &mut BTreeMap<u16, rekey::Successors>,
+        before: Service,
+        after: Service,
+        row: &Sticky,
+    ) -> u16 {
+        if !rekey::differs(&before, &after) {
+            return row.to.server;
+        }
+        let service = row.to.service;
+        let successors =
+            known.entry(service).or_insert_with(|| rekey::successors(self.maps, service, &after, self.now));
+        successors.get(&rekey::renamed(&after, row).words()).map_or(row.to.server, |row| row.to.server)
+    }
+
+    /// Clients whose records are not found any more because each stands for a whole network: those without an open flow.
+    fn forgotten_networks(&self, plan: &mut Plan) {
+        for (id, (after, _)) in &self.future.desired.services {
+            if !self.service_now(*id).is_some_and(|before| before.by_prefix && !after.by_prefix) {
+                continue;
+            }
+            let networks = live_stickies(self.maps, self.now)
+                .filter(|(_, _, row)| row.to.service == *id && row.flows == 0 && !row.client.is_v4())
+                .count();
+            if networks > 0 {
+                plan.warnings.push(format!(
+                    "{}: {} no open connection; whoever comes back from there is an unknown client",
+                    self.service_label(*id),
+                    if networks == 1 {
+                        "1 record of a whole IPv6 network has".to_owned()
+                    } else {
+                        format!("{networks} records of whole IPv6 networks have")
+                    }
+                ));
+            }
+        }
     }
 
     fn resets(&self, plan: &mut Plan) {

@@ -15,6 +15,7 @@ use lb_common::hash::hash3;
 use lb_common::life::{Life, SlotState};
 use lb_common::picks;
 use lb_common::ports::{Cells as _, Owner, PortCell, PortRange, give_back};
+use lb_common::service::Service;
 use lb_common::sticky::{STICKY_WORDS, Stickies, Sticky, StickyServer, StickySlot, let_go};
 use lb_common::table::{Insert, Kind as _, Slot, find, insert_if_absent, release};
 use lb_common::tcp::TcpState;
@@ -160,9 +161,10 @@ fn free_flow(maps: &Maps, slot: &FlowSlot, index: u32, seen: Life, is_half_open:
 /// Starts the timeout of the sticky record that a flow held.
 fn let_go_of_record(maps: &Maps, words: &[u64; FLOW_WORDS], now: Ticks) {
     if let Some(record) = FlowSticky::from_word(words[STICKY_WORD]).record {
-        let FlowKey { client, service, .. } = FlowKey::from_words(words);
+        let FlowKey { client, service, service_port, .. } = FlowKey::from_words(words);
         let persistence = persistence(maps, service).unwrap_or(Ticks(1));
-        let_go(&maps.sticky, record, maps.sticky_key(client, service), now.plus(persistence));
+        let key = maps.sticky_key(client, service, service_port);
+        let_go(&maps.sticky, record, key, now.plus(persistence));
     }
 }
 
@@ -215,19 +217,34 @@ fn free_sticky(slot: &StickySlot, seen: Life) -> bool {
     false
 }
 
-/// Forgets a client's record with a service. Its open flows stay where they are.
-pub fn forget(maps: &Maps, service: u16, client: Address, now: Ticks) -> bool {
-    let key = maps.sticky_key(client, service).words();
+/// The ports of a service (as on the wire) that a client has records for; zero: one record is for all of them, or was
+/// when it was made.
+#[must_use]
+pub fn ports_of(maps: &Maps, service: u16, client: Address, now: Ticks) -> Vec<u16> {
+    let entry = maps.services.get(usize::from(service)).and_then(Service::load);
+    let Some(entry) = entry.filter(|entry| entry.by_port) else { return vec![0] };
+    let client = entry.client(client);
+    let mut ports: Vec<u16> = live_stickies(maps, now)
+        .filter(|(_, _, row)| row.client == client && row.to.service == service)
+        .map(|(_, _, row)| row.to.port)
+        .collect();
+    ports.sort_unstable_by_key(|port| u16::from_be(*port));
+    ports
+}
+
+/// Forgets a client's record with this port of a service. Its open flows stay where they are.
+pub fn forget(maps: &Maps, service: u16, client: Address, port: u16, now: Ticks) -> bool {
+    let key = maps.sticky_key(client, service, port).words();
     let hash = hash3(&maps.key(), key);
     picks::forget(&maps.picks[picks::place(hash) as usize], hash);
     find::<STICKY_WORDS, Stickies, _>(&maps.sticky, hash, key, now)
         .is_some_and(|found| free_sticky(found.slot, found.life))
 }
 
-/// The server of a client's record with a service.
+/// The server of a client's record with this port of a service.
 #[must_use]
-pub fn recorded(maps: &Maps, service: u16, client: Address, now: Ticks) -> Option<u16> {
-    let key = maps.sticky_key(client, service).words();
+pub fn recorded(maps: &Maps, service: u16, client: Address, port: u16, now: Ticks) -> Option<u16> {
+    let key = maps.sticky_key(client, service, port).words();
     let found = find::<STICKY_WORDS, Stickies, _>(&maps.sticky, hash3(&maps.key(), key), key, now)?;
     let to = StickyServer::from_word(found.slot.words[2].load());
     found.still().then_some(to.server)
@@ -251,9 +268,10 @@ pub enum Assigned {
     Contended,
 }
 
-/// Makes a client's record with a service name `server`, for its next connection.
-pub fn assign(maps: &Maps, service: u16, client: Address, server: u16, now: Ticks) -> Assigned {
-    let key = maps.sticky_key(client, service).words();
+/// Makes a client's record with this port of a service name `server`, for its next connection.
+pub fn assign(maps: &Maps, service: u16, client: Address, port: u16, server: u16, now: Ticks) -> Assigned {
+    let names = maps.sticky_key(client, service, port);
+    let key = names.words();
     let hash = hash3(&maps.key(), key);
     for _ in 0..ATTEMPTS {
         if let Some(found) = find::<STICKY_WORDS, Stickies, _>(&maps.sticky, hash, key, now) {
@@ -271,8 +289,8 @@ pub fn assign(maps: &Maps, service: u16, client: Address, server: u16, now: Tick
             }
             continue;
         }
-        let to = StickyServer { service, server, made_at: now, verified: false };
-        let words = [client.0[0], client.0[1], to.word()];
+        let to = StickyServer { service, port: names.port, server, made_at: now, verified: false };
+        let words = [key[0], key[1], to.word()];
         let deadline = now.plus(persistence(maps, service).unwrap_or(Ticks(1)));
         match insert_if_absent::<STICKY_WORDS, Stickies, _>(
             &maps.sticky,
@@ -293,7 +311,7 @@ pub fn assign(maps: &Maps, service: u16, client: Address, server: u16, now: Tick
 
 fn persistence(maps: &Maps, service: u16) -> Option<Ticks> {
     let slot = maps.services.get(usize::from(service))?;
-    Some(lb_common::service::Service::load(slot)?.persistence)
+    Some(Service::load(slot)?.persistence)
 }
 
 /// An open flow of a server: what a segment to its client needs.
@@ -318,7 +336,7 @@ pub fn open_flows(maps: &Maps, server: u16, now: Ticks, limit: usize) -> Vec<Ope
         .filter(|(_, _, flow)| flow.to.server == server && !flow.state.is_closed())
         .filter_map(|(index, life, flow)| {
             let slot = maps.services.get(usize::from(flow.key.service))?;
-            let service = lb_common::service::Service::load(slot)?;
+            let service = Service::load(slot)?;
             Some(OpenFlow {
                 index,
                 life,
@@ -348,25 +366,25 @@ mod tests {
         let (maps, now) = (&case.maps, Ticks(100));
         let (v, a, b) = (0, case.id("V", "a"), case.id("V", "b"));
         let who = client(1);
-        assert_eq!(assign(maps, v, who, a, now), Assigned::Created);
-        assert_eq!(recorded(maps, v, who, now), Some(a));
-        assert_eq!(assign(maps, v, who, a, now), Assigned::Already);
-        assert_eq!(assign(maps, v, who, b, now), Assigned::Moved { from: a });
-        assert_eq!(recorded(maps, v, who, now), Some(b));
-        assert_eq!(recorded(maps, v + 1, who, now), None);
-        assert!(forget(maps, v, who, now));
-        assert!(!forget(maps, v, who, now));
-        assert_eq!(recorded(maps, v, who, now), None);
+        assert_eq!(assign(maps, v, who, 0, a, now), Assigned::Created);
+        assert_eq!(recorded(maps, v, who, 0, now), Some(a));
+        assert_eq!(assign(maps, v, who, 0, a, now), Assigned::Already);
+        assert_eq!(assign(maps, v, who, 0, b, now), Assigned::Moved { from: a });
+        assert_eq!(recorded(maps, v, who, 0, now), Some(b));
+        assert_eq!(recorded(maps, v + 1, who, 0, now), None);
+        assert!(forget(maps, v, who, 0, now));
+        assert!(!forget(maps, v, who, 0, now));
+        assert_eq!(recorded(maps, v, who, 0, now), None);
     }
 
     #[test]
     fn a_record_made_by_hand_lives_one_persistence_timeout() {
         let case = case();
         let now = Ticks(100);
-        assign(&case.maps, 0, client(1), 0, now);
+        assign(&case.maps, 0, client(1), 0, 0, now);
         let timeout = persistence(&case.maps, 0).unwrap();
-        assert_eq!(recorded(&case.maps, 0, client(1), now.plus(timeout)), Some(0));
-        assert_eq!(recorded(&case.maps, 0, client(1), now.plus(Ticks(timeout.0 + 1))), None);
+        assert_eq!(recorded(&case.maps, 0, client(1), 0, now.plus(timeout)), Some(0));
+        assert_eq!(recorded(&case.maps, 0, client(1), 0, now.plus(Ticks(timeout.0 + 1))), None);
     }
 
     #[test]

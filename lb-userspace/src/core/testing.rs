@@ -9,7 +9,7 @@ use lb_common::flow::{Flow, FlowKey, FlowServer, FlowSlot, FlowSticky, Flows, Se
 use lb_common::hash::hash3;
 use lb_common::ports::{Owner, PortCell, PortRange};
 use lb_common::server::{Server, Servers as _};
-use lb_common::sticky::{Stickies, StickyKey, StickyServer, hold, reference};
+use lb_common::sticky::{Stickies, StickyServer, hold, reference};
 use lb_common::table::{Insert, find, insert_if_absent};
 use lb_common::tcp::TcpState;
 
@@ -133,9 +133,10 @@ pub(crate) fn client(number: u32) -> Address {
 
 /// A sticky record without open flows, one hour before it ends (HZ 1000).
 pub(crate) fn stick(maps: &Maps, service: u16, client: Address, server: u16, now: Ticks) {
-    let to = StickyServer { service, server, made_at: now, verified: true };
-    let words = [client.0[0], client.0[1], to.word()];
-    let hash = hash3(&maps.key(), StickyKey { client, service }.words());
+    let to = StickyServer { service, port: 0, server, made_at: now, verified: true };
+    let key = maps.sticky_key(client, service, 0).words();
+    let words = [key[0], key[1], to.word()];
+    let hash = hash3(&maps.key(), key);
     let deadline = now.plus(Ticks::span_of_millis(3_600_000, 1000));
     let inserted =
         insert_if_absent::<3, Stickies, _>(&maps.sticky, hash, &words, 0, deadline, now, |_, _, _| {});
@@ -156,7 +157,7 @@ pub(crate) fn flow(
 ) -> u32 {
     let snat = Snat::from_word(maps.control().snat.load());
     let endpoint = maps.servers.present(server).unwrap().endpoint;
-    let key = StickyKey { client, service }.words();
+    let key = maps.sticky_key(client, service, port.to_be()).words();
     let found = find::<3, Stickies, _>(&maps.sticky, hash3(&maps.key(), key), key, now);
     let record = found.map(|found| {
         assert!(state.is_closed() || hold(&found, found.life.deadline()));

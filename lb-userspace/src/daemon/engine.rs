@@ -100,6 +100,8 @@ pub struct Engine {
     moved: bool,
     /// Servers whose open flows were told to end.
     resetting: Vec<u16>,
+    /// Whether sticky records got other names, and flows other records to hold.
+    renamed: bool,
     /// How the host's firewall table stood when it was last compared.
     firewall: Result<firewall::Report, String>,
     in_the_way: InTheWay,
@@ -220,6 +222,7 @@ impl Engine {
             begun: false,
             moved: true,
             resetting: Vec::new(),
+            renamed: false,
             firewall: Err("not made yet".to_owned()),
             in_the_way: |_| Vec::new(),
         }
@@ -277,6 +280,11 @@ impl Engine {
     /// Whether what is wanted of the network may have changed since this was last asked.
     pub const fn take_moved(&mut self) -> bool {
         std::mem::replace(&mut self.moved, false)
+    }
+
+    /// Whether sticky records got other names since this was last asked.
+    pub const fn take_renamed(&mut self) -> bool {
+        std::mem::replace(&mut self.renamed, false)
     }
 
     /// Servers whose open flows are to be told to end, since this was last asked.
@@ -543,6 +551,7 @@ impl Engine {
         let applied = apply(&maps, desired, now, &mut || wait_for_packets(&maps))
             .context("the maps were not brought up to date")?;
         self.resetting.extend(&applied.resetting);
+        self.renamed |= applied.renamed > 0;
         self.reset.retain(|id| leaving.contains_key(id));
         // What is not checked any more is not known any more, should its number return.
         self.health.retain(|id, _| desired.servers.contains_key(id));

@@ -192,7 +192,7 @@ struct Daemon {
     seed: u32,
     adopted: bool,
     /// Rows that a killed process may have left half-made, seen once.
-    suspects: Option<Suspects>,
+    suspects: Option<(Suspects, &'static str)>,
     drift: Vec<i64>,
     ticks: u64,
     watch: Watch,
@@ -235,7 +235,7 @@ async fn bring_up(
         interface: links.iter().map(|link| link.name.as_str()).collect::<Vec<_>>().join(", "),
         xdp_mode: mode,
     };
-    let suspects = adopted.then(|| suspects(&maps));
+    let suspects = adopted.then(|| (suspects(&maps), "that an ended process left half-made"));
     let drift = if adopted { loads::drift(&maps) } else { Vec::new() };
     let mut engine = Engine::new(Arc::clone(&maps), memory, about, clock, adopted);
     let seed =
@@ -421,14 +421,19 @@ impl Daemon {
         if let Err(error) = self.engine.tick() {
             error!("{error:#}");
         }
+        let renamed = self.engine.take_renamed();
         let maps = self.engine.maps();
         let Ok(now) = maps.now() else { return };
         // Two seconds after it was seen, no run of the program can still be making it.
         if self.ticks >= 2
-            && let Some(suspects) = self.suspects.take_if(|suspects| !suspects.is_empty())
+            && let Some((suspects, which)) = self.suspects.take_if(|(suspects, _)| !suspects.is_empty())
         {
             let repaired = repair(maps, &suspects, now);
-            info!("rows that an ended process left half-made: {repaired:?}");
+            info!("rows {which}: {repaired:?}");
+        }
+        if renamed {
+            // A flow that was closed while its record got another name may have been counted in neither or in both.
+            self.suspects = Some((suspects(maps), "that were miscounted while records got other names"));
         }
         if self.ticks == 2 {
             let mended = loads::mend(maps, &self.drift);

@@ -12,7 +12,7 @@ use lb_common::{
     flow::{FLOW_WORDS, FlowKey, FlowSlot, FlowSticky, STICKY_WORD},
     life::{Life, SlotState},
     ports::{Owner, PortCell, give_back},
-    sticky::reference,
+    sticky::{StickyKey, StickyServer, reference},
     table::{self, Slot},
     tcp::TcpState,
 };
@@ -172,12 +172,9 @@ fn held_by(maps: &Maps, slot: &FlowSlot) -> Option<usize> {
     let words: [u64; FLOW_WORDS] = slot.read();
     let record = FlowSticky::from_word(words[STICKY_WORD]).record?;
     let key = FlowKey::from_words(&words);
-    let key = maps.sticky_key(key.client, key.service).words();
+    let key = maps.sticky_key(key.client, key.service, key.service_port);
     let held = maps.sticky.get(record.slot as usize)?;
-    let same = reference(record.slot, held.life()) == record
-        && held.words[0].load() == key[0]
-        && held.words[1].load() == key[1]
-        && held.words[2].load() & 0xffff == key[2];
+    let same = reference(record.slot, held.life()) == record && key.may_hold(StickyKey::of(&held.read()));
     same.then_some(record.slot as usize)
 }
 
@@ -196,8 +193,7 @@ fn recount(maps: &Maps, records: &[(u32, Life)], now: Ticks) -> usize {
             if !count.differs(*seen) {
                 return false;
             }
-            let service = slot.words[2].load() & 0xffff;
-            let timeout = persistence(maps, u16::try_from(service).unwrap_or(0));
+            let timeout = persistence(maps, StickyServer::from_word(slot.words[2].load()).service);
             let mended = seen.with_note(count.0).with_deadline(now.plus(timeout));
             // Every flow that comes or goes writes the life: if it is as it was, the count still holds.
             slot.exchange(*seen, mended)

@@ -96,7 +96,7 @@ pub(super) fn retire(maps: &Maps, index: u32, words: &[u64; FLOW_WORDS], life: L
         if let Some(record) = FlowSticky::from_word(words[STICKY_WORD]).record {
             let key = FlowKey::from_words(words);
             let deadline = now.plus(persistence(maps, key.service));
-            let key = maps.sticky_key(key.client, key.service);
+            let key = maps.sticky_key(key.client, key.service, key.service_port);
             let_go(&maps.sticky, record, key, deadline);
         }
     }

@@ -54,6 +54,7 @@ pub(super) fn maps() -> Maps {
             idle: IDLE,
             forwarding: Forwarding::Snat,
             by_prefix: false,
+            by_port: false,
             is_udp: false,
             scheduler: Scheduler::SourceHash,
             mss_clamp: MssClamp::None,
@@ -77,7 +78,7 @@ impl Connection {
     }
 
     pub(super) fn sticky_key(self) -> StickyKey {
-        StickyKey { client: self.key().client, service: self.service }
+        StickyKey { client: self.key().client, service: self.service, port: 0 }
     }
 
     /// Its SYN: a half-open flow and a port. The slot, if there was room.
@@ -133,8 +134,14 @@ impl Connection {
     }
 
     fn stick(self, maps: &Maps, now: Ticks) -> Option<StickyRef> {
-        let to = StickyServer { service: self.service, server: self.server, made_at: now, verified: true };
-        let key = self.sticky_key().words();
+        let to = StickyServer {
+            service: self.service,
+            port: 0,
+            server: self.server,
+            made_at: now,
+            verified: true,
+        };
+        let key = maps.sticky_key(self.key().client, self.service, self.key().service_port).words();
         let inserted = insert_if_absent::<STICKY_WORDS, Stickies, _>(
             &maps.sticky,
             hash3(&maps.key(), key),

@@ -17,6 +17,8 @@ use lb_common::{
 };
 use serde::Serialize;
 
+use crate::core::rows;
+
 use super::{
     Snapshot, flow,
     format::{duration, plural},
@@ -53,6 +55,8 @@ pub struct Landing {
 pub struct Explanation {
     /// The virtual service's label.
     pub service: String,
+    /// The service's port, where a client has a record for each.
+    pub port: Option<u16>,
     /// The client.
     pub client: IpAddr,
     /// Its sticky record.
@@ -102,16 +106,31 @@ pub fn explain(
             others.join(", ")
         );
     }
-    balanced().filter(|(_, info)| reaches(info)).map(|(id, _)| one(snapshot, client, id)).collect()
+    let mut explanations = Vec::new();
+    for (id, info) in balanced().filter(|(_, info)| reaches(info)) {
+        let mut ports = rows::ports_of(snapshot.maps(), id, client, snapshot.clock.now);
+        if scheduler::service(snapshot.maps(), id).is_some_and(|service| service.by_port) {
+            ports.retain(|port| *port != 0);
+            if ports.is_empty() {
+                ports.push(info.port.to_be());
+            }
+        }
+        for port in ports {
+            explanations.push(one(snapshot, client, id, port)?);
+        }
+    }
+    Ok(explanations)
 }
 
-fn one(snapshot: &Snapshot<'_>, client: Address, service: u16) -> anyhow::Result<Explanation> {
+fn one(snapshot: &Snapshot<'_>, client: Address, service: u16, port: u16) -> anyhow::Result<Explanation> {
+    let by_port = scheduler::service(snapshot.maps(), service).is_some_and(|service| service.by_port);
     let case = Case {
         snapshot,
         client,
         service,
-        scheduler: Scheduler::read(snapshot.maps(), service)?,
-        record: recorded(snapshot, client, service),
+        port: by_port.then_some(port),
+        scheduler: Scheduler::read(snapshot.maps(), service, port)?,
+        record: recorded(snapshot, client, service, port),
         persistent: scheduler::service(snapshot.maps(), service)
             .is_some_and(|service| service.persistence.0 != 0),
     };
@@ -119,6 +138,7 @@ fn one(snapshot: &Snapshot<'_>, client: Address, service: u16) -> anyhow::Result
     let landing = case.landing(choice);
     Ok(Explanation {
         service: snapshot.names.service_label(service),
+        port: case.port.map(u16::from_be),
         client: client.into(),
         record: case.record.as_ref().map(|record| StickyRecord::new(snapshot, record)),
         flows: case.open_flows(),
@@ -131,12 +151,12 @@ fn one(snapshot: &Snapshot<'_>, client: Address, service: u16) -> anyhow::Result
 }
 
 /// The record that the program would use: none where the service keeps none.
-fn recorded(snapshot: &Snapshot<'_>, client: Address, service: u16) -> Option<Sticky> {
+fn recorded(snapshot: &Snapshot<'_>, client: Address, service: u16, port: u16) -> Option<Sticky> {
     let entry = scheduler::service(snapshot.maps(), service)?;
     if entry.persistence.0 == 0 {
         return None;
     }
-    sticky::lookup(snapshot, service, client)
+    sticky::lookup(snapshot, service, client, port)
 }
 
 const fn server_of(choice: Choice) -> Option<(u16, Server)> {
@@ -150,6 +170,8 @@ struct Case<'a> {
     snapshot: &'a Snapshot<'a>,
     client: Address,
     service: u16,
+    /// The one port that is asked about, as on the wire, where each has a record of its own.
+    port: Option<u16>,
     scheduler: Scheduler<'a>,
     record: Option<Sticky>,
     persistent: bool,
@@ -183,6 +205,7 @@ impl Case<'_> {
         };
         flow::wanted(self.snapshot, filter)
             .filter(|flow| !flow.state.is_closed())
+            .filter(|flow| self.port.is_none_or(|port| port == flow.key.service_port))
             .filter(|flow| !matches!(flow.state, TcpState::SynSent | TcpState::SynReceived))
             .count() as u64
     }
@@ -322,7 +345,11 @@ pub fn text(explanations: &[Explanation]) -> String {
 }
 
 fn paragraph(explanation: &Explanation) -> String {
-    let Explanation { client, service, .. } = explanation;
+    let Explanation { client, .. } = explanation;
+    let service = match explanation.port {
+        Some(port) => format!("{}:{port}", explanation.service),
+        None => explanation.service.clone(),
+    };
     let mut out = match &explanation.server {
         Some(server) => format!("{service}: a new connection of {client} goes to {server}\n"),
         None => format!("{service}: a new connection of {client} goes to nobody\n"),

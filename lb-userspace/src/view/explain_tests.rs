@@ -128,7 +128,7 @@ fn what_a_scheduler_that_counts_would_do_now_is_said_and_changes_nothing() {
     assert!(turn.why.contains("it is the turn of Hyperspace_Srv_"), "{}", turn.why);
 
     let other = if turn.server.as_deref() == Some("Hyperspace_Srv_2") { 3 } else { 2 };
-    let key = builder.maps.sticky_key(address(CLIENT), 0).words();
+    let key = builder.maps.sticky_key(address(CLIENT), 0, 0).words();
     let hash = lb_common::hash::hash3(&builder.maps.key(), key);
     let cell = &builder.maps.picks[picks::place(hash) as usize];
     let now = builder.maps.now().unwrap();

@@ -151,7 +151,7 @@ fn a_sticky_record_has_the_fields_of_the_contract() {
     assert_eq!(
         json_of(&records[1]),
         json!({
-            "service": "Hyperspace", "client": "10.0.0.2", "server": "Hyperspace_Srv_3", "flows": 0,
+            "service": "Hyperspace", "port": null, "client": "10.0.0.2", "server": "Hyperspace_Srv_3", "flows": 0,
             "made_at": "2026-03-01T02:49:59Z", "last_used": "2026-03-01T02:30:00Z", "expires_in": 1800,
             "verified": true,
         })

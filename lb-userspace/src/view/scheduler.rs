@@ -16,6 +16,7 @@ use crate::dataplane::Maps;
 pub(crate) struct Scheduler<'a> {
     maps: &'a Maps,
     id: u16,
+    port: u16,
     seed: u64,
     turn: u64,
     service: Option<Service>,
@@ -23,11 +24,12 @@ pub(crate) struct Scheduler<'a> {
 }
 
 impl<'a> Scheduler<'a> {
-    /// Reads the table that is in force.
-    pub(crate) fn read(maps: &'a Maps, id: u16) -> anyhow::Result<Self> {
+    /// Reads the table that is in force, for connections to this port of the service (as on the wire).
+    pub(crate) fn read(maps: &'a Maps, id: u16, port: u16) -> anyhow::Result<Self> {
         Ok(Self {
             maps,
             id,
+            port,
             seed: maps.control().maglev_seed.load(),
             turn: maps.turns.get(usize::from(id)).map_or(0, lb_common::word::Word::load),
             service: service(maps, id),
@@ -70,7 +72,7 @@ impl<'a> Scheduler<'a> {
         if !service.scheduler.is_live() || service.persistence.0 == 0 {
             return None;
         }
-        let key = self.maps.sticky_key(client, self.id).words();
+        let key = self.maps.sticky_key(client, self.id, self.port).words();
         let hash = hash3(&self.maps.key(), key);
         let cell = self.maps.picks.get(usize::try_from(picks::place(hash)).ok()?)?;
         let lifetime = self.maps.control().idle(TcpState::SynSent, service.idle);

@@ -10,6 +10,8 @@ use lb_common::{
 };
 use serde::Serialize;
 
+use crate::core::rows;
+
 use super::{
     Snapshot, Time, census,
     format::{duration, plural},
@@ -21,6 +23,8 @@ use super::{
 pub struct StickyRecord {
     /// The virtual service's label.
     pub service: String,
+    /// The service's port that it is for; none: all of them.
+    pub port: Option<u16>,
     /// The client.
     pub client: IpAddr,
     /// The real server's label.
@@ -47,10 +51,11 @@ impl StickyRecord {
         let last_used = lb_common::clock::Ticks(record.deadline.0.wrapping_sub(persistence.0));
         Self {
             service: snapshot.names.service_label(record.to.service),
+            port: (record.to.port != 0).then(|| u16::from_be(record.to.port)),
             client: record.client.into(),
             server: snapshot.names.server_label(record.to.server),
             flows: u64::from(record.flows),
-            made_at: clock.at(record.to.made_at),
+            made_at: clock.at(record.to.made_before(clock.now)),
             last_used: clock.at(last_used),
             expires_in: (record.flows == 0).then(|| clock.seconds_until(record.deadline)),
             verified: record.to.verified,
@@ -75,19 +80,24 @@ pub fn records(snapshot: &Snapshot<'_>, filter: Filter, limit: Option<usize>) ->
         .filter(|record| filter.server.is_none_or(|id| id == record.to.server))
         .collect();
     let total = found.len();
-    found.sort_by_key(|record| (record.to.service, IpAddr::from(record.client)));
+    found
+        .sort_by_key(|record| (record.to.service, IpAddr::from(record.client), u16::from_be(record.to.port)));
     found.truncate(limit.unwrap_or(usize::MAX));
     let records = found.iter().map(|record| StickyRecord::new(snapshot, record)).collect();
     (records, total)
 }
 
-/// A client's record with a service, found as the data path finds it.
+/// A client's record with this port of a service (as on the wire), found as the data path finds it.
 #[must_use]
-pub fn lookup(snapshot: &Snapshot<'_>, service: u16, client: Address) -> Option<Sticky> {
-    let key = snapshot.maps().sticky_key(client, service).words();
+pub fn lookup(snapshot: &Snapshot<'_>, service: u16, client: Address, port: u16) -> Option<Sticky> {
+    let key = snapshot.maps().sticky_key(client, service, port);
+    let (port, key) = (key.port, key.words());
     let hash = hash3(&snapshot.key(), key);
     let table = &snapshot.maps().sticky;
-    let found = find::<STICKY_WORDS, Stickies, _>(table, hash, key, snapshot.clock.now)?;
+    let Some(found) = find::<STICKY_WORDS, Stickies, _>(table, hash, key, snapshot.clock.now) else {
+        // It may have been made when one record was for all ports.
+        return if port == 0 { None } else { lookup(snapshot, service, client, 0) };
+    };
     let record = Sticky::unpack(&found.slot.read(), found.life);
     found.still().then_some(record)
 }
@@ -98,7 +108,10 @@ pub fn of_client(snapshot: &Snapshot<'_>, client: Address) -> Vec<StickyRecord> 
     snapshot
         .names
         .services()
-        .filter_map(|(id, _)| lookup(snapshot, id, client))
+        .flat_map(|(id, _)| {
+            let ports = rows::ports_of(snapshot.maps(), id, client, snapshot.clock.now);
+            ports.into_iter().filter_map(move |port| lookup(snapshot, id, client, port))
+        })
         .map(|record| StickyRecord::new(snapshot, &record))
         .collect()
 }
@@ -125,7 +138,7 @@ pub fn table(records: &[StickyRecord], total: usize) -> String {
     ];
     let rows = records.iter().map(|record| {
         vec![
-            record.service.clone(),
+            record.port.map_or_else(|| record.service.clone(), |port| format!("{}:{port}", record.service)),
             record.client.to_string(),
             record.server.clone(),
             record.flows.to_string(),

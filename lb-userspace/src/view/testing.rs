@@ -149,6 +149,7 @@ impl Builder {
             idle: Ticks(HOUR.0 * 3),
             forwarding: Forwarding::Snat,
             by_prefix: false,
+            by_port: false,
             is_udp: false,
             scheduler: Scheduler::SourceHash,
             mss_clamp: MssClamp::None,
@@ -258,6 +259,7 @@ impl Builder {
         let now = Ticks::from_jiffies(NOW);
         let to = StickyServer {
             service,
+            port: 0,
             server,
             made_at: Ticks(now.0 - Ticks::span_of_millis(600_000, 1000).0),
             verified: true,

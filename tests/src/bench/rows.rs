@@ -90,9 +90,9 @@ pub(super) fn remember(world: &World, service: Service, clients: u32) -> Result<
     for conversation in 0..clients {
         let (address, _) = client(service, conversation, CLIENT_PORT);
         let (server, _) = world.server_ids(service, narrow(conversation % u32::from(service.servers())))?;
-        let to = StickyServer { service: id, server, made_at: world.now, verified: true };
+        let to = StickyServer { service: id, port: 0, server, made_at: world.now, verified: true };
         let client = Address::from(address);
-        let hash = hash3(&world.maps.key(), StickyKey { client, service: id }.words());
+        let hash = hash3(&world.maps.key(), StickyKey { client, service: id, port: 0 }.words());
         let words = [client.0[0], client.0[1], to.word()];
         let inserted = insert_if_absent::<3, Stickies, _>(
             &world.maps.sticky,

@@ -33,13 +33,15 @@ pub enum Mistake {
     Unverified,
     /// IPv6 clients of one /64 are one client where they are not, and the other way round.
     Prefix,
+    /// Clients have a record a port where they have one, or the other way round.
+    Scope,
     /// A server without a port of its own is reached at the service's first port, whatever was asked for.
     Port,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Near,
         Self::Stride,
         Self::Refresh,
@@ -53,6 +55,7 @@ impl Mistake {
         Self::Mtu,
         Self::Unverified,
         Self::Prefix,
+        Self::Scope,
         Self::Port,
     ];
 
@@ -73,6 +76,7 @@ impl Mistake {
             Self::Mtu => settings.site.mtu -= 1,
             Self::Unverified => settings.limits.unverified += 1,
             Self::Prefix => settings.site.kinds[0].by_prefix ^= true,
+            Self::Scope => settings.site.kinds[0].by_port ^= true,
             Self::Port => {
                 let kind = &mut settings.site.kinds[0];
                 kind.server_port = kind.server_port.or(Some(kind.ports[0]));

@@ -105,6 +105,7 @@ const ROUTED: [Kind; 2] = [
         servers_v6: true,
         ports: &[443, 8443],
         server_port: None,
+        by_port: true,
         ..Kind::PLAIN
     },
     Kind { is_udp: true, ..Kind::PLAIN },
@@ -153,6 +154,7 @@ fn kind(random: &mut Random) -> Kind {
         ports: if several { &[443, 8443] } else { &[443] },
         server_port: if several { None } else { [Some(443), Some(9000)][random.below(2)] },
         by_prefix: random.one_in(4),
+        by_port: several && random.one_in(2),
     }
 }
 
@@ -334,11 +336,12 @@ fn hold(model: &mut Model, until: i64, flow: &Flow) -> Option<Hold> {
     let service = flow.key.service;
     let client = site.client(flow.key.client, service);
     let verified = site.kind(service).sees_answers();
-    let of_client = |record: &Record| (record.client, record.service) == (client, service);
+    let port = site.record_port(flow.key);
+    let of_client = |record: &Record| (record.client, record.service, record.port) == (client, service, port);
     let there = model.sticky.iter().position(|row| row.as_ref().is_some_and(of_client));
-    let slots = record_slots(client, service, model.sticky.len());
+    let slots = record_slots(site, flow.key, model.sticky.len());
     let slot = there.or_else(|| slots.into_iter().find(|slot| model.sticky[*slot].is_none()))?;
-    let fresh = Record { service, client, server: flow.server, verified, flows: 0, until, version: 1 };
+    let fresh = Record { service, port, client, server: flow.server, verified, flows: 0, until, version: 1 };
     let record = model.sticky[slot].get_or_insert(fresh);
     record.flows += u32::from(!flow.state.is_closed());
     Some(Hold { slot, version: 1 })

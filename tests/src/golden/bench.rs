@@ -292,6 +292,7 @@ impl Bench {
             idle: ticks(idle),
             forwarding: Forwarding::Snat,
             by_prefix: false,
+            by_port: false,
             is_udp: false,
             scheduler: Scheduler::SourceHash,
             mss_clamp: MssClamp::None,

@@ -11,7 +11,7 @@ mod world;
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use lb_common::{forwarding::Forwarding, life::SlotState, reason::Reason};
+use lb_common::{flow::FlowKey, forwarding::Forwarding, life::SlotState, reason::Reason, table::Slot};
 
 use self::{story::Story, world::World};
 use super::bench::{Bench, Sizes};
@@ -22,8 +22,40 @@ use super::bench::{Bench, Sizes};
 /// # Errors
 /// Somebody was not served as must be.
 pub fn unverified_records_give_way() -> Result<[usize; 2], String> {
-    let told = |error: anyhow::Error| format!("{error:#}");
     let sizes = Sizes { flows: 1024, half_open: 64, sticky: 8 };
+    unverified_give_way(sizes, |bench| live(&bench.tables.sticky), |_| ())
+}
+
+/// The same of flows, in a flow table that has one flow's slots only.
+///
+/// # Errors
+/// Somebody was not served as must be.
+pub fn unverified_flows_give_way() -> Result<[usize; 2], String> {
+    let sizes = Sizes { flows: 8, half_open: 64, sticky: 1024 };
+    let between = |bench: &Bench| {
+        // The verified clients are another service's.
+        let unseen = World { forwarding: Forwarding::Dr, ..World::all()[0] };
+        bench.put_service(OTHER_SERVICE, &unseen.service_entry());
+        for slot in bench.tables.flows.iter() {
+            let key = FlowKey { service: OTHER_SERVICE, ..FlowKey::from_words(&slot.read()) };
+            slot.words[2].store(key.words()[2]);
+        }
+    };
+    unverified_give_way(sizes, |bench| live(&bench.tables.flows), between)
+}
+
+const OTHER_SERVICE: u16 = 6;
+
+fn live<const N: usize>(table: &[Slot<N>]) -> usize {
+    table.iter().filter(|slot| slot.life().state() == SlotState::Live).count()
+}
+
+fn unverified_give_way(
+    sizes: Sizes,
+    live: impl Fn(&Bench) -> usize,
+    between: impl Fn(&Bench),
+) -> Result<[usize; 2], String> {
+    let told = |error: anyhow::Error| format!("{error:#}");
     let mut bench = Bench::load_sized(sizes).map_err(told)?;
     bench.schedule_the_server().map_err(told)?;
     bench.reset().map_err(told)?;
@@ -37,7 +69,8 @@ pub fn unverified_records_give_way() -> Result<[usize; 2], String> {
             let world = World { client, ..world };
             Story::new(&bench, &world).connect(40_000, number, Reason::NewByScheduler)?;
         }
-        *count = bench.tables.sticky.iter().filter(|slot| slot.life().state() == SlotState::Live).count();
+        *count = live(&bench);
+        between(&bench);
     }
     Ok(counts)
 }

@@ -8,7 +8,7 @@ use lb_common::{
     hash::{HashKey, hash3},
     life::{Life, SlotState},
     ports::{Owner, PortCell},
-    sticky::{Sticky, StickyKey, StickyServer, StickySlot, reference},
+    sticky::{MADE_AT_TICKS, Sticky, StickyKey, StickyServer, StickySlot, reference},
     table::{Slot, Slots, WAYS, candidate},
     tcp::TcpState,
     word::Word,
@@ -39,7 +39,7 @@ impl Who {
     }
 
     fn sticky_key(self) -> StickyKey {
-        StickyKey { client: address(self.client), service: self.service }
+        StickyKey { client: address(self.client), service: self.service, port: 0 }
     }
 
     fn of_flow(key: FlowKey) -> Self {
@@ -178,7 +178,7 @@ impl Row {
             }
             (Self::Sticky(a), Self::Sticky(b)) => {
                 near(a.expires, b.expires)
-                    && near(a.made_at, b.made_at)
+                    && (a.made_at - b.made_at).abs() <= SLACK + i64::from(MADE_AT_TICKS)
                     && StickyRow { expires: b.expires, made_at: b.made_at, ..a } == b
             }
             (Self::Port(a), Self::Port(b)) => near(a.since, b.since) && PortRow { since: b.since, ..a } == b,
@@ -322,6 +322,7 @@ impl Tables {
                 let slot = place(&self.sticky, hash, same);
                 let to = StickyServer {
                     service: row.who.service,
+                    port: 0,
                     server: row.server,
                     made_at: after(row.made_at, epoch),
                     verified: row.verified,
@@ -414,7 +415,8 @@ impl Tables {
                 for (index, slot) in free(&self.sticky) {
                     let who = Who { service: 1, client: stranger(index), port: 0 };
                     let [first, second, _] = who.sticky_key().words();
-                    let to = StickyServer { service: 1, server: 0, made_at: Ticks(0), verified: true };
+                    let to =
+                        StickyServer { service: 1, port: 0, server: 0, made_at: Ticks(0), verified: true };
                     let words = [first, second, to.word()];
                     fill(slot, &words, 0, after(super::hospital::span::PERSISTENCE, epoch));
                 }
@@ -490,7 +492,8 @@ fn sticky_row(slot: &StickySlot, epoch: Ticks) -> StickyRow {
         server: sticky.to.server,
         verified: sticky.to.verified,
         flows: sticky.flows,
-        made_at: since(sticky.to.made_at, epoch),
+        // A row may be younger than the test.
+        made_at: since(sticky.to.made_before(epoch.plus(Ticks(1 << 20))), epoch),
         expires: since(sticky.deadline, epoch),
     }
 }

@@ -92,6 +92,7 @@ impl Hall<'_> {
                 idle: ticks(span::IDLE),
                 forwarding,
                 by_prefix: false,
+                by_port: false,
                 is_udp: false,
                 scheduler,
                 mss_clamp: MssClamp::None,

@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::{
-    Cell, Flow, Key, Model, Owner, Record,
+    Cell, Flow, Key, Model, Owner, Record, Site,
     parse::{IPV4, network},
 };
 use crate::golden::{
@@ -42,9 +42,9 @@ impl Chosen {
         row_of(&self.flows, |flow| flow.key == key)
     }
 
-    /// The record that was written for this client.
-    pub(super) fn record(&self, client: IpAddr, service: u16) -> Option<(usize, &Record)> {
-        row_of(&self.sticky, |record| (record.client, record.service) == (client, service))
+    /// The record that was written for this client and port.
+    pub(super) fn record(&self, client: IpAddr, service: u16, port: u16) -> Option<(usize, &Record)> {
+        row_of(&self.sticky, |record| (record.client, record.service, record.port) == (client, service, port))
     }
 
     /// The source address and flow label of the frame that it made.
@@ -77,8 +77,9 @@ pub(crate) fn flow_slots(key: Key, slots: usize) -> [usize; WAYS as usize] {
 }
 
 /// The eight slots in which a client's record may lie, in a table of so many.
-pub(crate) fn record_slots(client: IpAddr, service: u16, slots: usize) -> [usize; WAYS as usize] {
-    ways(StickyKey { client: Address::from(client), service }.words(), slots)
+pub(crate) fn record_slots(site: &Site, key: Key, slots: usize) -> [usize; WAYS as usize] {
+    let client = Address::from(site.client(key.client, key.service));
+    ways(StickyKey { client, service: key.service, port: site.record_port(key).to_be() }.words(), slots)
 }
 
 /// Whether a bit is set; of those beyond the last one none is.
@@ -149,8 +150,7 @@ impl Model {
 
     /// Whether a record may be written here, or if nowhere, whether there is no room.
     pub(super) fn check_record_slot(&self, key: Key, slot: Option<usize>) -> Result<(), String> {
-        let client = self.settings.site.client(key.client, key.service);
-        let slots = record_slots(client, key.service, self.sticky.len());
+        let slots = record_slots(&self.settings.site, key, self.sticky.len());
         let vacant = |slot: usize| self.sticky[slot].as_ref().is_none_or(|record| self.is_forgotten(record));
         let right = match slot {
             Some(slot) => slots.contains(&slot) && vacant(slot),
@@ -161,21 +161,45 @@ impl Model {
 
     /// Of the records that nobody vouched for and that lie where this one may, if there are so many, the one that would expire
     /// first makes way.
-    pub(super) fn unverified_makes_way(&mut self, client: IpAddr, service: u16, least: usize) -> bool {
-        let slots = record_slots(client, service, self.sticky.len());
-        let until = |slot: &usize| match &self.sticky[*slot] {
-            Some(record) if !record.verified => {
-                Some(if self.is_past(record.until) { i64::MIN } else { record.until })
-            }
-            _ => None,
-        };
-        let weak: Vec<(i64, usize)> = slots.iter().filter_map(|slot| Some((until(slot)?, *slot))).collect();
-        let Some((_, first)) = weak.iter().min_by_key(|(until, _)| *until) else { return false };
-        if weak.len() < least {
-            return false;
+    pub(super) fn unverified_makes_way(&mut self, key: Key, least: usize) {
+        let slots = record_slots(&self.settings.site, key, self.sticky.len());
+        let weak =
+            |slot: usize| self.sticky[slot].as_ref().filter(|record| !record.verified).map(|it| it.until);
+        if let Some(first) = self.first_to_expire(&slots, weak, least) {
+            self.forget_record(first);
         }
-        self.forget_record(*first);
-        true
+    }
+
+    /// The same of flows: one whose answers are not seen finds four of its kind there, or another finds no room.
+    pub(super) fn unverified_flow_makes_way(&mut self, key: Key) {
+        let site = self.settings.site;
+        let slots = flow_slots(key, self.flows.len());
+        let verified = site.kind(key.service).sees_answers();
+        if verified && (self.flow_of(key).is_some() || self.check_no_flow_slot(key).is_err()) {
+            return;
+        }
+        let weak = |slot: usize| {
+            let flow = self.flows[slot].as_ref()?;
+            (!site.kind(flow.key.service).sees_answers()).then_some(flow.until)
+        };
+        let least = if verified { 1 } else { self.settings.limits.unverified };
+        if let Some(first) = self.first_to_expire(&slots, weak, least) {
+            self.retire(first);
+        }
+    }
+
+    /// The slot of a weak row that would expire first, if there are so many.
+    fn first_to_expire(
+        &self,
+        slots: &[usize],
+        weak: impl Fn(usize) -> Option<i64>,
+        least: usize,
+    ) -> Option<usize> {
+        let rank = |until| if self.is_past(until) { i64::MIN } else { until };
+        let weak: Vec<(i64, usize)> =
+            slots.iter().filter_map(|slot| Some((rank(weak(*slot)?), *slot))).collect();
+        let (_, first) = weak.iter().min_by_key(|(until, _)| *until)?;
+        (weak.len() >= least).then_some(*first)
     }
 
     /// Flows that the program took out to make room, or to have their ports back: they must have expired.

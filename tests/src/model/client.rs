@@ -91,9 +91,8 @@ impl Model {
             self.set_half_open(slot, None);
         }
         self.end_flow_of_dead_server(heard.key);
-        let Key { client, service, .. } = heard.key;
-        let Some((number, sticky)) = self.choose(client, service) else {
-            self.traffic[super::service_number(service)].resets += 1;
+        let Some((number, sticky)) = self.choose(heard.key) else {
+            self.traffic[super::service_number(heard.key.service)].resets += 1;
             return Ok(no_server(heard));
         };
         if !self.reachable(number) {
@@ -108,7 +107,7 @@ impl Model {
         };
         self.check_half_open_slot(heard.key, slot)?;
         let host = &SERVERS[number];
-        let place = if self.settings.site.kind(service).takes_port() {
+        let place = if self.settings.site.kind(heard.key.service).takes_port() {
             Some(self.check_port(host.endpoint, chosen.source, chosen.port)?)
         } else if (chosen.source, chosen.port) == (0, 0) {
             None
@@ -193,8 +192,7 @@ impl Model {
 
     /// A segment of no flow whose server's answers are not seen: whoever would be chosen knows whether the connection is its own.
     fn unknown(&mut self, heard: &Heard<'_>) -> Verdict {
-        let Key { client, service, .. } = heard.key;
-        let Some((number, _)) = self.choose(client, service) else {
+        let Some((number, _)) = self.choose(heard.key) else {
             return no_server(heard);
         };
         if !self.reachable(number) {
@@ -252,6 +250,7 @@ impl Model {
                 self.retire(old);
             }
         }
+        self.unverified_flow_makes_way(heard.key);
         self.take_retired(heard.chosen);
         flow.state = State::Established;
         flow.until = self.now + self.patience(State::Established, service);
@@ -289,7 +288,7 @@ impl Model {
         }
         let until = self.now + self.persistence(service);
         if let Some((slot, mut record)) =
-            self.record_of(client, service).and_then(|slot| Some((slot, self.sticky[slot].clone()?)))
+            self.record_of(heard.key).and_then(|slot| Some((slot, self.sticky[slot].clone()?)))
         {
             (record.flows, record.until) = (record.flows + 1, until);
             self.move_record(&mut record, server);
@@ -300,15 +299,16 @@ impl Model {
         let client: IpAddr = self.settings.site.client(client, service);
         let verified = self.settings.site.kind(service).sees_answers();
         if !verified {
-            self.unverified_makes_way(client, service, self.settings.limits.unverified);
+            self.unverified_makes_way(heard.key, self.settings.limits.unverified);
         }
-        let made = heard.chosen.record(client, service).map(|(slot, made)| (slot, made.version));
+        let port = self.settings.site.record_port(heard.key);
+        let made = heard.chosen.record(client, service, port).map(|(slot, made)| (slot, made.version));
         if verified && self.check_record_slot(heard.key, None).is_ok() {
-            self.unverified_makes_way(client, service, 1);
+            self.unverified_makes_way(heard.key, 1);
         }
         self.check_record_slot(heard.key, made.map(|(slot, _)| slot))?;
         let Some((slot, version)) = made else { return Ok(None) };
-        self.set_record(slot, Record { service, client, server, verified, flows: 1, until, version });
+        self.set_record(slot, Record { service, port, client, server, verified, flows: 1, until, version });
         Ok(Some(Hold { slot, version: version & 0x7f }))
     }
 

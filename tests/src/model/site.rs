@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::{TCP, UDP, forwarding::Forwarding};
 
-use super::{server_number, service_number};
+use super::{Key, server_number, service_number};
 use crate::golden::hospital::{HYPERSPACE, OTHER_PORT, SERVERS, SERVICES, SOURCES};
 
 /// How a service is balanced.
@@ -22,6 +22,8 @@ pub(crate) struct Kind {
     pub(crate) server_port: Option<u16>,
     /// Whether IPv6 clients of one /64 are one client to persistence and scheduler.
     pub(crate) by_prefix: bool,
+    /// Whether a client has a record for each port.
+    pub(crate) by_port: bool,
 }
 
 impl Kind {
@@ -34,6 +36,7 @@ impl Kind {
         ports: &[443],
         server_port: Some(443),
         by_prefix: false,
+        by_port: false,
     };
 
     pub(crate) const fn protocol(&self) -> u8 {
@@ -155,6 +158,11 @@ impl Site {
             }
             other => other,
         }
+    }
+
+    /// The port that a client's record is for: zero for all of them.
+    pub(crate) fn record_port(&self, key: Key) -> u16 {
+        if self.kind(key.service).by_port { key.service_port } else { 0 }
     }
 }
 

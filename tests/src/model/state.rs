@@ -69,6 +69,8 @@ pub(crate) struct Flow {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) service: u16,
+    /// The port of the service that it is for; zero: all of them.
+    pub(crate) port: u16,
     pub(crate) client: IpAddr,
     pub(crate) server: u16,
     /// Whether the client acknowledged its server's own answer.
@@ -173,11 +175,17 @@ impl Model {
         record.flows == 0 && self.is_past(record.until)
     }
 
-    /// The client's sticky record, if it is remembered.
-    pub(super) fn record_of(&self, client: IpAddr, service: u16) -> Option<usize> {
-        let client = self.settings.site.client(client, service);
+    /// The sticky record of a client that connects so, if it is remembered.
+    pub(super) fn record_of(&self, key: Key) -> Option<usize> {
+        self.record_for(key, self.settings.site.record_port(key))
+    }
+
+    /// The client's record for this port, or (zero) for all of them.
+    pub(super) fn record_for(&self, key: Key, port: u16) -> Option<usize> {
+        let client = self.settings.site.client(key.client, key.service);
         let found = |record: &Record| {
-            (record.client, record.service) == (client, service) && !self.is_forgotten(record)
+            (record.client, record.service, record.port) == (client, key.service, port)
+                && !self.is_forgotten(record)
         };
         self.sticky.iter().position(|row| row.as_ref().is_some_and(found))
     }

@@ -1,6 +1,9 @@
 //! Forgetting and moving single clients.
 
+use std::fmt::Display;
+
 use lb_common::address::Address;
+use lb_common::clock::Ticks;
 use lb_common::server::{ServerState, Servers as _};
 use serde_json::{Value, json};
 use tracing::info;
@@ -27,11 +30,13 @@ impl Engine {
         let mut forgotten = 0;
         let mut plan = Plan::default();
         for (label, id) in services {
-            let Some(server) = rows::recorded(&self.maps, id, client, now) else { continue };
-            if forget.dry_run || rows::forget(&self.maps, id, client, now) {
-                forgotten += 1;
-                let server = self.label_of(server);
-                plan.changes.push(format!("- sticky record of {} with {label}: {server}", forget.client));
+            for port in rows::ports_of(&self.maps, id, client, now) {
+                let Some(server) = rows::recorded(&self.maps, id, client, port, now) else { continue };
+                if forget.dry_run || rows::forget(&self.maps, id, client, port, now) {
+                    forgotten += 1;
+                    let (with, server) = (with_port(&label, port), self.label_of(server));
+                    plan.changes.push(format!("- sticky record of {} with {with}: {server}", forget.client));
+                }
             }
         }
         if forget.dry_run {
@@ -79,46 +84,71 @@ impl Engine {
         }
         let now = self.maps.now()?;
         let client = Address::from(to.client.to_canonical());
-        let before = rows::recorded(&self.maps, service, client, now);
-        let plan = self.plan_of_move(to, before, server);
+        let ports = rows::ports_of(&self.maps, service, client, now);
+        if ports.is_empty() {
+            return Err(Refusal::Conflict(format!(
+                "{} has no record with {}, which keeps one for each port: it gets one with its first connection to that port",
+                to.client, to.service
+            )));
+        }
+        let plan = self.plan_of_move(to, service, client, &ports, server, now);
         if to.dry_run {
             return Ok(json!({ "plan": plan }));
         }
-        let done = match rows::assign(&self.maps, service, client, server, now) {
-            Assigned::Moved { from } => {
-                format!("the next connection of {} goes to {name}, not to {}", to.client, self.label_of(from))
-            }
-            Assigned::Already => format!("{} belongs to {name} already", to.client),
-            Assigned::Created => {
-                format!("the next connection of {} goes to {name}; it had no record", to.client)
-            }
-            Assigned::Full => {
-                return Err(Refusal::Conflict(format!(
-                    "the sticky table has no room for a record of {}: forget clients, or make node.tables.sticky \
-                     larger",
-                    to.client
-                )));
-            }
-            Assigned::Contended => {
-                return Err(Refusal::Failed(format!(
-                    "the record of {} is being changed by its own connections: try again",
-                    to.client
-                )));
-            }
-        };
+        let mut done = Vec::new();
+        for port in ports {
+            let from = match port {
+                0 => to.client.to_string(),
+                port => format!("{} to port {}", to.client, u16::from_be(port)),
+            };
+            done.push(match rows::assign(&self.maps, service, client, port, server, now) {
+                Assigned::Moved { from: before } => {
+                    format!("the next connection of {from} goes to {name}, not to {}", self.label_of(before))
+                }
+                Assigned::Already => format!("{from} belongs to {name} already"),
+                Assigned::Created => {
+                    format!("the next connection of {from} goes to {name}; it had no record")
+                }
+                Assigned::Full => {
+                    return Err(Refusal::Conflict(format!(
+                        "the sticky table has no room for a record of {from}: forget clients, or make \
+                         node.tables.sticky larger"
+                    )));
+                }
+                Assigned::Contended => {
+                    return Err(Refusal::Failed(format!(
+                        "the record of {from} is being changed by its own connections: try again"
+                    )));
+                }
+            });
+        }
+        let done = done.join("; ");
         info!("{done}");
         Ok(answer(&done, &plan))
     }
 
-    fn plan_of_move(&self, to: &MoveClient, before: Option<u16>, server: u16) -> Plan {
+    fn plan_of_move(
+        &self,
+        to: &MoveClient,
+        service: u16,
+        client: Address,
+        ports: &[u16],
+        server: u16,
+        now: Ticks,
+    ) -> Plan {
         let mut plan = Plan::default();
-        if before != Some(server) {
-            plan.moved.push(Moved {
-                service: to.service.clone(),
-                client: to.client.to_canonical(),
-                from: before.map(|id| self.label_of(id)),
-                to: Some(to.server.clone()),
-            });
+        for port in ports {
+            let before = rows::recorded(&self.maps, service, client, *port, now);
+            if before != Some(server) {
+                plan.moved.push(Moved {
+                    service: with_port(&to.service, *port),
+                    client: to.client.to_canonical(),
+                    from: before.map(|id| self.label_of(id)),
+                    to: Some(to.server.clone()),
+                });
+            }
+        }
+        if !plan.moved.is_empty() {
             plan.warnings.push("connections that are open stay where they are".to_owned());
         }
         plan
@@ -140,4 +170,9 @@ impl Engine {
             .filter(|info| info.label[0] != 0)
             .map_or_else(|| format!("a removed server (#{server})"), |info| unpadded(&info.label))
     }
+}
+
+/// A service's name, with the port that a record is for, if it is for one.
+fn with_port(service: &impl Display, port: u16) -> String {
+    if port == 0 { service.to_string() } else { format!("{service}:{}", u16::from_be(port)) }
 }

@@ -124,11 +124,10 @@ impl<'a> Carrier<'a> {
 
     /// Open flows are counted as they come; until then a record that has some is kept by its deadline.
     fn insert_record(&mut self, life: Life, words: &[u64; STICKY_WORDS], now: Ticks) -> Option<Moved> {
-        let service = u16::try_from(words[2] & 0xffff).unwrap_or_default();
+        let key = StickyKey::of(words);
         let deadline =
-            if life.note() == 0 { life.deadline() } else { now.plus(persistence(self.new, service)) };
-        let key = [words[0], words[1], words[2] & 0xffff];
-        let hash = hash3(&self.new.key(), key);
+            if life.note() == 0 { life.deadline() } else { now.plus(persistence(self.new, key.service)) };
+        let hash = hash3(&self.new.key(), key.words());
         let inserted = insert_if_absent::<STICKY_WORDS, Stickies, _>(
             &self.new.sticky,
             hash,
@@ -235,13 +234,19 @@ impl<'a> Carrier<'a> {
     /// Where the record is now that a flow holds, if it held the one that its client has.
     fn new_record(&self, words: &[u64; FLOW_WORDS], now: Ticks) -> Option<Found<'a, STICKY_WORDS>> {
         let held = FlowSticky::from_word(words[STICKY_WORD]).record?;
-        let key = FlowKey::from_words(words);
-        let key = StickyKey { client: key.client, service: key.service }.words();
         let (life, record) = self.old.sticky.live(held.slot)?;
-        if reference(held.slot, life) != held || [record[0], record[1], record[2] & 0xffff] != key {
+        let key = StickyKey::of(&record);
+        if reference(held.slot, life) != held || !self.record_of(words).may_hold(key) {
             return None;
         }
-        find::<STICKY_WORDS, Stickies, _>(&self.new.sticky, hash3(&self.new.key(), key), key, now)
+        let hash = hash3(&self.new.key(), key.words());
+        find::<STICKY_WORDS, Stickies, _>(&self.new.sticky, hash, key.words(), now)
+    }
+
+    /// What the record of a flow's client is found by.
+    fn record_of(&self, words: &[u64; FLOW_WORDS]) -> StickyKey {
+        let FlowKey { client, service, service_port, .. } = FlowKey::from_words(words);
+        self.new.sticky_key(client, service, service_port)
     }
 
     /// A flow whose state, deadline or sequence numbers the old program changed.
@@ -263,11 +268,10 @@ impl<'a> Carrier<'a> {
         if !slot.exchange(there, there.with_note(life.note()).with_deadline(life.deadline())) {
             return;
         }
-        let key = FlowKey::from_words(words);
+        let key = self.record_of(words);
         let timeout = persistence(self.new, key.service);
         let sticky = FlowSticky::from_word(slot.words[STICKY_WORD].load());
         let Some(record) = sticky.record else { return };
-        let key = StickyKey { client: key.client, service: key.service };
         if closes {
             let_go(&self.new.sticky, record, key, now.plus(timeout));
         } else if state(there).is_closed() && !state(life).is_closed() {

@@ -5,11 +5,12 @@
 
 use anyhow::{Context as _, bail};
 use lb_common::{
+    clock::Ticks,
     control::{LAYOUT_VERSION, Snat},
     flow::{FLOW_WORDS, FlowSlot},
     life::{Life, SlotState},
     maps,
-    sticky::{STICKY_WORDS, StickySlot},
+    sticky::{STICKY_WORDS, StickyServer, StickySlot},
     table::Slot,
     word::Word,
 };
@@ -95,7 +96,8 @@ impl Old {
         if !is_readable(layout) {
             bail!("there is no reader for layout {layout}");
         }
-        // Layout 1 had no trial and no carrying: words of the control map that were zero. Its rows are today's.
+        // Layout 1 had no trial and no carrying: words of the control map that were zero. Its rows, and those of layout 2,
+        // are today's but for the third word of a sticky record.
         let flows: Region<FlowSlot> = pinned::region(pins, &maps::FLOWS, Access::ReadWrite)?;
         let half_open: Region<FlowSlot> = pinned::region(pins, &maps::HALF_OPEN, Access::ReadWrite)?;
         let sticky: Region<StickySlot> = pinned::region(pins, &maps::STICKY, Access::ReadWrite)?;
@@ -104,12 +106,24 @@ impl Old {
             snat,
             flows: Box::new(Converted { slots: flows, today: |words| *words }),
             half_open: Box::new(Converted { slots: half_open, today: |words| *words }),
-            sticky: Box::new(Converted { slots: sticky, today: |words| *words }),
+            sticky: Box::new(Converted {
+                slots: sticky,
+                today: if layout < 3 { without_port } else { |words| *words },
+            }),
             cells: pinned::region(pins, &maps::PORT_CELLS, Access::ReadWrite)?,
             cursors: pinned::region(pins, &maps::PORT_CURSORS, Access::ReadWrite)?,
             control,
         })
     }
+}
+
+/// A sticky record of layouts 1 and 2: service:16, server:16, made at:28 (units of 16 ticks), verified:1.
+pub(super) fn without_port(words: &[u64; STICKY_WORDS]) -> [u64; STICKY_WORDS] {
+    let bits = |shift: u32, count: u32| (words[2] >> shift) & ((1 << count) - 1);
+    let id = |shift| u16::try_from(bits(shift, 16)).unwrap_or_default();
+    let made_at = Ticks(u32::try_from(bits(32, 28) << 4).unwrap_or_default());
+    let to = StickyServer { service: id(0), port: 0, server: id(16), made_at, verified: bits(60, 1) == 1 };
+    [words[0], words[1], to.word()]
 }
 
 /// Where in the control map the layout is, in every layout.

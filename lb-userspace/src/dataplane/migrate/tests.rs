@@ -4,13 +4,17 @@ use lb_common::{
     control::Snat,
     flow::{FlowServer, FlowSlot, SERVER_WORD},
     ports::PortCell,
-    sticky::{STICKY_WORDS, StickySlot},
+    service::Service,
+    sticky::{STICKY_WORDS, StickyServer, StickySlot},
     table::Slot,
     word::Word,
 };
 use proptest::prelude::*;
 
-use super::{old::Converted, *};
+use super::{
+    old::{Converted, without_port},
+    *,
+};
 use crate::dataplane::{
     fake::{FakeKernel, maps as fake_maps},
     region::{self, Plain},
@@ -279,7 +283,8 @@ fn of_another_shape(maps: &Maps, old: Old) -> Old {
     let sticky: Region<Slot<5>> = Region::heap(maps.sticky.len());
     for (to, from) in sticky.iter().zip(maps.sticky.iter()) {
         let words = from.read();
-        let stored = [7, words[2] & 0xffff, words[2] >> 16, words[1], words[0]];
+        let service = u64::from(StickyServer::from_word(words[2]).service);
+        let stored = [7, service, words[2] ^ service, words[1], words[0]];
         to.words.iter().zip(stored).for_each(|(word, value)| word.store(value));
         to.life.store(from.life().word());
     }
@@ -289,7 +294,7 @@ fn of_another_shape(maps: &Maps, old: Old) -> Old {
         to.words.iter().zip(stored).for_each(|(word, value)| word.store(value));
         to.life.store(from.life().word());
     }
-    let today = |words: &[u64; 5]| -> [u64; STICKY_WORDS] { [words[4], words[3], words[1] | words[2] << 16] };
+    let today = |words: &[u64; 5]| -> [u64; STICKY_WORDS] { [words[4], words[3], words[1] | words[2]] };
     Old {
         sticky: Box::new(Converted { slots: sticky, today }),
         flows: Box::new(Converted { slots: flows, today: |[_, row @ ..]: &[u64; 8]| *row }),
@@ -311,6 +316,36 @@ fn rows_of_another_shape_are_read_in_todays_form() {
     for slot in new.flows.iter().filter(|slot| slot.life().note() != 0) {
         assert!(cell_of(&new, &slot.read()).is_some());
     }
+}
+
+#[test]
+fn a_record_from_before_there_were_ports_is_for_all_of_them() {
+    let words = [1, 2, 513 | 8191 << 16 | (6400 >> 4) << 32 | 1 << 60];
+    let [first, second, to] = without_port(&words);
+    assert_eq!([first, second], [1, 2]);
+    let to = StickyServer::from_word(to);
+    let expected = StickyServer { service: 513, port: 0, server: 8191, made_at: Ticks(6400), verified: true };
+    assert_eq!(to, expected);
+}
+
+#[test]
+fn flows_hold_the_record_of_their_clients_prefix_as_before() {
+    let (maps, old) = in_use();
+    let by_prefix = |maps: &Maps| {
+        let slot = &maps.services[0];
+        let service = Service { by_prefix: true, ..Service::load(slot).unwrap() };
+        slot.iter().zip(service.words()).for_each(|(word, value)| word.store(value));
+    };
+    by_prefix(&maps);
+    let of_prefix = Connection { client: 7, port: 5000, service: 0, server: 1 };
+    let half_open = of_prefix.open(&maps, NOW).unwrap();
+    of_prefix.establish(&maps, half_open, NOW).unwrap();
+    let new = wanted(&maps, 1024, 1024);
+    let mut carrier = Carrier::new(&old, &new);
+    carrier.first(NOW);
+    let held: Vec<u32> =
+        new.sticky.iter().map(|slot| slot.life().note()).filter(|flows| *flows > 0).collect();
+    assert_eq!(held, [1]);
 }
 
 #[test]

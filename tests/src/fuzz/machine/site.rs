@@ -43,6 +43,7 @@ impl Machine {
                 idle: ticks(settings.idle[number]),
                 forwarding: kind.forwarding,
                 by_prefix: kind.by_prefix,
+                by_port: kind.by_port,
                 is_udp: kind.is_udp,
                 scheduler: Scheduler::SourceHash,
                 mss_clamp: MssClamp::None,

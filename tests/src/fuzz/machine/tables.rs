@@ -8,7 +8,7 @@ use lb_common::{
     flow::{Flow as PackedFlow, FlowKey, FlowServer, FlowSlot, FlowSticky, Sequences, StickyRef},
     life::{Life, SlotState},
     ports::{Owner as PackedOwner, PortCell},
-    sticky::{Sticky, StickyServer},
+    sticky::{MADE_AT_TICKS, Sticky, StickyServer},
     table::Slot,
     tcp::TcpState,
     word::Word,
@@ -94,7 +94,13 @@ impl Machine {
             if let Some(row) = row {
                 let key = Address::from(row.client).0;
                 let (service, server) = (row.service, row.server);
-                let to = StickyServer { service, server, made_at: self.tick, verified: row.verified };
+                let to = StickyServer {
+                    service,
+                    port: row.port.to_be(),
+                    server,
+                    made_at: self.tick,
+                    verified: row.verified,
+                };
                 fill(slot, &[key[0], key[1], to.word()], row.flows, self.stamp(row.until, model));
             }
         }
@@ -196,12 +202,12 @@ impl Machine {
         }
         let [_, row @ ..] = *words;
         let record = Sticky::unpack(&row, life);
-        // It is kept in units of 16 ticks.
-        if !(0..16).any(|ahead| self.is_of_now(record.to.made_at.plus(Ticks(ahead)))) {
+        if !(0..MADE_AT_TICKS).any(|ahead| self.is_of_now(record.to.made_at.plus(Ticks(ahead)))) {
             return Err(format!("{record:?} was not made at {:?}", self.tick));
         }
         Ok(Some(Record {
             service: record.to.service,
+            port: u16::from_be(record.to.port),
             client: IpAddr::from(record.client),
             server: record.to.server,
             verified: record.to.verified,

@@ -106,6 +106,21 @@ impl World {
         ip(self.clients_v6, self.client)
     }
 
+    pub(super) fn service_entry(&self) -> Service {
+        let ticks = |span: i64| Ticks(u32::try_from(span).unwrap_or(u32::MAX));
+        Service {
+            address: Address::from(self.service()),
+            persistence: ticks(span::PERSISTENCE),
+            idle: ticks(span::IDLE),
+            forwarding: self.forwarding,
+            by_prefix: false,
+            by_port: false,
+            is_udp: self.is_udp,
+            scheduler: Scheduler::SourceHash,
+            mss_clamp: self.mss_clamp,
+        }
+    }
+
     /// A router on the way.
     pub(super) fn router(&self) -> IpAddr {
         ip(self.clients_v6, 254)
@@ -244,20 +259,7 @@ impl Bench {
 
     /// Makes the service this world's.
     pub(super) fn put_service_of(&self, world: &World) {
-        let ticks = |span: i64| Ticks(u32::try_from(span).unwrap_or(u32::MAX));
-        self.put_service(
-            SERVICE,
-            &Service {
-                address: Address::from(world.service()),
-                persistence: ticks(span::PERSISTENCE),
-                idle: ticks(span::IDLE),
-                forwarding: world.forwarding,
-                by_prefix: false,
-                is_udp: world.is_udp,
-                scheduler: Scheduler::SourceHash,
-                mss_clamp: world.mss_clamp,
-            },
-        );
+        self.put_service(SERVICE, &world.service_entry());
     }
 
     /// Empties the tables, with the server usable.
