@@ -50,7 +50,7 @@ fn a_service_record_has_the_fields_of_the_contract() {
             "service": "Hyperspace", "address": "192.168.85.150", "ports": [443], "protocol": "tcp",
             "forwarding": "snat", "scheduler": "source-hash", "mss_clamp": "none", "connections": 3, "half_open": 1, "connections_total": 5, "resets": 6,
             "packets_in": 1, "packets_out": 3, "bytes_in": 2, "bytes_out": 4, "sticky_clients": 3,
-            "persistence_timeout": 3600, "idle_timeout": 10800, "servers": 3, "servers_taking_new": 1,
+            "persistence_timeout": 3600, "persistence_scope": "service", "idle_timeout": 10800, "servers": 3, "servers_taking_new": 1,
             "servers_down": 1, "id": 0,
         })
     );

@@ -54,6 +54,8 @@ pub struct ServiceRecord {
     pub sticky_clients: u64,
     /// How long a sticky record outlives its client's last flow, in seconds; none: no sticky records are kept.
     pub persistence_timeout: Option<u64>,
+    /// What of the service one sticky record is for: `service` or `port`; none: no sticky records are kept.
+    pub persistence_scope: Option<&'static str>,
     /// How long an established flow may be silent, in seconds.
     pub idle_timeout: u64,
     /// Real servers.
@@ -99,6 +101,9 @@ impl ServiceRecord {
             bytes_out: traffic.bytes_out,
             sticky_clients: load.clients,
             persistence_timeout: (balanced && info.persistence_ms != 0).then_some(info.persistence_ms / 1000),
+            persistence_scope: entry
+                .filter(|entry| entry.persistence.0 != 0)
+                .map(|entry| if entry.by_port { "port" } else { "service" }),
             idle_timeout: info.idle_ms / 1000,
             servers: ours(&|_| true),
             servers_taking_new: ours(&|server| server.takes_new),
@@ -229,7 +234,10 @@ pub fn detail(service: &ServiceRecord, servers: &[ServerRecord]) -> String {
     }
     let persistence = service.persistence_timeout.map_or_else(
         || "none".to_owned(),
-        |timeout| format!("a client's record is kept for {} after its last connection", duration(timeout)),
+        |timeout| {
+            let what = if service.persistence_scope == Some("port") { "record of a port" } else { "record" };
+            format!("a client's {what} is kept for {} after its last connection", duration(timeout))
+        },
     );
     out.push_str(&format!(
         "\nscheduler     {}\npersistence   {persistence}\nidle timeout  {}\n{}connections   {} ever, {} answered with RST\n\
