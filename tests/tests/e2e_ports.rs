@@ -125,7 +125,7 @@ fn with_a_record_for_each_port_they_stick_apart_and_a_change_of_that_moves_whom_
     let now = homes_on(&site, 443);
     assert_eq!(moved(&now, &homes_on(&site, 8080)), []);
     assert_eq!(moved(&web, &now).len() + moved(&other, &now).len(), apart);
-    let first = std::net::IpAddr::from(client_address(1));
+    let first = client_address(1);
     assert_eq!(now[&first], web[&first], "the record with an open flow stays");
     assert_eq!(recorded_ports(&site, 0), [Value::Null]);
 
