@@ -8,6 +8,7 @@ use crate::schedule::LoadSlot;
 use crate::server::ServerSlot;
 use crate::service::{INDEX_CAPACITY, IndexSlot, MAX_SERVERS, MAX_SERVICES, ServiceSlot};
 use crate::sticky::StickySlot;
+use crate::table::BUCKET;
 
 /// `BPF_MAP_TYPE_*`, the ones in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct MapSpec {
     pub value_size: u32,
     /// Entries in the object; tables that the configuration sizes are created with other numbers.
     pub max_entries: u32,
+    /// Rows in a value: a table's bucket is one value, so that looking a bucket up finds all of its slots.
+    pub rows: u32,
     /// `BPF_F_*`.
     pub flags: u32,
     /// Who uses it.
@@ -143,10 +146,17 @@ const fn array(
         kind: MapKind::Array,
         value_size: bytes(value_size),
         max_entries,
+        rows: 1,
         flags: MMAPABLE,
         users: Users::Both,
         description,
     }
+}
+
+/// A table of so many rows, a bucket of them a value.
+const fn table(name: &'static str, row_size: usize, rows: u32, description: &'static str) -> MapSpec {
+    let value_size = row_size * BUCKET as usize;
+    MapSpec { rows: BUCKET, ..array(name, value_size, rows / BUCKET, description) }
 }
 
 const fn counters(
@@ -160,6 +170,7 @@ const fn counters(
         kind: MapKind::PerCpuArray,
         value_size: bytes(value_size),
         max_entries,
+        rows: 1,
         flags: 0,
         users: Users::Both,
         description,
@@ -186,11 +197,11 @@ pub const SERVICES: MapSpec =
 /// [`ServerSlot`] by server id.
 pub const SERVERS: MapSpec = array("SERVERS", size_of::<ServerSlot>(), MAX_SERVERS, "real servers by id");
 /// [`FlowSlot`].
-pub const FLOWS: MapSpec = array("FLOWS", size_of::<FlowSlot>(), 1 << 18, "established flows");
+pub const FLOWS: MapSpec = table("FLOWS", size_of::<FlowSlot>(), 1 << 18, "established flows");
 /// [`FlowSlot`].
-pub const HALF_OPEN: MapSpec = array("HALF_OPEN", size_of::<FlowSlot>(), 1 << 16, "half-open flows");
+pub const HALF_OPEN: MapSpec = table("HALF_OPEN", size_of::<FlowSlot>(), 1 << 16, "half-open flows");
 /// [`StickySlot`].
-pub const STICKY: MapSpec = array("STICKY", size_of::<StickySlot>(), 1 << 18, "sticky records");
+pub const STICKY: MapSpec = table("STICKY", size_of::<StickySlot>(), 1 << 18, "sticky records");
 /// [`PortCell`](crate::ports::PortCell).
 pub const PORT_CELLS: MapSpec = array("PORT_CELLS", 8, 1 << 15, "SNAT ports by endpoint, source and port");
 /// The next port to try.
@@ -201,6 +212,7 @@ pub const SCHEDULE: MapSpec = MapSpec {
     kind: MapKind::ArrayOfMaps,
     value_size: 4,
     max_entries: MAX_SERVICES,
+    rows: 1,
     flags: 0,
     users: Users::Both,
     description: "scheduler table by service id",
@@ -218,6 +230,7 @@ pub const ARMS: MapSpec = MapSpec {
     kind: MapKind::DevMap,
     value_size: 8,
     max_entries: bytes(MAX_ARMS),
+    rows: 1,
     flags: 0,
     users: Users::Both,
     description: "interfaces by arm",
@@ -250,6 +263,7 @@ pub const LOGS: MapSpec = MapSpec {
     kind: MapKind::RingBuf,
     value_size: 0,
     max_entries: 1 << 17,
+    rows: 1,
     flags: 0,
     users: Users::Both,
     description: "log lines of the program",

@@ -89,12 +89,22 @@ impl<const N: usize> Slot<N> {
     }
 }
 
+/// The slots of one bucket, side by side: one value of a map.
+pub type Bucket<const N: usize> = [Slot<N>; BUCKET as usize];
+
 /// Where a table's slots are: a map in the program, a mapping of it in user space, a vector in tests.
 pub trait Slots<const N: usize> {
-    /// The slot at `index`, if the table is that large.
-    fn slot(&self, index: u32) -> Option<&Slot<N>>;
+    /// The bucket with this number, if the table is that large.
+    fn bucket(&self, number: u32) -> Option<&Bucket<N>>;
     /// Buckets in the table, less one; the number of buckets is a power of two.
     fn bucket_mask(&self) -> u32;
+
+    /// The slot at `index`, if the table is that large.
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<&Slot<N>> {
+        let bucket = self.bucket(index / BUCKET)?;
+        Some(&bucket[(index % BUCKET) as usize])
+    }
 }
 
 /// What the words of a table mean to the algorithm.
@@ -143,32 +153,81 @@ pub enum Insert {
     Contended,
 }
 
-/// The index of a key's `way`-th slot, in the order in which they are looked at.
-#[inline(always)]
-#[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "the hash is cut into its two halves")]
-pub const fn candidate(hash: u64, bucket_mask: u32, way: u32) -> u32 {
-    let first = hash as u32 & bucket_mask;
-    let second = (hash >> 32) as u32 & bucket_mask;
-    let bucket = if in_first(way) {
-        first
-    } else if second == first {
-        // A key with one bucket only would be the first to run out of slots.
-        first ^ (1 & bucket_mask)
-    } else {
-        second
-    };
-    // Each slot is a cache line: a key begins at one of its own in each bucket, where it is likely to be.
-    let home = (hash >> HOME_SHIFT) as u32;
-    (bucket * BUCKET) | (home.wrapping_add(way >> 1) & (BUCKET - 1))
+/// Where a key may lie.
+#[derive(Clone, Copy)]
+struct Places {
+    /// The numbers of its two buckets.
+    first: u32,
+    second: u32,
+    /// Where in both it begins. Each slot is a cache line: most keys are found in the first that is looked at.
+    home: u32,
 }
 
 /// The bits of a hash that say where in its buckets a key begins; no table has so many buckets that they say more.
 const HOME_SHIFT: u32 = 29;
 
+impl Places {
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the hash is cut into its two halves")]
+    const fn of(hash: u64, bucket_mask: u32) -> Self {
+        let first = hash as u32 & bucket_mask;
+        let second = (hash >> 32) as u32 & bucket_mask;
+        // A key with one bucket only would be the first to run out of slots.
+        let second = if second == first { first ^ (1 & bucket_mask) } else { second };
+        Self { first, second, home: (hash >> HOME_SHIFT) as u32 }
+    }
+
+    /// Where in its bucket the `way`-th slot lies.
+    #[inline(always)]
+    const fn place(self, way: u32) -> u32 {
+        self.home.wrapping_add(way >> 1) & (BUCKET - 1)
+    }
+}
+
+/// The index of a key's `way`-th slot, in the order in which they are looked at.
+#[inline(always)]
+#[must_use]
+pub const fn candidate(hash: u64, bucket_mask: u32, way: u32) -> u32 {
+    let places = Places::of(hash, bucket_mask);
+    let bucket = if in_first(way) { places.first } else { places.second };
+    (bucket * BUCKET) | places.place(way)
+}
+
 /// Whether a way leads into the key's first bucket.
 const fn in_first(way: u32) -> bool {
     way & 1 == 0
+}
+
+/// The slots in which a key may lie.
+#[derive(Clone, Copy)]
+struct Ways<'a, const N: usize> {
+    places: Places,
+    first: &'a Bucket<N>,
+    second: &'a Bucket<N>,
+}
+
+impl<'a, const N: usize> Ways<'a, N> {
+    #[inline(always)]
+    fn of<S: Slots<N>>(slots: &'a S, hash: u64) -> Option<Self> {
+        let places = Places::of(hash, slots.bucket_mask());
+        let first = slots.bucket(places.first)?;
+        let second = slots.bucket(places.second)?;
+        Some(Self { places, first, second })
+    }
+
+    /// The `way`-th slot.
+    #[inline(always)]
+    fn slot(&self, way: u32) -> &'a Slot<N> {
+        let bucket = if in_first(way) { self.first } else { self.second };
+        &bucket[self.places.place(way) as usize]
+    }
+
+    /// Its index.
+    #[inline(always)]
+    const fn index(&self, way: u32) -> u32 {
+        let bucket = if in_first(way) { self.places.first } else { self.places.second };
+        (bucket * BUCKET) | self.places.place(way)
+    }
 }
 
 #[inline(always)]
@@ -197,18 +256,23 @@ pub fn find<const N: usize, K: Kind<N>, S: Slots<N>>(
     key: [u64; 3],
     now: Ticks,
 ) -> Option<Found<'_, N>> {
+    let ways = Ways::of(slots, hash)?;
     let mut way = 0;
     while way < WAYS {
-        let index = candidate(hash, slots.bucket_mask(), way);
-        let slot = slots.slot(index)?;
+        let slot = ways.slot(way);
         let life = slot.life();
-        if matches!(life.state(), SlotState::Live) && matches_key::<N, K>(slot, key) && !K::expired(life, now)
-        {
-            return Some(Found { index, slot, life });
+        if holds::<N, K>(slot, life, key, now) {
+            return Some(Found { index: ways.index(way), slot, life });
         }
         way += 1;
     }
     None
+}
+
+/// Whether a slot with this life holds `key`, live and not expired.
+#[inline(always)]
+fn holds<const N: usize, K: Kind<N>>(slot: &Slot<N>, life: Life, key: [u64; 3], now: Ticks) -> bool {
+    matches!(life.state(), SlotState::Live) && matches_key::<N, K>(slot, key) && !K::expired(life, now)
 }
 
 /// As [`find`], in the slot alone where the key begins: most are there.
@@ -219,11 +283,11 @@ pub fn find_at_home<const N: usize, K: Kind<N>, S: Slots<N>>(
     key: [u64; 3],
     now: Ticks,
 ) -> Option<Found<'_, N>> {
-    let index = candidate(hash, slots.bucket_mask(), 0);
-    let slot = slots.slot(index)?;
+    let places = Places::of(hash, slots.bucket_mask());
+    let slot = &slots.bucket(places.first)?[places.place(0) as usize];
     let life = slot.life();
-    let is_it = matches!(life.state(), SlotState::Live) && matches_key::<N, K>(slot, key);
-    if is_it && !K::expired(life, now) { Some(Found { index, slot, life }) } else { None }
+    let index = (places.first * BUCKET) | places.place(0);
+    if holds::<N, K>(slot, life, key, now) { Some(Found { index, slot, life }) } else { None }
 }
 
 /// Inserts `words` under their key unless it is there, live for `note` and `deadline`.
@@ -276,13 +340,14 @@ pub fn try_insert<const N: usize, K: Kind<N>, S: Slots<N>>(
     now: Ticks,
     mut evicted: impl FnMut(u32, &Slot<N>, Life),
 ) -> Insert {
-    let (way, seen) = match vacancy::<N, K, S>(slots, hash, key, now) {
+    let Some(ways) = Ways::of(slots, hash) else { return Insert::Full };
+    let (way, seen) = match vacancy::<N, K>(&ways, key, now) {
         Vacancy::At(way, seen) => (way, seen),
         Vacancy::Present(index) => return Insert::Present(index),
         Vacancy::Soon => return Insert::Contended,
         Vacancy::None => return Insert::Full,
     };
-    let index = candidate(hash, slots.bucket_mask(), way);
+    let index = ways.index(way);
     let Some(slot) = slots.slot(index) else { return Insert::Full };
     let claimed = seen.claimed();
     if !slot.exchange(seen, claimed) {
@@ -297,7 +362,7 @@ pub fn try_insert<const N: usize, K: Kind<N>, S: Slots<N>>(
     if !slot.exchange(claimed, pending) {
         return Insert::Contended;
     }
-    match settle::<N, K, S>(slots, hash, key, way, index, now) {
+    match settle::<N, K>(&ways, key, way, now) {
         Settled::Alone => {
             if slot.exchange(pending, pending.with_state(SlotState::Live)) {
                 return Insert::Inserted(index);
@@ -345,21 +410,13 @@ impl Vacancies {
 /// Chooses a slot for `key`: its own expired one, or the first free or expired one of the bucket with more of them,
 /// which leaves room in both for longer than filling one after the other does.
 #[inline(always)]
-fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
-    slots: &S,
-    hash: u64,
-    key: [u64; 3],
-    now: Ticks,
-) -> Vacancy {
+fn vacancy<const N: usize, K: Kind<N>>(ways: &Ways<'_, N>, key: [u64; 3], now: Ticks) -> Vacancy {
     let mut first = Vacancies::NONE;
     let mut second = Vacancies::NONE;
     let mut soon = false;
     let mut way = 0;
     while way < WAYS {
-        let index = candidate(hash, slots.bucket_mask(), way);
-        let Some(slot) = slots.slot(index) else {
-            return Vacancy::None;
-        };
+        let slot = ways.slot(way);
         let life = slot.life();
         let vacant = match life.state() {
             SlotState::Free => true,
@@ -368,7 +425,7 @@ fn vacancy<const N: usize, K: Kind<N>, S: Slots<N>>(
                 if held::<N, K>(slot, life, key) {
                     // A key is live once, so an expired slot of its own is the only one that could come
                     // back to life: taking it and refreshing it exclude each other.
-                    return if expired { Vacancy::At(way, life) } else { Vacancy::Present(index) };
+                    return if expired { Vacancy::At(way, life) } else { Vacancy::Present(ways.index(way)) };
                 }
                 expired
             }
@@ -402,20 +459,11 @@ enum Settled {
 }
 
 #[inline(always)]
-fn settle<const N: usize, K: Kind<N>, S: Slots<N>>(
-    slots: &S,
-    hash: u64,
-    key: [u64; 3],
-    own: u32,
-    own_index: u32,
-    now: Ticks,
-) -> Settled {
+fn settle<const N: usize, K: Kind<N>>(ways: &Ways<'_, N>, key: [u64; 3], own: u32, now: Ticks) -> Settled {
+    let own_index = ways.index(own);
     let mut way = 0;
     while way < WAYS {
-        let index = candidate(hash, slots.bucket_mask(), way);
-        let Some(slot) = slots.slot(index) else {
-            return Settled::Lost(None);
-        };
+        let (index, slot) = (ways.index(way), ways.slot(way));
         let life = slot.life();
         // By index: in a table of one bucket each slot is two of the ways.
         if index != own_index
@@ -453,6 +501,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
     hash: u64,
     now: Ticks,
 ) -> Option<(u32, Life)> {
+    let ways = Ways::of(slots, hash)?;
     let mut attempt = 0;
     while attempt < ATTEMPTS {
         attempt += 1;
@@ -461,8 +510,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
         let mut best_age = 0;
         let mut way = 0;
         while way < WAYS {
-            let index = candidate(hash, slots.bucket_mask(), way);
-            let life = slots.slot(index)?.life();
+            let life = ways.slot(way).life();
             let age = match life.state() {
                 SlotState::Free => u32::MAX,
                 SlotState::Live if K::pinned(life) => 0,
@@ -473,7 +521,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
             };
             if age > best_age {
                 best_age = age;
-                (best, best_life) = (index, life);
+                (best, best_life) = (ways.index(way), life);
             }
             way += 1;
         }
@@ -497,12 +545,12 @@ pub fn weakest<const N: usize, S: Slots<N>>(
     least: u32,
     now: Ticks,
 ) -> Option<Found<'_, N>> {
+    let ways = Ways::of(slots, hash)?;
     let (mut count, mut first, mut first_life) = (0, 0, Life::from_word(0));
     let mut longest = 0;
     let mut way = 0;
     while way < WAYS {
-        let index = candidate(hash, slots.bucket_mask(), way);
-        let slot = slots.slot(index)?;
+        let slot = ways.slot(way);
         let life = slot.life();
         if matches!(life.state(), SlotState::Live) && weak(slot) {
             count += 1;
@@ -513,7 +561,7 @@ pub fn weakest<const N: usize, S: Slots<N>>(
                 (u32::MAX >> 1) - life.deadline().since(now).0
             };
             if age > longest {
-                (longest, first, first_life) = (age, index, life);
+                (longest, first, first_life) = (age, ways.index(way), life);
             }
         }
         way += 1;

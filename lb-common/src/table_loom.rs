@@ -85,8 +85,8 @@ impl Table {
 }
 
 impl Slots<STICKY_WORDS> for Table {
-    fn slot(&self, index: u32) -> Option<&Slot<STICKY_WORDS>> {
-        self.0.get(index as usize)
+    fn bucket(&self, number: u32) -> Option<&Bucket<STICKY_WORDS>> {
+        self.0.get((number * BUCKET) as usize..)?.first_chunk()
     }
     fn bucket_mask(&self) -> u32 {
         1

@@ -5,7 +5,7 @@ use super::*;
 use crate::address::Address;
 use crate::flow::{FLOW_WORDS, FlowKey, Flows};
 use crate::hash::{HashKey, hash3};
-use crate::sticky::{self, STICKY_WORDS, Stickies, StickyKey, StickyServer, StickySlot};
+use crate::sticky::{self, STICKY_WORDS, Stickies, StickyKey, StickyServer};
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -44,8 +44,8 @@ impl<const N: usize> Memory<N> {
 }
 
 impl<const N: usize> Slots<N> for Memory<N> {
-    fn slot(&self, index: u32) -> Option<&Slot<N>> {
-        self.0.get(index as usize)
+    fn bucket(&self, number: u32) -> Option<&Bucket<N>> {
+        self.0.get((number * BUCKET) as usize..)?.first_chunk()
     }
     fn bucket_mask(&self) -> u32 {
         u32::try_from(self.0.len()).unwrap() / BUCKET - 1
@@ -556,8 +556,8 @@ fn repair_frees_what_a_killed_process_left_and_nothing_that_moved_on() {
 fn a_table_smaller_than_its_mask_says_is_full_and_not_a_panic() {
     struct Short(Memory<STICKY_WORDS>);
     impl Slots<STICKY_WORDS> for Short {
-        fn slot(&self, index: u32) -> Option<&StickySlot> {
-            self.0.slot(index).filter(|_| index < 4)
+        fn bucket(&self, number: u32) -> Option<&Bucket<STICKY_WORDS>> {
+            self.0.bucket(number)
         }
         fn bucket_mask(&self) -> u32 {
             7

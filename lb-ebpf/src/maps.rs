@@ -7,15 +7,15 @@ use aya_ebpf::{
 };
 use lb_common::{
     control::{Control, LAYOUT_VERSION},
-    flow::{FLOW_WORDS, FlowSlot},
+    flow::FLOW_WORDS,
     maps::{self, INNER_MAP, MMAPABLE, Traffic},
     picks,
     ports::Cells,
     schedule::LoadSlot,
     server::{ServerSlot, Servers},
     service::{Index, IndexSlot, Service, ServiceSlot},
-    sticky::{STICKY_WORDS, StickySlot},
-    table::{Slot, Slots},
+    sticky::STICKY_WORDS,
+    table::{Bucket, Slots},
     word::Word,
 };
 
@@ -30,11 +30,11 @@ static SERVICES: Array<ServiceSlot, { maps::SERVICES.max_entries as usize }, MMA
 #[btf_map(name = "SERVERS")]
 static SERVERS: Array<ServerSlot, { maps::SERVERS.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "FLOWS")]
-static FLOWS: Array<FlowSlot, { maps::FLOWS.max_entries as usize }, MMAP> = Array::new();
+static FLOWS: Array<Bucket<FLOW_WORDS>, { maps::FLOWS.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "HALF_OPEN")]
-static HALF_OPEN: Array<FlowSlot, { maps::HALF_OPEN.max_entries as usize }, MMAP> = Array::new();
+static HALF_OPEN: Array<Bucket<FLOW_WORDS>, { maps::HALF_OPEN.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "STICKY")]
-static STICKY: Array<StickySlot, { maps::STICKY.max_entries as usize }, MMAP> = Array::new();
+static STICKY: Array<Bucket<STICKY_WORDS>, { maps::STICKY.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "PORT_CELLS")]
 static PORT_CELLS: Array<Word, { maps::PORT_CELLS.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "PORT_CURSORS")]
@@ -61,11 +61,11 @@ static SERVER_COUNTERS: PerCpuArray<Traffic, { maps::SERVER_COUNTERS.max_entries
 
 /// Buckets of each table, less one; set when the program is loaded, with the sizes of the maps.
 #[unsafe(no_mangle)]
-static FLOW_BUCKET_MASK: u32 = maps::FLOWS.max_entries / lb_common::table::BUCKET - 1;
+static FLOW_BUCKET_MASK: u32 = maps::FLOWS.max_entries - 1;
 #[unsafe(no_mangle)]
-static HALF_OPEN_BUCKET_MASK: u32 = maps::HALF_OPEN.max_entries / lb_common::table::BUCKET - 1;
+static HALF_OPEN_BUCKET_MASK: u32 = maps::HALF_OPEN.max_entries - 1;
 #[unsafe(no_mangle)]
-static STICKY_BUCKET_MASK: u32 = maps::STICKY.max_entries / lb_common::table::BUCKET - 1;
+static STICKY_BUCKET_MASK: u32 = maps::STICKY.max_entries - 1;
 
 #[inline(always)]
 fn constant(value: &'static u32) -> u32 {
@@ -136,13 +136,24 @@ pub(crate) fn server_traffic(id: u16) -> Option<*mut Traffic> {
     SERVER_COUNTERS.get_ptr_mut(u32::from(id))
 }
 
+/// A bucket that is there. The verifier follows no arithmetic on a pointer that may be null, and without this the compiler moves
+/// that of a slot's place in front of the check.
+#[inline(always)]
+fn found<T>(bucket: &T) -> &T {
+    let mut at: *const T = bucket;
+    // SAFETY: nothing is done.
+    unsafe { core::arch::asm!("{at} = {at}", at = inout(reg) at, options(nomem, nostack)) };
+    // SAFETY: it is the same.
+    unsafe { &*at }
+}
+
 /// The established flows.
 pub(crate) struct Flows;
 
 impl Slots<FLOW_WORDS> for Flows {
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<&Slot<FLOW_WORDS>> {
-        FLOWS.get(index)
+    fn bucket(&self, number: u32) -> Option<&Bucket<FLOW_WORDS>> {
+        Some(found(FLOWS.get(number)?))
     }
     #[inline(always)]
     fn bucket_mask(&self) -> u32 {
@@ -155,8 +166,8 @@ pub(crate) struct HalfOpen;
 
 impl Slots<FLOW_WORDS> for HalfOpen {
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<&Slot<FLOW_WORDS>> {
-        HALF_OPEN.get(index)
+    fn bucket(&self, number: u32) -> Option<&Bucket<FLOW_WORDS>> {
+        Some(found(HALF_OPEN.get(number)?))
     }
     #[inline(always)]
     fn bucket_mask(&self) -> u32 {
@@ -169,8 +180,8 @@ pub(crate) struct StickyTable;
 
 impl Slots<STICKY_WORDS> for StickyTable {
     #[inline(always)]
-    fn slot(&self, index: u32) -> Option<&Slot<STICKY_WORDS>> {
-        STICKY.get(index)
+    fn bucket(&self, number: u32) -> Option<&Bucket<STICKY_WORDS>> {
+        Some(found(STICKY.get(number)?))
     }
     #[inline(always)]
     fn bucket_mask(&self) -> u32 {

@@ -16,7 +16,7 @@ use lb_common::{
     server::{ServerSlot, Servers},
     service::{Index, IndexSlot, Service, ServiceSlot},
     sticky::{StickyKey, StickySlot},
-    table::{BUCKET, Slot, Slots},
+    table::{BUCKET, Bucket, Slot, Slots},
     word::Word,
 };
 
@@ -171,6 +171,10 @@ impl Maps {
 }
 
 impl<const N: usize> Slots<N> for Region<Slot<N>> {
+    fn bucket(&self, number: u32) -> Option<&Bucket<N>> {
+        self.get(number as usize * BUCKET as usize..)?.first_chunk()
+    }
+
     fn slot(&self, index: u32) -> Option<&Slot<N>> {
         self.get(index as usize)
     }

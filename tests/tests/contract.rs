@@ -3,10 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use aya_obj::{EbpfSectionKind, Object, ProgramSection};
-use lb_common::{
-    maps::{self, ALL, INNER_MAP, MapKind, MapSpec, Users},
-    table::BUCKET,
-};
+use lb_common::maps::{self, ALL, INNER_MAP, MapKind, MapSpec, Users};
 use lb_userspace::object::{CLOCK_PROGRAM, OBJECT, PROGRAM};
 
 fn object() -> Object {
@@ -73,7 +70,7 @@ fn the_bucket_masks_fit_the_tables_of_the_object() {
         ("HALF_OPEN_BUCKET_MASK", maps::HALF_OPEN),
         ("STICKY_BUCKET_MASK", maps::STICKY),
     ] {
-        assert_eq!(global_of(global), table.max_entries / BUCKET - 1, "{global}");
+        assert_eq!(global_of(global), table.max_entries - 1, "{global}");
     }
 }
 

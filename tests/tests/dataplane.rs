@@ -12,7 +12,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapInfo, PerCpuArray, PerCpuValues},
+    maps::{Array, MapInfo, PerCpuArray, PerCpuValues},
     programs::{
         Xdp,
         links::{FdLink, PinnedLink},
@@ -25,6 +25,7 @@ use lb_common::{
     life::{Life, SlotState},
     maps::{self, ALL, Traffic},
     reason::REASONS,
+    sticky::StickyServer,
 };
 use lb_userspace::{
     config::XdpMode,
@@ -105,8 +106,8 @@ fn a_first_start_attaches_to_the_driver_and_makes_every_map_at_its_size() {
         for spec in &ALL {
             let info = MapInfo::from_pin(pin_dir.join("maps").join(spec.name)).unwrap();
             let wanted = match spec.name {
-                "FLOWS" | "STICKY" => 1 << 12,
-                "HALF_OPEN" => 1 << 11,
+                "FLOWS" | "STICKY" => (1 << 12) / spec.rows,
+                "HALF_OPEN" => (1 << 11) / spec.rows,
                 "PORT_CELLS" => 4 * 4096,
                 "PORT_CURSORS" => 4,
                 _ => spec.max_entries,
@@ -273,7 +274,8 @@ fn in_use(pin_dir: &Path) -> DataPath {
     control.layout.store(LAYOUT_VERSION);
     let live = Life::from_word(0).with_state(SlotState::Live).with_deadline(path.maps.now().unwrap());
     let record = &path.maps.sticky[5];
-    record.words.iter().zip([0, 7, 3 << 16]).for_each(|(word, value)| word.store(value));
+    let to = StickyServer { service: 0, port: 0, server: 3, made_at: Ticks(0), verified: true };
+    record.words.iter().zip([0, 7, to.word()]).for_each(|(word, value)| word.store(value));
     record.life.store(live.with_deadline(Ticks(live.deadline().0.wrapping_add(10_000))).word());
     path
 }
@@ -322,18 +324,39 @@ fn other_source_addresses_are_refused() {
     });
 }
 
+/// Puts an empty table in the shape of layout 2, in which a row was a value, in a table's place; the given row is in it.
+fn put_older<const WORDS: usize>(pin_dir: &Path, spec: &maps::MapSpec, slots: u32, row: Option<[u64; WORDS]>)
+where
+    [u64; WORDS]: aya::Pod,
+{
+    let mut table: Array<_, [u64; WORDS]> = Array::create(slots, maps::MMAPABLE).unwrap();
+    if let Some(row) = row {
+        table.set(5, row, 0).unwrap();
+    }
+    let pin = pin_dir.join("maps").join(spec.name);
+    fs::remove_file(&pin).unwrap();
+    table.pin(&pin).unwrap();
+}
+
 #[test]
 fn maps_of_the_layout_before_are_carried_over() {
     in_namespaces(|pin_dir| {
         let path = in_use(pin_dir);
         path.maps.control().layout.store(LAYOUT_VERSION - 1);
+        // Of service 0 to server 3.
+        let record = [path.maps.sticky[5].life.load(), 0, 7, 3 << 16];
         drop(path);
+        put_older::<8>(pin_dir, &maps::FLOWS, 1 << 12, None);
+        put_older::<8>(pin_dir, &maps::HALF_OPEN, 1 << 11, None);
+        put_older(pin_dir, &maps::STICKY, 1 << 12, Some(record));
         let error = open(pin_dir, Access::ReadOnly).map(drop).unwrap_err().to_string();
         assert!(error.contains(&format!("layout {}", LAYOUT_VERSION - 1)), "{error}");
         let (path, started) = start(pin_dir);
         let Started::Migrated(carried) = started else { panic!("{started:?}") };
         assert_eq!((carried.layout, carried.sticky, carried.lost), (LAYOUT_VERSION - 1, 1, 0));
         assert!(has_record(&path));
+        let row = path.maps.sticky.iter().find(|slot| slot.life().state() == SlotState::Live).unwrap();
+        assert_eq!(StickyServer::from_word(row.words[2].load()).server, 3);
         assert_eq!(path.maps.control().layout.load(), LAYOUT_VERSION);
     });
 }

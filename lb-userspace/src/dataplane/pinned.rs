@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use aya::maps::{ArrayOfMaps, DevMap, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use lb_common::{
-    control::LAYOUT_VERSION,
+    control::{Control, LAYOUT_VERSION},
     maps::{self, INNER_MAP, MapKind, MapSpec, Traffic},
     reason::REASONS,
 };
@@ -90,8 +90,11 @@ pub fn open(pin_dir: &Path, access: Access) -> anyhow::Result<Maps> {
 
 /// As [`open`].
 pub(super) fn open_at(pins: &Pins, access: Access) -> anyhow::Result<Maps> {
-    let maps = Maps {
-        control: region(pins, &maps::CONTROL, access)?,
+    let control: Region<Control> = region(pins, &maps::CONTROL, access)?;
+    // Maps of another layout may have other values.
+    check_layout(&control[0], &pins.dir)?;
+    Ok(Maps {
+        control,
         service_index: region(pins, &maps::SERVICE_INDEX, access)?,
         services: region(pins, &maps::SERVICES, access)?,
         servers: region(pins, &maps::SERVERS, access)?,
@@ -106,15 +109,13 @@ pub(super) fn open_at(pins: &Pins, access: Access) -> anyhow::Result<Maps> {
         service_info: region(pins, &maps::SERVICE_INFO, access)?,
         server_info: region(pins, &maps::SERVER_INFO, access)?,
         kernel: Box::new(PinnedKernel::open(pins, access)?),
-    };
-    check_layout(&maps, &pins.dir)?;
-    Ok(maps)
+    })
 }
 
 /// # Errors
 /// The maps were set up by a version whose maps mean something else.
-fn check_layout(maps: &Maps, pin_dir: &Path) -> anyhow::Result<()> {
-    let layout = maps.control().layout.load();
+fn check_layout(control: &Control, pin_dir: &Path) -> anyhow::Result<()> {
+    let layout = control.layout.load();
     ensure!(
         layout == 0 || layout == LAYOUT_VERSION,
         "the maps under {} have layout {layout}, and this version of Steadfast reads layout {LAYOUT_VERSION}: use the \
@@ -173,9 +174,14 @@ const fn key_size(kind: MapKind) -> u32 {
 pub(super) fn region<T: Plain>(pins: &Pins, spec: &MapSpec, access: Access) -> anyhow::Result<Region<T>> {
     // The kernel maps a map into memory only for who may write it; the mapping itself is read-only if so wanted.
     let map = open_map(pins, spec, Access::ReadWrite)?;
-    ensure!(size_of::<T>() == spec.value_size as usize, "the table of maps is wrong about {}", spec.name);
+    let rows = spec.rows as usize;
+    ensure!(
+        size_of::<T>() * rows == spec.value_size as usize,
+        "the table of maps is wrong about {}",
+        spec.name
+    );
     let entries = map.info()?.max_entries() as usize;
-    Region::map(map.fd().as_fd(), entries, access == Access::ReadWrite)
+    Region::map(map.fd().as_fd(), entries * rows, access == Access::ReadWrite)
         .with_context(|| format!("cannot map {} into memory", spec.name))
 }
 

@@ -24,6 +24,8 @@ pub struct MapRecord {
     pub entries: u64,
     /// Bytes of an entry.
     pub value_size: u32,
+    /// Rows in a value: `map dump` and `map lookup` count rows.
+    pub rows: u32,
     /// Whether the program uses it, or user space alone.
     pub users: &'static str,
     /// What it holds.
@@ -60,8 +62,9 @@ pub fn list(maps: &Maps) -> Vec<MapRecord> {
             MapKind::DevMap => "devmap",
             MapKind::RingBuf => "ringbuf",
         },
-        entries: entries(maps, spec) as u64,
+        entries: entries(maps, spec) as u64 / u64::from(spec.rows),
         value_size: spec.value_size,
+        rows: spec.rows,
         users: match spec.users {
             Users::Both => "program and user space",
             Users::UserSpace => "user space",
@@ -71,7 +74,7 @@ pub fn list(maps: &Maps) -> Vec<MapRecord> {
     ALL.iter().map(record).collect()
 }
 
-/// How many entries a map has.
+/// How many rows a map has.
 pub(super) fn entries(maps: &Maps, spec: &MapSpec) -> usize {
     match spec.name {
         "SERVICE_INDEX" => maps.service_index.len(),

@@ -110,16 +110,17 @@ pub(super) fn remember(world: &World, service: Service, clients: u32) -> Result<
     Ok(())
 }
 
-/// Empties all tables, and gives all SNAT ports back.
+/// Gives the SNAT ports back that were handed out in a row, and empties all tables. Nothing else is touched, and the tables
+/// last: small ones are in the cache then.
 pub(super) fn clear(world: &World) {
     let maps = &world.maps;
+    for (cursor, cells) in maps.port_cursors.iter().zip(maps.port_cells.chunks(usize::from(SNAT_PORTS))) {
+        let next = usize::try_from(cursor.load()).unwrap_or(usize::MAX);
+        cells.iter().take(next).for_each(|cell| cell.store(0));
+        cursor.store(0);
+    }
     maps.flows.iter().chain(maps.half_open.iter()).for_each(empty);
     maps.sticky.iter().for_each(empty);
-    for word in maps.port_cells.iter().chain(maps.port_cursors.iter()) {
-        if word.load() != 0 {
-            word.store(0);
-        }
-    }
 }
 
 fn empty<const N: usize>(slot: &Slot<N>) {

@@ -101,9 +101,9 @@ impl Bench {
         let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let masks = [sizes.flows, sizes.half_open, sizes.sticky].map(|slots| slots / BUCKET - 1);
         let ebpf = EbpfLoader::new()
-            .map_max_entries(maps::FLOWS.name, sizes.flows)
-            .map_max_entries(maps::HALF_OPEN.name, sizes.half_open)
-            .map_max_entries(maps::STICKY.name, sizes.sticky)
+            .map_max_entries(maps::FLOWS.name, sizes.flows / BUCKET)
+            .map_max_entries(maps::HALF_OPEN.name, sizes.half_open / BUCKET)
+            .map_max_entries(maps::STICKY.name, sizes.sticky / BUCKET)
             .map_max_entries(maps::PORT_CELLS.name, CELLS)
             .map_max_entries(maps::PORT_CURSORS.name, PAIRS)
             .override_global("FLOW_BUCKET_MASK", &masks[0], true)

@@ -9,7 +9,7 @@ use lb_common::{
     control::{LAYOUT_VERSION, Snat},
     flow::{FLOW_WORDS, FlowSlot},
     life::{Life, SlotState},
-    maps,
+    maps::{self, MapSpec},
     sticky::{STICKY_WORDS, StickyServer, StickySlot},
     table::Slot,
     word::Word,
@@ -98,9 +98,10 @@ impl Old {
         }
         // Layout 1 had no trial and no carrying: words of the control map that were zero. Its rows, and those of layout 2,
         // are today's but for the third word of a sticky record.
-        let flows: Region<FlowSlot> = pinned::region(pins, &maps::FLOWS, Access::ReadWrite)?;
-        let half_open: Region<FlowSlot> = pinned::region(pins, &maps::HALF_OPEN, Access::ReadWrite)?;
-        let sticky: Region<StickySlot> = pinned::region(pins, &maps::STICKY, Access::ReadWrite)?;
+        let table = |spec: &MapSpec| if layout < 3 { row_by_row(spec) } else { *spec };
+        let flows: Region<FlowSlot> = pinned::region(pins, &table(&maps::FLOWS), Access::ReadWrite)?;
+        let half_open: Region<FlowSlot> = pinned::region(pins, &table(&maps::HALF_OPEN), Access::ReadWrite)?;
+        let sticky: Region<StickySlot> = pinned::region(pins, &table(&maps::STICKY), Access::ReadWrite)?;
         Ok(Self {
             layout,
             snat,
@@ -114,6 +115,16 @@ impl Old {
             cursors: pinned::region(pins, &maps::PORT_CURSORS, Access::ReadWrite)?,
             control,
         })
+    }
+}
+
+/// A table of layouts 1 and 2: each row was a value by itself.
+pub(in crate::dataplane) const fn row_by_row(spec: &MapSpec) -> MapSpec {
+    MapSpec {
+        value_size: spec.value_size / spec.rows,
+        max_entries: spec.max_entries * spec.rows,
+        rows: 1,
+        ..*spec
     }
 }
 
