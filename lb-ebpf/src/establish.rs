@@ -21,7 +21,7 @@ use lb_common::{
 
 use crate::{
     count, flow,
-    from_client::{Client, serving},
+    from_client::{Client, IN_TABLE, serving},
     handshake::{Answer, completes, is_answered, reason_of},
     maps::{self, Flows, HalfOpen, ServerTable, StickyTable},
     pipeline::World,
@@ -34,10 +34,17 @@ use crate::{
 /// The steps are global functions, called one after the other from here, because the stacks of functions that call each
 /// other add up.
 #[inline(always)]
-pub(crate) fn establish(key: FlowKey, server: u16, index: u32, numbers: u64, is_last: bool) -> u64 {
+pub(crate) fn establish(
+    key: FlowKey,
+    in_table: u64,
+    server: u16,
+    index: u32,
+    numbers: u64,
+    is_last: bool,
+) -> u64 {
     let [first, second, ports] = key.words();
     let record = stick(first, second, recorded_as(asked_for(key.service, key.service_port), server));
-    let word = begin(index, numbers, record, fingerprint(first, second), ports);
+    let word = begin(index, numbers, record, fingerprint(first, second), ports | in_table);
     if word == NOT_OURS {
         let_go(first, second, ports, record);
         return Answer::word(0, Reason::ResetNoFlow);
@@ -97,7 +104,7 @@ extern "C" fn begin(index: u32, numbers: u64, record: u64, client: u64, ports: u
     let life = slot.life();
     let to = slot.words[SERVER_WORD].load();
     let same = fingerprint(slot.words[0].load(), slot.words[1].load()) == client;
-    if !same || slot.words[2].load() != ports {
+    if !same || slot.words[2].load() != ports & !IN_TABLE {
         return NOT_OURS;
     }
     let recorded = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
@@ -115,7 +122,9 @@ extern "C" fn begin(index: u32, numbers: u64, record: u64, client: u64, ports: u
     let sequences = Sequences { client: numbers as u32, server: recorded.server };
     slot.words[SEQUENCE_WORD].store(sequences.word());
     slot.words[STICKY_WORD].store(slot.words[STICKY_WORD].load() & 0xffff_ffff | record);
-    replace_closed(&world, slot);
+    if ports & IN_TABLE != 0 {
+        replace_closed(&world, slot);
+    }
     to
 }
 

@@ -69,8 +69,8 @@ pub(crate) fn segment(
         service,
     };
     let Way { to, server, reason } = match open_flow(world, packet, segment, key) {
-        Some(way) => way,
-        None => match settle(packet, segment, key) {
+        Ok(way) => way,
+        Err(in_table) => match settle(packet, segment, key, in_table) {
             Ok(way) => way,
             Err(reason @ (Reason::ResetServerGone | Reason::ResetNoFlow | Reason::ResetNoServer)) => {
                 packet.answer_with_reset(segment);
@@ -89,26 +89,30 @@ struct Way {
     reason: Reason,
 }
 
-/// The way of a segment of an open flow with a usable server.
+/// In a flow key's word with the ports, for the functions that decide on segments: there is a flow of this key in the flow
+/// table, though not an open one with a usable server. Without it nobody has to look again.
+pub(crate) const IN_TABLE: u64 = 1 << 63;
+
+/// The way of a segment of an open flow with a usable server; else [`IN_TABLE`] or zero.
 #[inline(always)]
-fn open_flow(world: &World, packet: &Packet, segment: &Segment, key: FlowKey) -> Option<Way> {
-    let found = Client::with_key(world, key).find_flow(world)?;
+fn open_flow(world: &World, packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, u64> {
+    let Some(found) = Client::with_key(world, key).find_flow(world) else { return Err(0) };
     let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
     if TcpState::from_note(found.life.note()).is_closed() {
-        return None;
+        return Err(IN_TABLE);
     }
-    let server = serving(&to)?;
+    let Some(server) = serving(&to) else { return Err(IN_TABLE) };
     if !server.state.has(ServerState::REACHABLE) || !found.still() {
-        return None;
+        return Err(IN_TABLE);
     }
     accept(world, packet, &found, segment, key.service);
-    Some(Way { to, server, reason: Reason::Forwarded })
+    Ok(Way { to, server, reason: Reason::Forwarded })
 }
 
 /// The way of any other segment, as it is decided; or why it has none.
 #[inline(always)]
-fn settle(packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, Reason> {
-    let Answer { to, reason } = unsettled(packet, segment, key);
+fn settle(packet: &Packet, segment: &Segment, key: FlowKey, in_table: u64) -> Result<Way, Reason> {
+    let Answer { to, reason } = unsettled(packet, segment, key, in_table);
     match reason {
         Reason::ResetNoServer if segment.is_udp => Err(Reason::NoServer),
         Reason::ResetNoServer if segment.flags.has(TcpFlags::RST) => Err(Reason::StrayReset),
@@ -135,11 +139,11 @@ fn settle(packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, Reaso
 /// Has a segment decided that is not of an open flow with a usable server. The functions that do it are called from here,
 /// one after the other, because their stacks add up when they call each other.
 #[inline(always)]
-fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey) -> Answer {
+fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey, in_table: u64) -> Answer {
     let [first, second, ports] = key.words();
     let answered = if segment.is_udp { answered(first, second, ports) } else { 0 };
     if segment.flags.opens() || (segment.is_udp && answered == 0) {
-        return Answer::from_word(open(key, packet.sequence(segment), packet.return_hop()));
+        return Answer::from_word(open(key, in_table, packet.sequence(segment), packet.return_hop()));
     }
     let (numbers, answer) = if segment.is_udp {
         (SECOND_DATAGRAM, answered)
@@ -156,7 +160,7 @@ fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey) -> Answer {
         return Answer::from_word(answer);
     }
     let is_last = segment.flags.has(TcpFlags::FIN);
-    Answer::from_word(establish(key, (answer >> 32) as u16, answer as u32, numbers, is_last))
+    Answer::from_word(establish(key, in_table, (answer >> 32) as u16, answer as u32, numbers, is_last))
 }
 
 /// The server of a flow, unless it is down, halted, or removed and its id given to another.

@@ -20,21 +20,21 @@ use lb_common::{
 
 use crate::{
     flow::{self, port_range, retire},
-    from_client::{Client, serving},
+    from_client::{Client, IN_TABLE, serving},
     handshake::{Answer, REASON_SHIFT, owns_port},
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
     pipeline::World,
     select::{asked_for, select},
 };
 
-/// Decides on a SYN with this key, sequence number and sender's MAC address. Gives an [`Answer`].
+/// Decides on a SYN with this key ([`IN_TABLE`] or zero beside it), sequence number and sender's MAC address. Gives an [`Answer`].
 ///
 /// The steps are global functions, called one after the other from here, because the stacks of functions that call each
 /// other add up.
 #[inline(always)]
-pub(crate) fn open(key: FlowKey, sequence: u32, sender: u64) -> u64 {
+pub(crate) fn open(key: FlowKey, in_table: u64, sequence: u32, sender: u64) -> u64 {
     let [first, second, ports] = key.words();
-    let answer = resume(first, second, ports, sequence, sender);
+    let answer = resume(first, second, ports | in_table, sequence, sender);
     if answer != NOT_REPEATED {
         return answer;
     }
@@ -68,7 +68,9 @@ extern "C" fn resume(first: u64, second: u64, ports: u64, sequence: u32, sender:
             return answer;
         }
     }
-    end_flow_of_dead_server(&world, &client);
+    if ports & IN_TABLE != 0 {
+        end_flow_of_dead_server(&world, &client);
+    }
     if world.control.is_carrying(world.now) { Answer::word(0, Reason::Carrying) } else { NOT_REPEATED }
 }
 
