@@ -13,4 +13,5 @@ mod rows;
 mod script;
 #[path = "../xdp/src/turn.rs"]
 mod turn;
+pub mod veth;
 mod world;

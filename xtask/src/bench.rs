@@ -27,6 +27,8 @@ pub(crate) struct Arguments {
 enum Suite {
     /// A packet in the program, in nanoseconds of one core
     Packet,
+    /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
+    Veth,
     /// Connections, requests and bulk through the lab, beside HAProxy and nftables
     Lab,
 }
@@ -35,6 +37,7 @@ impl Suite {
     const fn name(self) -> &'static str {
         match self {
             Self::Packet => "packet",
+            Self::Veth => "veth",
             Self::Lab => "lab",
         }
     }

@@ -22,13 +22,13 @@ const PASS: u32 = 2;
 const TRANSMIT: u32 = 3;
 
 /// The tables as they are by default.
-const USUAL: Sizes = Sizes { flows: 262_144, half_open: 65_536, sticky: 262_144 };
+pub(super) const USUAL: Sizes = Sizes { flows: 262_144, half_open: 65_536, sticky: 262_144 };
 /// Tables that stay in the cache, for what a packet costs beside the memory.
 const SMALL: Sizes = Sizes { flows: 4096, half_open: 4096, sticky: 4096 };
 /// Tables for a million flows: with half as many slots, one flow in a million would find none in its two buckets.
 const LARGE: Sizes = Sizes { flows: 1 << 22, half_open: 65_536, sticky: 1 << 21 };
 
-const SNAT: Service = Service { mode: "snat", is_v6: false };
+pub(super) const SNAT: Service = Service { mode: "snat", is_v6: false };
 const NAT: Service = Service { mode: "nat", is_v6: false };
 
 /// How thoroughly.
@@ -172,7 +172,7 @@ fn established(
 }
 
 /// Data of so many flows. That of a single one goes on as bulk does, with full segments.
-fn growing(service: Service, from: From, flows: u32) -> Result<Script> {
+pub(super) fn growing(service: Service, from: From, flows: u32) -> Result<Script> {
     let script = shuffled(script(service, from, Flags::Ack, CLIENT_PORT)?, flows);
     Ok(if flows > 1 {
         script
@@ -181,7 +181,7 @@ fn growing(service: Service, from: From, flows: u32) -> Result<Script> {
     })
 }
 
-const fn way(from: From) -> &'static str {
+pub(super) const fn way(from: From) -> &'static str {
     match from {
         From::Client => "to server",
         From::Server => "to client",

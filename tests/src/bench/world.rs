@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_common::{clock::Ticks, flow::mac_word, reason::REASONS, server::Servers as _};
+use lb_common::{clock::Ticks, flow::mac_word, reason::REASONS, server::Servers as _, service::MAX_SERVERS};
 use lb_userspace::{
     config::{self, XdpMode},
     core::{
@@ -28,6 +28,7 @@ use lb_userspace::{
 };
 use nix::{
     mount::{MsFlags, mount},
+    net::if_::if_nametoindex,
     sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
     unistd::Pid,
 };
@@ -44,8 +45,10 @@ pub(super) const FIRST_PORT: u16 = 1024;
 /// Servers of each service in another mode: an answer's frame names the one.
 const OTHER_SERVERS: u16 = 1;
 
-const INTERFACE: &str = "bench0";
-const PEER: &str = "bench1";
+/// The balancer's end of the cable.
+pub(super) const INTERFACE: &str = "bench0";
+/// The other end.
+pub(super) const PEER: &str = "bench1";
 /// The index of the interface that a test run comes by.
 const LOOPBACK: u64 = 1;
 
@@ -123,6 +126,7 @@ impl Service {
 pub(super) struct World {
     pub(super) maps: Arc<Maps>,
     program: PathBuf,
+    link: PathBuf,
     pub(super) now: Ticks,
     ids: Ids,
     _path: DataPath,
@@ -145,8 +149,9 @@ pub(super) fn alone<T: Send + 'static>(work: impl FnOnce(&Path) -> Result<T> + S
         go_first()?;
         for arguments in [
             vec!["link", "add", INTERFACE, "type", "veth", "peer", "name", PEER],
-            vec!["link", "set", INTERFACE, "up"],
-            vec!["link", "set", PEER, "up"],
+            // Without IPv6 addresses of their own, for which they would send frames by themselves.
+            vec!["link", "set", INTERFACE, "addrgenmode", "none", "up"],
+            vec!["link", "set", PEER, "addrgenmode", "none", "up"],
         ] {
             ip(&arguments)?;
         }
@@ -161,7 +166,15 @@ impl World {
     /// # Errors
     /// The kernel refused something.
     pub(super) fn up(pins: &Path, sizes: Sizes) -> Result<Self> {
-        let config = config::parse("bench", &yaml(sizes)).map_err(|errors| anyhow::anyhow!("{errors}"))?;
+        Self::with(pins, &yaml(sizes))
+    }
+
+    /// As [`World::up`], with another configuration.
+    ///
+    /// # Errors
+    /// The configuration is no good, or the kernel refused something.
+    pub(super) fn with(pins: &Path, yaml: &str) -> Result<Self> {
+        let config = config::parse("bench", yaml).map_err(|errors| anyhow::anyhow!("{errors}"))?;
         let sources = [Service::ALL[0].source(), Service::ALL[1].source()];
         let geometry = setup::geometry(&config, &sources)?;
         let (path, _) = DataPath::start(pins, INTERFACE, XdpMode::Native, geometry)?;
@@ -173,7 +186,7 @@ impl World {
         arm.mac.store(mac_word(BALANCER));
         arm.interface.store(LOOPBACK | 1500 << 32);
         let ids = Ids::default().assign(&config, &InUse::default(), geometry.endpoints, 1_800_000_000)?;
-        let macs = (0..1024).map(|id| (id, At { arm: 0, mac: NEXT_HOP })).collect();
+        let macs = (0..u16::try_from(MAX_SERVERS)?).map(|id| (id, At { arm: 0, mac: NEXT_HOP })).collect();
         let now = maps.now()?;
         let wanted = desired(&Inputs {
             config: &config,
@@ -190,7 +203,24 @@ impl World {
         apply(&maps, &wanted, now, &mut || Ok(()))?;
         setup::open(&maps);
         let program = pins.join("programs").join(PROGRAM);
-        Ok(Self { maps, program, now, ids, _path: path })
+        let link = pins.join("links").join(INTERFACE);
+        Ok(Self { maps, program, link, now, ids, _path: path })
+    }
+
+    /// Has packets come by this interface of the calling thread's network namespace, instead of by a test run.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub(super) fn receive_on(&self, interface: &str) -> Result<()> {
+        let index =
+            if_nametoindex(interface).with_context(|| format!("there is no interface {interface}"))?;
+        self.maps.control().arms[0].interface.store(u64::from(index) | 1500 << 32);
+        Ok(())
+    }
+
+    /// Where the link is pinned that holds the program on its interface.
+    pub(super) fn link(&self) -> &Path {
+        &self.link
     }
 
     /// Where the program is pinned.

@@ -12,6 +12,7 @@ use tests::bench::{
     figures::Report,
     lab::{self, lab},
     packet::{Options, packet},
+    veth::{self, veth},
 };
 
 /// Measures the built balancer.
@@ -38,6 +39,12 @@ enum Suite {
         #[arg(long, default_value_t = 400_000)]
         repeat: u32,
     },
+    /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
+    Veth {
+        /// Frames of one kind in a round
+        #[arg(long, default_value_t = 1_000_000)]
+        frames: u32,
+    },
     /// Connections, requests and downloads through the lab, beside HAProxy and nftables
     Lab {
         /// Hundredths of the usual number of requests, connections and downloads
@@ -50,6 +57,7 @@ impl Suite {
     const fn name(&self) -> &'static str {
         match self {
             Self::Packet { .. } => "packet",
+            Self::Veth { .. } => "veth",
             Self::Lab { .. } => "lab",
         }
     }
@@ -81,6 +89,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn measure(arguments: &Arguments) -> Result<Report> {
     match arguments.suite {
         Suite::Packet { repeat } => packet(Options { rounds: arguments.rounds, repeat }),
+        Suite::Veth { frames } => veth(veth::Options { rounds: arguments.rounds, frames }),
         Suite::Lab { percent } => lab(lab::Options { rounds: arguments.rounds, percent }),
     }
 }

@@ -103,6 +103,12 @@ mod program {
         xdp_action::XDP_TX
     }
 
+    /// The end of a frame's way.
+    #[xdp]
+    fn sink(_: XdpContext) -> u32 {
+        xdp_action::XDP_DROP
+    }
+
     /// Reads what every balancer must read.
     #[xdp]
     fn parse(context: XdpContext) -> u32 {
