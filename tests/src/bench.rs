@@ -3,6 +3,7 @@
 //! Nothing here is a time by itself. Every figure is measured in rounds, in each of which everything is run once, one
 //! after the other; what counts are ratios within a round, and their median over the rounds.
 
+pub mod control;
 pub mod figures;
 mod frames;
 pub mod lab;

@@ -29,6 +29,8 @@ enum Suite {
     Packet,
     /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
     Veth,
+    /// Changes: a drain, a table for 1,000 servers, 4,096 services, a restart with a million flows; the idle daemon
+    Control,
     /// Connections, requests and bulk through the lab, beside HAProxy and nftables
     Lab,
 }
@@ -38,8 +40,18 @@ impl Suite {
         match self {
             Self::Packet => "packet",
             Self::Veth => "veth",
+            Self::Control => "control",
             Self::Lab => "lab",
         }
+    }
+
+    /// Whether it starts the balancer's programs.
+    const fn runs_the_daemon(self) -> bool {
+        matches!(self, Self::Control | Self::Lab)
+    }
+
+    const fn needs_haproxy(self) -> bool {
+        matches!(self, Self::Control | Self::Lab)
     }
 
     /// The arguments with which cargo builds what is run. Both packages are named for both: what is built for one is of use
@@ -47,7 +59,7 @@ impl Suite {
     fn build(self) -> Vec<&'static str> {
         let mut build = vec!["build", "--release", "--package", "tests", "--package", "lb-userspace"];
         build.extend(["--bin", "bench"]);
-        if self == Self::Lab {
+        if self.runs_the_daemon() {
             build.extend(["--bin", "steadfastd", "--bin", "steadfast"]);
         }
         build
@@ -57,7 +69,7 @@ impl Suite {
 pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     setup::setup(workspace)?;
     build::objects(workspace)?;
-    if arguments.suite == Suite::Lab {
+    if arguments.suite.needs_haproxy() {
         setup::haproxy::install(workspace)?;
     }
     workspace.cargo().args(arguments.suite.build()).run()?;

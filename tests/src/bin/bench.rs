@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use tests::bench::{
+    control::{self, control},
     figures::Report,
     lab::{self, lab},
     packet::{Options, packet},
@@ -45,6 +46,12 @@ enum Suite {
         #[arg(long, default_value_t = 1_000_000)]
         frames: u32,
     },
+    /// Changes: a drain, a table for 1,000 servers, 4,096 services, a restart with a million flows; the idle daemon
+    Control {
+        /// Drains by each way in a round
+        #[arg(long, default_value_t = 5)]
+        drains: usize,
+    },
     /// Connections, requests and downloads through the lab, beside HAProxy and nftables
     Lab {
         /// Hundredths of the usual number of requests, connections and downloads
@@ -58,6 +65,7 @@ impl Suite {
         match self {
             Self::Packet { .. } => "packet",
             Self::Veth { .. } => "veth",
+            Self::Control { .. } => "control",
             Self::Lab { .. } => "lab",
         }
     }
@@ -90,6 +98,7 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     match arguments.suite {
         Suite::Packet { repeat } => packet(Options { rounds: arguments.rounds, repeat }),
         Suite::Veth { frames } => veth(veth::Options { rounds: arguments.rounds, frames }),
+        Suite::Control { drains } => control(control::Options { rounds: arguments.rounds, drains }),
         Suite::Lab { percent } => lab(lab::Options { rounds: arguments.rounds, percent }),
     }
 }
