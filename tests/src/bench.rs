@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod figures;
+pub mod flood;
 mod frames;
 pub mod lab;
 pub mod packet;

@@ -29,6 +29,8 @@ enum Suite {
     Packet,
     /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
     Veth,
+    /// Spoofed SYNs, forged ACKs, fragments and malformed packets beside clients at work
+    Flood,
     /// Changes: a drain, a table for 1,000 servers, 4,096 services, a restart with a million flows; the idle daemon
     Control,
     /// Connections, requests and bulk through the lab, beside HAProxy and nftables
@@ -40,6 +42,7 @@ impl Suite {
         match self {
             Self::Packet => "packet",
             Self::Veth => "veth",
+            Self::Flood => "flood",
             Self::Control => "control",
             Self::Lab => "lab",
         }
@@ -47,7 +50,7 @@ impl Suite {
 
     /// Whether it starts the balancer's programs.
     const fn runs_the_daemon(self) -> bool {
-        matches!(self, Self::Control | Self::Lab)
+        matches!(self, Self::Flood | Self::Control | Self::Lab)
     }
 
     const fn needs_haproxy(self) -> bool {

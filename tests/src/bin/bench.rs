@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use tests::bench::{
     control::{self, control},
     figures::Report,
+    flood::{self, flood},
     lab::{self, lab},
     packet::{Options, packet},
     veth::{self, veth},
@@ -46,6 +47,12 @@ enum Suite {
         #[arg(long, default_value_t = 1_000_000)]
         frames: u32,
     },
+    /// Spoofed SYNs, forged ACKs, fragments and malformed packets beside clients at work
+    Flood {
+        /// Packets of one kind in a round, where their cost is measured
+        #[arg(long, default_value_t = 200_000)]
+        repeat: u32,
+    },
     /// Changes: a drain, a table for 1,000 servers, 4,096 services, a restart with a million flows; the idle daemon
     Control {
         /// Drains by each way in a round
@@ -65,6 +72,7 @@ impl Suite {
         match self {
             Self::Packet { .. } => "packet",
             Self::Veth { .. } => "veth",
+            Self::Flood { .. } => "flood",
             Self::Control { .. } => "control",
             Self::Lab { .. } => "lab",
         }
@@ -98,6 +106,7 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     match arguments.suite {
         Suite::Packet { repeat } => packet(Options { rounds: arguments.rounds, repeat }),
         Suite::Veth { frames } => veth(veth::Options { rounds: arguments.rounds, frames }),
+        Suite::Flood { repeat } => flood(flood::Options { rounds: arguments.rounds, repeat }),
         Suite::Control { drains } => control(control::Options { rounds: arguments.rounds, drains }),
         Suite::Lab { percent } => lab(lab::Options { rounds: arguments.rounds, percent }),
     }
