@@ -11,6 +11,7 @@ pub mod lab;
 pub mod packet;
 mod replay;
 mod rows;
+pub mod scale;
 #[path = "../xdp/src/script.rs"]
 mod script;
 #[path = "../xdp/src/turn.rs"]

@@ -18,6 +18,9 @@ pub(crate) struct Arguments {
     /// Write the results to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the curves of scale into this directory
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
     /// Build this revision as well, run both by turns, and print the ratios of the two
     #[arg(long, value_name = "REV")]
     compare: Option<String>,
@@ -29,6 +32,8 @@ enum Suite {
     Packet,
     /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
     Veth,
+    /// A packet's cost and memory against services, servers, sticky records and flows
+    Scale,
     /// Spoofed SYNs, forged ACKs, fragments and malformed packets beside clients at work
     Flood,
     /// Changes: a drain, a table for 1,000 servers, 4,096 services, a restart with a million flows; the idle daemon
@@ -42,6 +47,7 @@ impl Suite {
         match self {
             Self::Packet => "packet",
             Self::Veth => "veth",
+            Self::Scale => "scale",
             Self::Flood => "flood",
             Self::Control => "control",
             Self::Lab => "lab",
@@ -70,6 +76,11 @@ impl Suite {
 }
 
 pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    ensure!(
+        arguments.svg.is_none() || arguments.suite == Suite::Scale,
+        "--svg is of scale: {} draws no curves",
+        arguments.suite.name()
+    );
     setup::setup(workspace)?;
     build::objects(workspace)?;
     if arguments.suite.needs_haproxy() {
@@ -81,6 +92,9 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
     bench.arg(arguments.suite.name()).args(["--rounds", &arguments.rounds.to_string()]);
     if let Some(path) = &arguments.json {
         bench.arg("--json").arg(path);
+    }
+    if let Some(directory) = &arguments.svg {
+        bench.arg("--svg").arg(directory);
     }
     if let Some(revision) = &arguments.compare {
         bench.arg("--beside").arg(build_other(workspace, arguments.suite, revision)?);

@@ -28,7 +28,7 @@ const SMALL: Sizes = Sizes { flows: 4096, half_open: 4096, sticky: 4096 };
 const LARGE: Sizes = Sizes { flows: 1 << 22, half_open: 65_536, sticky: 1 << 21 };
 
 pub(super) const SNAT: Service = Service { mode: "snat", is_v6: false };
-const NAT: Service = Service { mode: "nat", is_v6: false };
+pub(super) const NAT: Service = Service { mode: "nat", is_v6: false };
 
 /// How thoroughly.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +62,14 @@ pub(super) struct Bench {
 
 impl Bench {
     pub(super) fn up(pins: &Path, sizes: Sizes, values: u32) -> Result<Self> {
-        let world = World::up(&pins.join("steadfast"), sizes)?;
+        Self::of(World::up(&pins.join("steadfast"), sizes)?, values)
+    }
+
+    /// The programs beside a world.
+    ///
+    /// # Errors
+    /// The kernel refuses them.
+    pub(super) fn of(world: World, values: u32) -> Result<Self> {
         let mut replay = Replay::load(&world, values)?;
         replay.know(&script(SNAT, From::Client, Flags::Ack, CLIENT_PORT)?)?;
         Ok(Self { world, replay })

@@ -1,6 +1,6 @@
 //! Rows of the tables as the program would have written them, a million at a time.
 
-use std::ops::Range;
+use std::{net::IpAddr, ops::Range};
 
 use anyhow::{Result, bail, ensure};
 use lb_common::{
@@ -130,29 +130,43 @@ pub(super) fn establish_at(place: &Place<'_>, conversations: Range<u32>) -> Resu
 /// # Errors
 /// There is no room.
 pub(super) fn remember(world: &World, service: Service, clients: u32) -> Result<()> {
-    let id = world.service_id(service)?;
-    let deadline = world.now.plus(Ticks(1_000_000));
-    for conversation in 0..clients {
-        let (address, _) = client(service, conversation, CLIENT_PORT);
-        let (server, _) = world.server_ids(service, narrow(conversation % u32::from(service.servers())))?;
-        let to = StickyServer { service: id, port: 0, server, made_at: world.now, verified: true };
-        let client = Address::from(address);
-        let hash = hash3(&world.maps.key(), StickyKey { client, service: id, port: 0 }.words());
+    let client = |conversation| client(service, conversation, CLIENT_PORT).0;
+    let without = remember_each(&Place::of(world, service)?, 0..clients, client)?;
+    ensure!(without == 0, "{without} of {clients} clients found no room");
+    Ok(())
+}
+
+/// Remembers the clients with these numbers. Gives how many found no room.
+///
+/// # Errors
+/// There is no server.
+pub(super) fn remember_each(
+    place: &Place<'_>,
+    clients: Range<u32>,
+    client: impl Fn(u32) -> IpAddr,
+) -> Result<u32> {
+    ensure!(!place.servers.is_empty(), "a service without servers");
+    let mut without = 0;
+    let deadline = place.now.plus(Ticks(1_000_000));
+    let hash_key = place.maps.key();
+    for number in clients {
+        let (server, _) = place.servers[usize::try_from(number)? % place.servers.len()];
+        let to = StickyServer { service: place.id, port: 0, server, made_at: place.now, verified: true };
+        let client = Address::from(client(number));
+        let hash = hash3(&hash_key, StickyKey { client, service: place.id, port: 0 }.words());
         let words = [client.0[0], client.0[1], to.word()];
         let inserted = insert_if_absent::<3, Stickies, _>(
-            &world.maps.sticky,
+            &place.maps.sticky,
             hash,
             &words,
             0,
             deadline,
-            world.now,
+            place.now,
             |_, _, _| {},
         );
-        if !matches!(inserted, Insert::Inserted(_)) {
-            bail!("client {conversation} found no room: {inserted:?}");
-        }
+        without += u32::from(!matches!(inserted, Insert::Inserted(_)));
     }
-    Ok(())
+    Ok(without)
 }
 
 /// Empties all tables, and gives all SNAT ports back.

@@ -147,17 +147,21 @@ pub(super) fn alone<T: Send + 'static>(work: impl FnOnce(&Path) -> Result<T> + S
         core.set(thread::available_parallelism()?.get() - 1)?;
         sched_setaffinity(Pid::from_raw(0), &core)?;
         go_first()?;
-        for arguments in [
-            vec!["link", "add", INTERFACE, "type", "veth", "peer", "name", PEER],
-            // Without IPv6 addresses of their own, for which they would send frames by themselves.
-            vec!["link", "set", INTERFACE, "addrgenmode", "none", "up"],
-            vec!["link", "set", PEER, "addrgenmode", "none", "up"],
-        ] {
-            ip(&arguments)?;
-        }
+        lay_cable(INTERFACE, PEER)?;
         work(&bpf)
     });
     thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+}
+
+/// Makes a pair of veth devices in the calling thread's network namespace.
+///
+/// # Errors
+/// `ip` failed.
+pub(super) fn lay_cable(interface: &str, peer: &str) -> Result<()> {
+    ip(&["link", "add", interface, "type", "veth", "peer", "name", peer])?;
+    // Without IPv6 addresses of their own, for which they would send frames by themselves.
+    ip(&["link", "set", interface, "addrgenmode", "none", "up"])?;
+    ip(&["link", "set", peer, "addrgenmode", "none", "up"])
 }
 
 impl World {
@@ -177,7 +181,8 @@ impl World {
         let config = config::parse("bench", yaml).map_err(|errors| anyhow::anyhow!("{errors}"))?;
         let sources = [Service::ALL[0].source(), Service::ALL[1].source()];
         let geometry = setup::geometry(&config, &sources)?;
-        let (path, _) = DataPath::start(pins, INTERFACE, XdpMode::Native, geometry)?;
+        let interface = config.node.interfaces.first().context("a configuration without an interface")?;
+        let (path, _) = DataPath::start(pins, interface, XdpMode::Native, geometry)?;
         let maps = Arc::clone(&path.maps);
         let hz = measure_hz(maps.kernel.as_ref())?;
         let secrets = setup::draw_secrets()?;
@@ -203,7 +208,7 @@ impl World {
         apply(&maps, &wanted, now, &mut || Ok(()))?;
         setup::open(&maps);
         let program = pins.join("programs").join(PROGRAM);
-        let link = pins.join("links").join(INTERFACE);
+        let link = pins.join("links").join(interface);
         Ok(Self { maps, program, link, now, ids, _path: path })
     }
 
@@ -230,14 +235,24 @@ impl World {
 
     /// The number of a service.
     pub(super) fn service_id(&self, service: Service) -> Result<u16> {
-        Ok(self.ids.service(&service.label()).context("a service without a number")?.id)
+        self.numbered_service(&service.label())
+    }
+
+    /// The number of a service by its label.
+    pub(super) fn numbered_service(&self, label: &str) -> Result<u16> {
+        Ok(self.ids.service(label).with_context(|| format!("the service {label} has no number"))?.id)
     }
 
     /// The number of a server, and that of its endpoint.
     pub(super) fn server_ids(&self, service: Service, server: u16) -> Result<(u16, u16)> {
-        let name = ServerName::new(&service.label(), &format!("s{server}"));
-        let id = self.ids.server(&name).context("a server without a number")?;
-        let entry = self.maps.servers.present(id).context("a server that is not in the maps")?;
+        self.numbered_server(&service.label(), &format!("s{server}"))
+    }
+
+    /// The number of a server by its service's label and its own, and that of its endpoint.
+    pub(super) fn numbered_server(&self, service: &str, label: &str) -> Result<(u16, u16)> {
+        let name = ServerName::new(service, label);
+        let id = self.ids.server(&name).with_context(|| format!("the server {name} has no number"))?;
+        let entry = self.maps.servers.present(id).with_context(|| format!("{name} is not in the maps"))?;
         Ok((id, entry.endpoint))
     }
 

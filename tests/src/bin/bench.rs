@@ -14,6 +14,7 @@ use tests::bench::{
     flood::{self, flood},
     lab::{self, lab},
     packet::{Options, packet},
+    scale::{self, scale},
     veth::{self, veth},
 };
 
@@ -47,6 +48,15 @@ enum Suite {
         #[arg(long, default_value_t = 1_000_000)]
         frames: u32,
     },
+    /// A packet's cost and memory against services, servers, sticky records and flows
+    Scale {
+        /// Packets of one kind in a round
+        #[arg(long, default_value_t = 200_000)]
+        repeat: u32,
+        /// Draw the curves into this directory
+        #[arg(long, value_name = "DIR")]
+        svg: Option<PathBuf>,
+    },
     /// Spoofed SYNs, forged ACKs, fragments and malformed packets beside clients at work
     Flood {
         /// Packets of one kind in a round, where their cost is measured
@@ -72,6 +82,7 @@ impl Suite {
         match self {
             Self::Packet { .. } => "packet",
             Self::Veth { .. } => "veth",
+            Self::Scale { .. } => "scale",
             Self::Flood { .. } => "flood",
             Self::Control { .. } => "control",
             Self::Lab { .. } => "lab",
@@ -106,6 +117,9 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     match arguments.suite {
         Suite::Packet { repeat } => packet(Options { rounds: arguments.rounds, repeat }),
         Suite::Veth { frames } => veth(veth::Options { rounds: arguments.rounds, frames }),
+        Suite::Scale { repeat, ref svg } => {
+            scale(&scale::Options { rounds: arguments.rounds, repeat, svg: svg.clone() })
+        }
         Suite::Flood { repeat } => flood(flood::Options { rounds: arguments.rounds, repeat }),
         Suite::Control { drains } => control(control::Options { rounds: arguments.rounds, drains }),
         Suite::Lab { percent } => lab(lab::Options { rounds: arguments.rounds, percent }),
