@@ -49,8 +49,8 @@ pub use model::{
 pub(crate) use render::port_list;
 pub(crate) use suggest::suggest;
 
-/// The largest configuration that is read, in bytes (1 MiB): some thousands of services.
-pub const MAX_BYTES: usize = 1024 * 1024;
+/// The largest configuration that is read, in bytes (4 MiB): as many services as there may be, with everything written out.
+pub const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// A valid configuration, and what in it is allowed but probably not meant.
 #[derive(Debug, Clone, PartialEq, Eq)]

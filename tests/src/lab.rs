@@ -21,6 +21,7 @@ mod flood;
 mod forged;
 mod frame;
 mod hosts;
+mod junk;
 mod layout;
 mod namespace;
 mod network;
@@ -52,6 +53,7 @@ pub use self::{
     flood::{FloodReport, SynFlood},
     forged::ForgedAcks,
     frame::{RawSocket, arp_announcement},
+    junk::Junk,
     layout::{
         BRIDGE, CLIENT, CLIENTS, HYPERSPACE, HYPERSPACE_SERVERS, Host, INTERFACE, LB, MYCHART, Ns,
         client_address,
@@ -513,6 +515,15 @@ impl Lab {
     pub fn forged_acks(&self, forged: &ForgedAcks) -> Result<FloodReport> {
         let (from, to) = (self.client.mac(), self.lb.mac());
         self.in_ns(Ns::Client, || forged::send(forged, from, to))?
+    }
+
+    /// Sends fragments or malformed packets from the client host to the balancer.
+    ///
+    /// # Errors
+    /// The client host is gone, or its socket refused.
+    pub fn junk(&self, junk: &Junk) -> Result<FloodReport> {
+        let (from, to) = (self.client.mac(), self.lb.mac());
+        self.in_ns(Ns::Client, || junk::send(junk, from, to))?
     }
 
     /// Takes the lab's own XDP programs off again: a veth device copies what its peer sends before it runs one, which

@@ -18,6 +18,9 @@ pub(crate) struct Arguments {
     /// Write the results to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draw the curves of scale into this directory
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
     /// Build this revision as well, run both by turns, and print the ratios of the two
     #[arg(long, value_name = "REV")]
     compare: Option<String>,
@@ -27,6 +30,14 @@ pub(crate) struct Arguments {
 enum Suite {
     /// A packet in the program, in nanoseconds of one core
     Packet,
+    /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
+    Veth,
+    /// A packet's cost and memory against services, servers, sticky records and flows
+    Scale,
+    /// Spoofed SYNs, forged ACKs, fragments and malformed packets beside clients at work
+    Flood,
+    /// Changes: a drain, a table for 1,000 servers, 4,096 services, a restart with a million flows; the idle daemon
+    Control,
     /// Connections, requests and bulk through the lab, beside HAProxy and nftables
     Lab,
 }
@@ -35,8 +46,21 @@ impl Suite {
     const fn name(self) -> &'static str {
         match self {
             Self::Packet => "packet",
+            Self::Veth => "veth",
+            Self::Scale => "scale",
+            Self::Flood => "flood",
+            Self::Control => "control",
             Self::Lab => "lab",
         }
+    }
+
+    /// Whether it starts the balancer's programs.
+    const fn runs_the_daemon(self) -> bool {
+        matches!(self, Self::Flood | Self::Control | Self::Lab)
+    }
+
+    const fn needs_haproxy(self) -> bool {
+        matches!(self, Self::Control | Self::Lab)
     }
 
     /// The arguments with which cargo builds what is run. Both packages are named for both: what is built for one is of use
@@ -44,7 +68,7 @@ impl Suite {
     fn build(self) -> Vec<&'static str> {
         let mut build = vec!["build", "--release", "--package", "tests", "--package", "lb-userspace"];
         build.extend(["--bin", "bench"]);
-        if self == Self::Lab {
+        if self.runs_the_daemon() {
             build.extend(["--bin", "steadfastd", "--bin", "steadfast"]);
         }
         build
@@ -52,9 +76,14 @@ impl Suite {
 }
 
 pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    ensure!(
+        arguments.svg.is_none() || arguments.suite == Suite::Scale,
+        "--svg is of scale: {} draws no curves",
+        arguments.suite.name()
+    );
     setup::setup(workspace)?;
     build::objects(workspace)?;
-    if arguments.suite == Suite::Lab {
+    if arguments.suite.needs_haproxy() {
         setup::haproxy::install(workspace)?;
     }
     workspace.cargo().args(arguments.suite.build()).run()?;
@@ -63,6 +92,9 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
     bench.arg(arguments.suite.name()).args(["--rounds", &arguments.rounds.to_string()]);
     if let Some(path) = &arguments.json {
         bench.arg("--json").arg(path);
+    }
+    if let Some(directory) = &arguments.svg {
+        bench.arg("--svg").arg(directory);
     }
     if let Some(revision) = &arguments.compare {
         bench.arg("--beside").arg(build_other(workspace, arguments.suite, revision)?);

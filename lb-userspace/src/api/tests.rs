@@ -153,10 +153,10 @@ async fn every_refusal_is_a_sentence_in_json() {
 }
 
 #[tokio::test]
-async fn a_configuration_of_a_mebibyte_is_read_and_a_larger_body_is_not() {
+async fn a_configuration_of_the_largest_size_is_read_and_a_larger_body_is_not() {
     let served = served();
     let text = yaml(&[("V", 150, &[("a", 1), ("b", 2)])]);
-    let long = format!("{text}{}", "#\n".repeat((MAX_BYTES - text.len()) / 2));
+    let long = format!("{text}{}", "# comment\n".repeat((MAX_BYTES - text.len()) / 10));
     let (status, answer) = served.post("/v1/config/plan", json!({ "yaml": long })).await;
     assert_eq!(status, 200, "{answer}");
     let too_long = json!({ "yaml": "#".repeat(MAX_BYTES + 1) });

@@ -114,8 +114,19 @@ pub(super) fn script(service: Service, from: From, flags: Flags, first_port: u16
         sequence_at: 0,
         sequence_step: 0,
         listed: 0,
-        unused: 0,
+        cut: 0,
     })
+}
+
+/// The script with other bytes from there on.
+///
+/// # Errors
+/// The frame ends before.
+pub(super) fn patched(script: Script, at: usize, bytes: &[u8]) -> Result<Script> {
+    let mut frame: Vec<u8> = script.frame.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let place = frame.get_mut(at..at + bytes.len()).context("the frame ends before")?;
+    place.copy_from_slice(bytes);
+    Ok(Script { frame: words(&frame)?, ..script })
 }
 
 /// Where the sequence number of such a segment stands.

@@ -20,6 +20,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_userspace::health::client_config;
 
+pub(super) use self::stand::start_haproxy;
 use self::{
     load::{ADDRESSES, Load, Way},
     napi::Napi,

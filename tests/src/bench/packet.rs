@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use lb_common::reason::Reason;
+use lb_common::reason::{Action, Reason};
 
 use super::{
     figures::{Report, Rounds, Row, Table, Target},
@@ -18,18 +18,17 @@ use super::{
     world::{Service, Sizes, World, alone},
 };
 
-const PASS: u32 = 2;
 const TRANSMIT: u32 = 3;
 
 /// The tables as they are by default.
-const USUAL: Sizes = Sizes { flows: 262_144, half_open: 65_536, sticky: 262_144 };
+pub(super) const USUAL: Sizes = Sizes { flows: 262_144, half_open: 65_536, sticky: 262_144 };
 /// Tables that stay in the cache, for what a packet costs beside the memory.
 const SMALL: Sizes = Sizes { flows: 2048, half_open: 2048, sticky: 2048 };
 /// Tables for a million flows: with half as many slots, one flow in a million would find none in its two buckets.
 const LARGE: Sizes = Sizes { flows: 1 << 22, half_open: 65_536, sticky: 1 << 21 };
 
-const SNAT: Service = Service { mode: "snat", is_v6: false };
-const NAT: Service = Service { mode: "nat", is_v6: false };
+pub(super) const SNAT: Service = Service { mode: "snat", is_v6: false };
+pub(super) const NAT: Service = Service { mode: "nat", is_v6: false };
 
 /// How thoroughly.
 #[derive(Clone, Copy, Debug)]
@@ -56,40 +55,51 @@ pub fn packet(options: Options) -> Result<Report> {
 }
 
 /// A world and the programs that are run in it.
-struct Bench {
-    world: World,
-    replay: Replay,
+pub(super) struct Bench {
+    pub(super) world: World,
+    pub(super) replay: Replay,
 }
 
 impl Bench {
-    fn up(pins: &Path, sizes: Sizes, values: u32) -> Result<Self> {
-        let world = World::up(&pins.join("steadfast"), sizes)?;
+    pub(super) fn up(pins: &Path, sizes: Sizes, values: u32) -> Result<Self> {
+        Self::of(World::up(&pins.join("steadfast"), sizes)?, values)
+    }
+
+    /// The programs beside a world.
+    ///
+    /// # Errors
+    /// The kernel refuses them.
+    pub(super) fn of(world: World, values: u32) -> Result<Self> {
         let mut replay = Replay::load(&world, values)?;
         replay.know(&script(SNAT, From::Client, Flags::Ack, CLIENT_PORT)?)?;
         Ok(Self { world, replay })
     }
 
     /// Nanoseconds of a packet in one of the programs beside us, beyond those of `empty`.
-    fn floor(&mut self, program: Program, script: &Script, repeat: u32) -> Result<f64> {
+    pub(super) fn floor(&mut self, program: Program, script: &Script, repeat: u32) -> Result<f64> {
         let empty = self.replay.run(Program::Empty, script, repeat, TRANSMIT)?;
         let time = self.replay.run(program, script, repeat, TRANSMIT)?;
         Ok(nanoseconds(time, repeat) - nanoseconds(empty, repeat))
     }
 
     /// Nanoseconds of a packet in the balancer, beyond those of `empty`; all must be counted under this reason.
-    fn balancer(&mut self, script: &Script, repeat: u32, reason: Reason) -> Result<f64> {
+    pub(super) fn balancer(&mut self, script: &Script, repeat: u32, reason: Reason) -> Result<f64> {
         self.mostly(script, repeat, reason, u64::from(repeat))
     }
 
     /// As [`Bench::balancer`], where only at `least` so many must be counted so.
-    fn mostly(&mut self, script: &Script, repeat: u32, reason: Reason, least: u64) -> Result<f64> {
+    pub(super) fn mostly(&mut self, script: &Script, repeat: u32, reason: Reason, least: u64) -> Result<f64> {
         let empty = self.replay.run(Program::Empty, script, repeat, TRANSMIT)?;
         let time = self.timed(script, repeat, reason, least)?;
         Ok(nanoseconds(time, repeat) - nanoseconds(empty, repeat))
     }
 
     fn timed(&mut self, script: &Script, repeat: u32, reason: Reason, least: u64) -> Result<Duration> {
-        let verdict = if reason == Reason::NotOurs { PASS } else { TRANSMIT };
+        let verdict = match reason.action() {
+            Action::Drop => 1,
+            Action::Pass => 2,
+            Action::Transmit => TRANSMIT,
+        };
         let before = self.world.reasons()?;
         let time = self.replay.run(Program::Steadfast, script, repeat, verdict)?;
         let after = self.world.reasons()?;
@@ -111,12 +121,12 @@ fn nanoseconds(time: Duration, packets: u32) -> f64 {
 }
 
 /// Has the conversations come up in no order.
-fn shuffled(script: Script, conversations: u32) -> Script {
+pub(super) fn shuffled(script: Script, conversations: u32) -> Script {
     Script { multiplier: 1_664_525, increment: 1_013_904_223, mask: u64::from(conversations) - 1, ..script }
 }
 
 /// Has the conversations come up one after the other, from this one on.
-fn in_turn(script: Script, first: u32, conversations: u64) -> Script {
+pub(super) fn in_turn(script: Script, first: u32, conversations: u64) -> Script {
     Script { cursor: u64::from(first), multiplier: 1, increment: 1, mask: conversations - 1, ..script }
 }
 
@@ -172,7 +182,7 @@ fn established(
 }
 
 /// Data of so many flows. That of a single one goes on as bulk does, with full segments.
-fn growing(service: Service, from: From, flows: u32) -> Result<Script> {
+pub(super) fn growing(service: Service, from: From, flows: u32) -> Result<Script> {
     let script = shuffled(script(service, from, Flags::Ack, CLIENT_PORT)?, flows);
     Ok(if flows > 1 {
         script
@@ -181,7 +191,7 @@ fn growing(service: Service, from: From, flows: u32) -> Result<Script> {
     })
 }
 
-const fn way(from: From) -> &'static str {
+pub(super) const fn way(from: From) -> &'static str {
     match from {
         From::Client => "to server",
         From::Server => "to client",
@@ -258,22 +268,16 @@ fn connection(bench: &mut Bench, service: Service, sums: &mut BTreeMap<String, f
 }
 
 /// Clients that nobody has seen: so many that none comes twice.
-const STRANGERS: u64 = 1 << 28;
+pub(super) const STRANGERS: u64 = 1 << 28;
 
 /// A SYN where every table is full of rows that are alive.
 fn full(pins: &Path, options: Options) -> Result<Figures> {
     let mut bench = Bench::up(pins, USUAL, 1)?;
     let hot = script(SNAT, From::Client, Flags::Ack, CLIENT_PORT)?;
     let stranger = script(SNAT, From::Client, Flags::Syn, 1)?;
-    // More than there is room for.
-    establish(&bench.world, SNAT, USUAL.flows / 4 * 5)?;
+    let mut first = fill(&mut bench)?;
     remember(&bench.world, NAT, 65_536)?;
-    let mut first = 0_u32;
     let mut figures = Figures::new();
-    // Half-open flows and their ports: everything is taken before anything is timed.
-    let fill = 4 * USUAL.half_open;
-    bench.replay.run(Program::Steadfast, &in_turn(stranger, first, STRANGERS), fill, TRANSMIT)?;
-    first += fill;
     for round in 0..=options.rounds {
         let hash = bench.floor(Program::Hash, &hot, options.repeat)?;
         let script = in_turn(stranger, first, STRANGERS);
@@ -291,6 +295,20 @@ fn full(pins: &Path, options: Options) -> Result<Figures> {
         }
     }
     Ok(figures)
+}
+
+/// Fills the flow table of the default size with live rows, and then the half-open table and all ports that are left. Gives
+/// the number of the first stranger who has not come.
+///
+/// # Errors
+/// The kernel refused.
+pub(super) fn fill(bench: &mut Bench) -> Result<u32> {
+    // More than there is room for.
+    establish(&bench.world, SNAT, USUAL.flows / 4 * 5)?;
+    let strangers = 4 * USUAL.half_open;
+    let syn = in_turn(script(SNAT, From::Client, Flags::Syn, 1)?, 0, STRANGERS);
+    bench.replay.run(Program::Steadfast, &syn, strangers, TRANSMIT)?;
+    Ok(strangers)
 }
 
 fn report(usual: &Figures, large: &Figures, small: &Figures, full: &Figures) -> Report {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, ProgramArray},
-    programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
+    programs::{ProgramFd, TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
 use nix::time::ClockId;
@@ -108,9 +108,7 @@ impl Replay {
         verdict: u32,
     ) -> Result<Duration> {
         self.go_over_into(program)?;
-        let map = self.ebpf.map_mut("SCRIPT").context("no map SCRIPT")?;
-        let mut map: Array<_, Script> = map.try_into()?;
-        map.set(0, script, 0)?;
+        self.follow(script)?;
         let frame = [0_u8; FRAME];
         let replay = xdp(&mut self.ebpf, "replay")?;
         let options = TestRunOptions { data_in: Some(&frame), repeat, ..TestRunOptions::default() };
@@ -123,6 +121,45 @@ impl Replay {
             result.return_value
         );
         Ok(time)
+    }
+
+    /// Sends so many real frames by a script, out of an interface, by its index: each is written anew before it goes out.
+    /// Tells how long the core worked on all of it, at both ends of the cable.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub(super) fn send(&mut self, interface: u32, script: &Script, frames: u32) -> Result<Duration> {
+        self.go_over_into(Program::Empty)?;
+        self.follow(script)?;
+        let frame = [0_u8; FRAME];
+        // The kernel's xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, u32::try_from(FRAME)?, 0, interface, 0, 0].map(u32::to_ne_bytes).concat();
+        let options = TestRunOptions {
+            data_in: Some(&frame),
+            ctx_in: Some(&context),
+            repeat: frames,
+            attrs: TestRunAttrs::new().xdp_live_frames(0),
+            ..TestRunOptions::default()
+        };
+        let start = own_time()?;
+        let run = xdp(&mut self.ebpf, "replay")?.test_run(options).context("a test run with live frames")?;
+        // A kernel with CONFIG_IRQ_TIME_ACCOUNTING does not count the soft interrupts, in which the frames are received, as
+        // this thread's time. Its own measure does, in whole nanoseconds a frame.
+        Ok((own_time()? - start).max(run.duration * frames))
+    }
+
+    /// One of the bench's programs.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub(super) fn program(&mut self, name: &str) -> Result<&mut Xdp> {
+        xdp(&mut self.ebpf, name)
+    }
+
+    fn follow(&mut self, script: &Script) -> Result<()> {
+        let map = self.ebpf.map_mut("SCRIPT").context("no map SCRIPT")?;
+        let mut map: Array<_, Script> = map.try_into()?;
+        map.set(0, script, 0).context("cannot give the program its script")
     }
 
     fn go_over_into(&mut self, program: Program) -> Result<()> {

@@ -1,9 +1,12 @@
 //! Rows of the tables as the program would have written them, a million at a time.
 
-use anyhow::{Result, bail};
+use std::{net::IpAddr, ops::Range};
+
+use anyhow::{Result, bail, ensure};
 use lb_common::{
     address::Address,
     clock::Ticks,
+    control::Snat,
     flow::{Flow, FlowKey, FlowServer, FlowSlot, FlowSticky, Flows, Sequences},
     hash::hash3,
     ports::{Owner, PortCell, PortRange},
@@ -11,33 +14,75 @@ use lb_common::{
     table::{Insert, Slot, insert_if_absent},
     tcp::TcpState,
 };
-use lb_userspace::dataplane::Region;
+use lb_userspace::dataplane::{Maps, Region};
 
 use super::{
-    frames::{CLIENT_PORT, FIRST_SEQUENCE, NEXT_HOP, VIP_PORT, client, narrow, server},
-    world::{FIRST_PORT, SNAT_PORTS, Service, World},
+    frames::{CLIENT_PORT, FIRST_SEQUENCE, NEXT_HOP, VIP_PORT, client, narrow},
+    world::{FIRST_PORT, Service, World},
 };
+
+/// Where conversations belong: a service of these maps and its servers.
+pub(super) struct Place<'a> {
+    pub(super) maps: &'a Maps,
+    pub(super) now: Ticks,
+    pub(super) service: Service,
+    pub(super) id: u16,
+    /// Each server's number, and that of its endpoint.
+    pub(super) servers: Vec<(u16, u16)>,
+}
+
+impl<'a> Place<'a> {
+    /// The place of a service of the bench.
+    ///
+    /// # Errors
+    /// A service or server is not in the maps.
+    pub(super) fn of(world: &'a World, service: Service) -> Result<Self> {
+        let servers = (0..service.servers()).map(|server| world.server_ids(service, server));
+        Ok(Self {
+            maps: &world.maps,
+            now: world.now,
+            service,
+            id: world.service_id(service)?,
+            servers: servers.collect::<Result<_>>()?,
+        })
+    }
+
+    /// The number among the servers that a conversation goes to, and its SNAT port.
+    fn server(&self, conversation: u32, ports: u32) -> Result<(usize, u16)> {
+        let servers = u32::try_from(self.servers.len())?;
+        let port = conversation / servers % ports;
+        Ok((usize::try_from(conversation % servers)?, FIRST_PORT + narrow(port)))
+    }
+}
 
 /// Establishes the conversations from 0 on. Gives how many found no room.
 ///
 /// # Errors
 /// A service or server is not in the maps.
 pub(super) fn establish(world: &World, service: Service, conversations: u32) -> Result<u32> {
+    establish_at(&Place::of(world, service)?, 0..conversations)
+}
+
+/// Establishes these conversations. Gives how many found no room.
+///
+/// # Errors
+/// There is no server.
+pub(super) fn establish_at(place: &Place<'_>, conversations: Range<u32>) -> Result<u32> {
+    ensure!(!place.servers.is_empty(), "a service without servers");
     let mut without = 0;
-    let id = world.service_id(service)?;
-    let servers: Vec<_> =
-        (0..service.servers()).map(|server| world.server_ids(service, server)).collect::<Result<_>>()?;
-    let is_snat = service.mode == "snat";
-    let deadline = world.now.plus(Ticks(1_000_000));
-    for conversation in 0..conversations {
-        let (address, port) = client(service, conversation, CLIENT_PORT);
-        let (number, snat_port) = server(service, conversation);
-        let (server, endpoint) = servers[usize::from(number)];
+    let is_snat = place.service.mode == "snat";
+    let ports = Snat::from_word(place.maps.control().snat.load()).ports;
+    let deadline = place.now.plus(Ticks(1_000_000));
+    let hash_key = place.maps.key();
+    for conversation in conversations {
+        let (address, port) = client(place.service, conversation, CLIENT_PORT);
+        let (number, snat_port) = place.server(conversation, ports)?;
+        let (server, endpoint) = place.servers[number];
         let key = FlowKey {
             client: Address::from(address),
             client_port: port.to_be(),
             service_port: VIP_PORT.to_be(),
-            service: id,
+            service: place.id,
         };
         let flow = Flow {
             key,
@@ -50,12 +95,12 @@ pub(super) fn establish(world: &World, service: Service, conversations: u32) -> 
             return_hop: NEXT_HOP,
             arm: 0,
             sequences: Sequences { client: FIRST_SEQUENCE + 1, server: FIRST_SEQUENCE + 1 },
-            sticky: FlowSticky { made_at: world.now, record: None },
+            sticky: FlowSticky { made_at: place.now, record: None },
             state: TcpState::Established,
             deadline,
         };
-        let table: &Region<FlowSlot> = &world.maps.flows;
-        let hash = hash3(&world.maps.key(), key.words());
+        let table: &Region<FlowSlot> = &place.maps.flows;
+        let hash = hash3(&hash_key, key.words());
         let note = TcpState::Established as u32;
         let inserted = insert_if_absent::<7, Flows, _>(
             table,
@@ -63,7 +108,7 @@ pub(super) fn establish(world: &World, service: Service, conversations: u32) -> 
             &flow.pack(),
             note,
             deadline,
-            world.now,
+            place.now,
             |_, _, _| {},
         );
         let Insert::Inserted(index) = inserted else {
@@ -71,10 +116,10 @@ pub(super) fn establish(world: &World, service: Service, conversations: u32) -> 
             continue;
         };
         if is_snat {
-            let range = PortRange { pair: u32::from(endpoint), count: u32::from(SNAT_PORTS) };
-            let cell = PortCell { owner: Owner::Flow(index), stamp: world.now };
+            let range = PortRange { pair: u32::from(endpoint), count: ports };
+            let cell = PortCell { owner: Owner::Flow(index), stamp: place.now };
             let offset = u32::from(snat_port - FIRST_PORT);
-            world.maps.port_cells[range.index(offset) as usize].store(cell.word());
+            place.maps.port_cells[range.index(offset) as usize].store(cell.word());
         }
     }
     Ok(without)
@@ -85,29 +130,43 @@ pub(super) fn establish(world: &World, service: Service, conversations: u32) -> 
 /// # Errors
 /// There is no room.
 pub(super) fn remember(world: &World, service: Service, clients: u32) -> Result<()> {
-    let id = world.service_id(service)?;
-    let deadline = world.now.plus(Ticks(1_000_000));
-    for conversation in 0..clients {
-        let (address, _) = client(service, conversation, CLIENT_PORT);
-        let (server, _) = world.server_ids(service, narrow(conversation % u32::from(service.servers())))?;
-        let to = StickyServer { service: id, port: 0, server, made_at: world.now, verified: true };
-        let client = Address::from(address);
-        let hash = hash3(&world.maps.key(), StickyKey { client, service: id, port: 0 }.words());
+    let client = |conversation| client(service, conversation, CLIENT_PORT).0;
+    let without = remember_each(&Place::of(world, service)?, 0..clients, client)?;
+    ensure!(without == 0, "{without} of {clients} clients found no room");
+    Ok(())
+}
+
+/// Remembers the clients with these numbers. Gives how many found no room.
+///
+/// # Errors
+/// There is no server.
+pub(super) fn remember_each(
+    place: &Place<'_>,
+    clients: Range<u32>,
+    client: impl Fn(u32) -> IpAddr,
+) -> Result<u32> {
+    ensure!(!place.servers.is_empty(), "a service without servers");
+    let mut without = 0;
+    let deadline = place.now.plus(Ticks(1_000_000));
+    let hash_key = place.maps.key();
+    for number in clients {
+        let (server, _) = place.servers[usize::try_from(number)? % place.servers.len()];
+        let to = StickyServer { service: place.id, port: 0, server, made_at: place.now, verified: true };
+        let client = Address::from(client(number));
+        let hash = hash3(&hash_key, StickyKey { client, service: place.id, port: 0 }.words());
         let words = [client.0[0], client.0[1], to.word()];
         let inserted = insert_if_absent::<3, Stickies, _>(
-            &world.maps.sticky,
+            &place.maps.sticky,
             hash,
             &words,
             0,
             deadline,
-            world.now,
+            place.now,
             |_, _, _| {},
         );
-        if !matches!(inserted, Insert::Inserted(_)) {
-            bail!("client {conversation} found no room: {inserted:?}");
-        }
+        without += u32::from(!matches!(inserted, Insert::Inserted(_)));
     }
-    Ok(())
+    Ok(without)
 }
 
 /// Gives the SNAT ports back that were handed out in a row, and empties all tables. Nothing else is touched, and the tables

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lb_common::{clock::Ticks, flow::mac_word, reason::REASONS, server::Servers as _};
+use lb_common::{clock::Ticks, flow::mac_word, reason::REASONS, server::Servers as _, service::MAX_SERVERS};
 use lb_userspace::{
     config::{self, XdpMode},
     core::{
@@ -28,6 +28,7 @@ use lb_userspace::{
 };
 use nix::{
     mount::{MsFlags, mount},
+    net::if_::if_nametoindex,
     sched::{CloneFlags, CpuSet, sched_setaffinity, unshare},
     unistd::Pid,
 };
@@ -44,8 +45,10 @@ pub(super) const FIRST_PORT: u16 = 1024;
 /// Servers of each service in another mode: an answer's frame names the one.
 const OTHER_SERVERS: u16 = 1;
 
-const INTERFACE: &str = "bench0";
-const PEER: &str = "bench1";
+/// The balancer's end of the cable.
+pub(super) const INTERFACE: &str = "bench0";
+/// The other end.
+pub(super) const PEER: &str = "bench1";
 /// The index of the interface that a test run comes by.
 const LOOPBACK: u64 = 1;
 
@@ -123,6 +126,7 @@ impl Service {
 pub(super) struct World {
     pub(super) maps: Arc<Maps>,
     program: PathBuf,
+    link: PathBuf,
     pub(super) now: Ticks,
     ids: Ids,
     _path: DataPath,
@@ -143,16 +147,21 @@ pub(super) fn alone<T: Send + 'static>(work: impl FnOnce(&Path) -> Result<T> + S
         core.set(thread::available_parallelism()?.get() - 1)?;
         sched_setaffinity(Pid::from_raw(0), &core)?;
         go_first()?;
-        for arguments in [
-            vec!["link", "add", INTERFACE, "type", "veth", "peer", "name", PEER],
-            vec!["link", "set", INTERFACE, "up"],
-            vec!["link", "set", PEER, "up"],
-        ] {
-            ip(&arguments)?;
-        }
+        lay_cable(INTERFACE, PEER)?;
         work(&bpf)
     });
     thread.join().unwrap_or_else(|payload| std::panic::resume_unwind(payload))
+}
+
+/// Makes a pair of veth devices in the calling thread's network namespace.
+///
+/// # Errors
+/// `ip` failed.
+pub(super) fn lay_cable(interface: &str, peer: &str) -> Result<()> {
+    ip(&["link", "add", interface, "type", "veth", "peer", "name", peer])?;
+    // Without IPv6 addresses of their own, for which they would send frames by themselves.
+    ip(&["link", "set", interface, "addrgenmode", "none", "up"])?;
+    ip(&["link", "set", peer, "addrgenmode", "none", "up"])
 }
 
 impl World {
@@ -161,10 +170,19 @@ impl World {
     /// # Errors
     /// The kernel refused something.
     pub(super) fn up(pins: &Path, sizes: Sizes) -> Result<Self> {
-        let config = config::parse("bench", &yaml(sizes)).map_err(|errors| anyhow::anyhow!("{errors}"))?;
+        Self::with(pins, &yaml(sizes))
+    }
+
+    /// As [`World::up`], with another configuration.
+    ///
+    /// # Errors
+    /// The configuration is no good, or the kernel refused something.
+    pub(super) fn with(pins: &Path, yaml: &str) -> Result<Self> {
+        let config = config::parse("bench", yaml).map_err(|errors| anyhow::anyhow!("{errors}"))?;
         let sources = [Service::ALL[0].source(), Service::ALL[1].source()];
         let geometry = setup::geometry(&config, &sources)?;
-        let (path, _) = DataPath::start(pins, INTERFACE, XdpMode::Native, geometry)?;
+        let interface = config.node.interfaces.first().context("a configuration without an interface")?;
+        let (path, _) = DataPath::start(pins, interface, XdpMode::Native, geometry)?;
         let maps = Arc::clone(&path.maps);
         let hz = measure_hz(maps.kernel.as_ref())?;
         let secrets = setup::draw_secrets()?;
@@ -173,7 +191,7 @@ impl World {
         arm.mac.store(mac_word(BALANCER));
         arm.interface.store(LOOPBACK | 1500 << 32);
         let ids = Ids::default().assign(&config, &InUse::default(), geometry.endpoints, 1_800_000_000)?;
-        let macs = (0..1024).map(|id| (id, At { arm: 0, mac: NEXT_HOP })).collect();
+        let macs = (0..u16::try_from(MAX_SERVERS)?).map(|id| (id, At { arm: 0, mac: NEXT_HOP })).collect();
         let now = maps.now()?;
         let wanted = desired(&Inputs {
             config: &config,
@@ -190,7 +208,24 @@ impl World {
         apply(&maps, &wanted, now, &mut || Ok(()))?;
         setup::open(&maps);
         let program = pins.join("programs").join(PROGRAM);
-        Ok(Self { maps, program, now, ids, _path: path })
+        let link = pins.join("links").join(interface);
+        Ok(Self { maps, program, link, now, ids, _path: path })
+    }
+
+    /// Has packets come by this interface of the calling thread's network namespace, instead of by a test run.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub(super) fn receive_on(&self, interface: &str) -> Result<()> {
+        let index =
+            if_nametoindex(interface).with_context(|| format!("there is no interface {interface}"))?;
+        self.maps.control().arms[0].interface.store(u64::from(index) | 1500 << 32);
+        Ok(())
+    }
+
+    /// Where the link is pinned that holds the program on its interface.
+    pub(super) fn link(&self) -> &Path {
+        &self.link
     }
 
     /// Where the program is pinned.
@@ -200,14 +235,24 @@ impl World {
 
     /// The number of a service.
     pub(super) fn service_id(&self, service: Service) -> Result<u16> {
-        Ok(self.ids.service(&service.label()).context("a service without a number")?.id)
+        self.numbered_service(&service.label())
+    }
+
+    /// The number of a service by its label.
+    pub(super) fn numbered_service(&self, label: &str) -> Result<u16> {
+        Ok(self.ids.service(label).with_context(|| format!("the service {label} has no number"))?.id)
     }
 
     /// The number of a server, and that of its endpoint.
     pub(super) fn server_ids(&self, service: Service, server: u16) -> Result<(u16, u16)> {
-        let name = ServerName::new(&service.label(), &format!("s{server}"));
-        let id = self.ids.server(&name).context("a server without a number")?;
-        let entry = self.maps.servers.present(id).context("a server that is not in the maps")?;
+        self.numbered_server(&service.label(), &format!("s{server}"))
+    }
+
+    /// The number of a server by its service's label and its own, and that of its endpoint.
+    pub(super) fn numbered_server(&self, service: &str, label: &str) -> Result<(u16, u16)> {
+        let name = ServerName::new(service, label);
+        let id = self.ids.server(&name).with_context(|| format!("the server {name} has no number"))?;
+        let entry = self.maps.servers.present(id).with_context(|| format!("{name} is not in the maps"))?;
         Ok((id, entry.endpoint))
     }
 

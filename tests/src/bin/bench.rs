@@ -9,9 +9,13 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand};
 use tests::bench::{
+    control::{self, control},
     figures::Report,
+    flood::{self, flood},
     lab::{self, lab},
     packet::{Options, packet},
+    scale::{self, scale},
+    veth::{self, veth},
 };
 
 /// Measures the built balancer.
@@ -38,6 +42,33 @@ enum Suite {
         #[arg(long, default_value_t = 400_000)]
         repeat: u32,
     },
+    /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
+    Veth {
+        /// Frames of one kind in a round
+        #[arg(long, default_value_t = 1_000_000)]
+        frames: u32,
+    },
+    /// A packet's cost and memory against services, servers, sticky records and flows
+    Scale {
+        /// Packets of one kind in a round
+        #[arg(long, default_value_t = 200_000)]
+        repeat: u32,
+        /// Draw the curves into this directory
+        #[arg(long, value_name = "DIR")]
+        svg: Option<PathBuf>,
+    },
+    /// Spoofed SYNs, forged ACKs, fragments and malformed packets beside clients at work
+    Flood {
+        /// Packets of one kind in a round, where their cost is measured
+        #[arg(long, default_value_t = 200_000)]
+        repeat: u32,
+    },
+    /// Changes: a drain, a table for 1,000 servers, 4,096 services, a restart with a million flows; the idle daemon
+    Control {
+        /// Drains by each way in a round
+        #[arg(long, default_value_t = 5)]
+        drains: usize,
+    },
     /// Connections, requests and downloads through the lab, beside HAProxy and nftables
     Lab {
         /// Hundredths of the usual number of requests, connections and downloads
@@ -50,6 +81,10 @@ impl Suite {
     const fn name(&self) -> &'static str {
         match self {
             Self::Packet { .. } => "packet",
+            Self::Veth { .. } => "veth",
+            Self::Scale { .. } => "scale",
+            Self::Flood { .. } => "flood",
+            Self::Control { .. } => "control",
             Self::Lab { .. } => "lab",
         }
     }
@@ -81,6 +116,12 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn measure(arguments: &Arguments) -> Result<Report> {
     match arguments.suite {
         Suite::Packet { repeat } => packet(Options { rounds: arguments.rounds, repeat }),
+        Suite::Veth { frames } => veth(veth::Options { rounds: arguments.rounds, frames }),
+        Suite::Scale { repeat, ref svg } => {
+            scale(&scale::Options { rounds: arguments.rounds, repeat, svg: svg.clone() })
+        }
+        Suite::Flood { repeat } => flood(flood::Options { rounds: arguments.rounds, repeat }),
+        Suite::Control { drains } => control(control::Options { rounds: arguments.rounds, drains }),
         Suite::Lab { percent } => lab(lab::Options { rounds: arguments.rounds, percent }),
     }
 }

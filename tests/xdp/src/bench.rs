@@ -15,7 +15,7 @@ mod program {
     use aya_ebpf::{
         EbpfContext as _,
         bindings::xdp_action,
-        helpers::generated::bpf_xdp_adjust_head,
+        helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
         macros::{map, xdp},
         maps::{Array, HashMap, ProgramArray},
         programs::XdpContext,
@@ -40,9 +40,15 @@ mod program {
         let script = unsafe { &mut *script };
         let length = context.data_end() - context.data();
         if length != FRAME {
-            // SAFETY: the context is the kernel's; pointers into the packet are only made after it.
-            let _moved =
-                unsafe { bpf_xdp_adjust_head(context.as_ptr().cast(), length as i32 - FRAME as i32) };
+            let missing = FRAME as i32 - length as i32;
+            let packet = context.as_ptr().cast();
+            let _restored = if script.cut == 0 {
+                // SAFETY: the context is the kernel's; pointers into the packet are only made after it.
+                unsafe { bpf_xdp_adjust_head(packet, -missing) }
+            } else {
+                // SAFETY: as above.
+                unsafe { bpf_xdp_adjust_tail(packet, missing) }
+            };
         }
         let start = context.data();
         if start + FRAME > context.data_end() {
@@ -101,6 +107,12 @@ mod program {
     #[xdp]
     fn empty(_: XdpContext) -> u32 {
         xdp_action::XDP_TX
+    }
+
+    /// The end of a frame's way.
+    #[xdp]
+    fn sink(_: XdpContext) -> u32 {
+        xdp_action::XDP_DROP
     }
 
     /// Reads what every balancer must read.

@@ -28,8 +28,8 @@ pub(crate) struct Script {
     pub(crate) sequence_step: u32,
     /// Whether the fields come from the map `VALUES`, by conversation, instead of from the number.
     pub(crate) listed: u32,
-    /// Zero.
-    pub(crate) unused: u32,
+    /// Whether a run changes the length of the frame at its end, instead of at its beginning.
+    pub(crate) cut: u32,
 }
 
 /// 16 bits of the frame, as on the wire: `base + (conversation >> shift & mask)`.

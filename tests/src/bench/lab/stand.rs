@@ -98,7 +98,7 @@ impl Stand {
             }
             Contender::Haproxy { threads } => {
                 stand.lab.remove_programs();
-                stand.start_haproxy(threads, &servers)?;
+                stand.rival = Some(start_haproxy(&stand.lab, &haproxy_configuration(threads, &servers))?);
             }
             Contender::Nft => {
                 stand.lab.remove_programs();
@@ -140,23 +140,6 @@ impl Stand {
         for (ns, interface) in [(Ns::Lb, crate::lab::INTERFACE), (Ns::Fabric, &port)] {
             self.lab.in_ns(ns, || napi.set(interface))??;
         }
-        Ok(())
-    }
-
-    fn start_haproxy(&mut self, threads: u8, servers: &[IpAddr]) -> Result<()> {
-        let program = tool("haproxy")?;
-        let dir = &self.lab.places().dir;
-        let (config, log) = (dir.join("haproxy.cfg"), dir.join("haproxy.log"));
-        fs::write(&config, haproxy_configuration(threads, servers))?;
-        let mut haproxy = self.lab.command(Ns::Lb, &program, ["-db", "-f"]);
-        haproxy.arg(&config);
-        if let Some(unpacked) = program.ancestors().nth(3) {
-            let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
-            haproxy.env("LD_LIBRARY_PATH", unpacked.join(libraries));
-        }
-        let log = File::create(&log)?;
-        haproxy.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        self.rival = Some(haproxy.spawn().context("cannot start HAProxy")?);
         Ok(())
     }
 
@@ -212,6 +195,26 @@ impl Drop for Stand {
             let _ = rival.wait();
         }
     }
+}
+
+/// Starts HAProxy on the balancer's host.
+///
+/// # Errors
+/// It is not installed or unpacked.
+pub(in crate::bench) fn start_haproxy(lab: &Lab, configuration: &str) -> Result<Child> {
+    let program = tool("haproxy")?;
+    let dir = &lab.places().dir;
+    let (config, log) = (dir.join("haproxy.cfg"), dir.join("haproxy.log"));
+    fs::write(&config, configuration)?;
+    let mut haproxy = lab.command(Ns::Lb, &program, ["-db", "-f"]);
+    haproxy.arg(&config);
+    if let Some(unpacked) = program.ancestors().nth(3) {
+        let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+        haproxy.env("LD_LIBRARY_PATH", unpacked.join(libraries));
+    }
+    let log = File::create(&log)?;
+    haproxy.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    haproxy.spawn().context("cannot start HAProxy")
 }
 
 /// As on an appliance: connections are passed on whole, a client stays on its server for an hour.
