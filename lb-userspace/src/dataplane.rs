@@ -61,6 +61,15 @@ pub trait Kernel: Send + Sync {
     /// The kernel refused the new inner map.
     fn set_schedule(&self, service: u16, values: &[u64]) -> anyhow::Result<()>;
 
+    /// Replaces many services' scheduler tables, each whole. After a replacement the kernel waits for all packets under way, some
+    /// milliseconds; it may do so once for many.
+    ///
+    /// # Errors
+    /// The kernel refused one of the inner maps; those before it are replaced.
+    fn set_schedules(&self, tables: &[(u16, &[u64])]) -> anyhow::Result<()> {
+        tables.iter().try_for_each(|(service, values)| self.set_schedule(*service, values))
+    }
+
     /// Has packets that leave by an arm sent to the interface of this index.
     ///
     /// # Errors

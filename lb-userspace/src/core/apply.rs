@@ -258,12 +258,14 @@ impl Work<'_> {
     }
 
     fn schedules(&mut self) -> anyhow::Result<()> {
+        let mut changed: Vec<(u16, &[u64])> = Vec::new();
         for (id, values) in &self.desired.schedules {
             if self.maps.kernel.schedule(*id)?.as_ref() != Some(values) {
-                self.maps.kernel.set_schedule(*id, values)?;
-                self.done.schedules += 1;
+                changed.push((*id, values));
             }
         }
+        self.maps.kernel.set_schedules(&changed)?;
+        self.done.schedules += changed.len() as u64;
         Ok(())
     }
 

@@ -159,7 +159,7 @@ struct Batch {
     element_flags: u64,
     flags: u64,
 }
-// SAFETY: 56 bytes; keys and values have `count` elements, which both callers see to.
+// SAFETY: 56 bytes; keys and values have `count` elements, which the callers see to.
 unsafe impl Attributes for Batch {}
 
 /// Writes an array's elements from the first one on. The map's values must be 8 bytes.
@@ -181,6 +181,30 @@ pub(super) fn write_all(map: impl AsFd, values: &[u64]) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::other(format!("only {} of {count} values were written", attributes.count)))
+    }
+}
+
+/// Puts maps into a map of maps, all in one call: before Linux 6.8 the kernel waits for running programs after each, since then
+/// after the last.
+pub(super) fn insert_maps(map: impl AsFd, entries: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
+    let count = length(entries.len())?;
+    let keys: Vec<u32> = entries.iter().map(|(key, _)| *key).collect();
+    let values: Vec<u32> = entries.iter().map(|(_, inner)| number(*inner)).collect();
+    let mut attributes = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr().addr() as u64,
+        values: values.as_ptr().addr() as u64,
+        count,
+        map: number(map.as_fd()),
+        element_flags: 0,
+        flags: 0,
+    };
+    call(Command::MapUpdateBatch, &mut attributes)?;
+    if attributes.count == count {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("only {} of {count} maps were put in", attributes.count)))
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     io::ErrorKind,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -263,13 +263,29 @@ impl Kernel for PinnedKernel {
                 _ => Ok(()),
             };
         }
-        let size = u32::try_from(values.len()).context("a scheduler table has fewer than 2^32 values")?;
-        let context = || format!("cannot make a scheduler table of {size} values for service {service}");
-        let map = bpf::create_array("SCHEDULE.inner", VALUE_BYTES, size, INNER_MAP).with_context(context)?;
-        bpf::write_all(&map, values).with_context(context)?;
-        let map = MapData::from_fd(map).with_context(context)?;
-        let mut outer = self.schedule.lock().unwrap_or_else(PoisonError::into_inner);
-        outer.set(index, &map, 0).with_context(context)
+        let map = schedule_of(service, values)?;
+        bpf::insert_maps(&self.schedule_map, &[(index, map.as_fd())])
+            .with_context(|| format!("cannot replace the scheduler table of service {service}"))
+    }
+
+    fn set_schedules(&self, tables: &[(u16, &[u64])]) -> anyhow::Result<()> {
+        let (empty, full): (Vec<_>, Vec<_>) = tables.iter().partition(|(_, values)| values.is_empty());
+        for (service, values) in empty {
+            self.set_schedule(service, values)?;
+        }
+        for tables in full.chunks(SCHEDULES_AT_ONCE) {
+            let maps: Vec<OwnedFd> = tables
+                .iter()
+                .map(|(service, values)| schedule_of(*service, values))
+                .collect::<anyhow::Result<_>>()?;
+            let entries: Vec<(u32, BorrowedFd<'_>)> = tables
+                .iter()
+                .zip(&maps)
+                .map(|((service, _), map)| (u32::from(*service), map.as_fd()))
+                .collect();
+            bpf::insert_maps(&self.schedule_map, &entries).context("cannot replace scheduler tables")?;
+        }
+        Ok(())
     }
 
     fn schedule(&self, service: u16) -> anyhow::Result<Option<Vec<u64>>> {
@@ -309,6 +325,18 @@ impl Kernel for PinnedKernel {
             .set(u32::from(id), PerCpuValues::try_from(zeros)?, 0)
             .with_context(|| format!("cannot clear the counters of {of:?}"))
     }
+}
+
+/// Inner maps that are made before they are put in force together: each is an open file meanwhile.
+const SCHEDULES_AT_ONCE: usize = 256;
+
+/// An inner map with these values.
+fn schedule_of(service: u16, values: &[u64]) -> anyhow::Result<OwnedFd> {
+    let size = u32::try_from(values.len()).context("a scheduler table has fewer than 2^32 values")?;
+    let context = || format!("cannot make a scheduler table of {size} values for service {service}");
+    let map = bpf::create_array("SCHEDULE.inner", VALUE_BYTES, size, INNER_MAP).with_context(context)?;
+    bpf::write_all(&map, values).with_context(context)?;
+    Ok(map)
 }
 
 fn sum(counters: &Mutex<PerCpuArray<MapData, TrafficWords>>, id: u16) -> anyhow::Result<Traffic> {
