@@ -173,7 +173,8 @@ pub(super) fn remember_each(
 /// last: small ones are in the cache then.
 pub(super) fn clear(world: &World) {
     let maps = &world.maps;
-    for (cursor, cells) in maps.port_cursors.iter().zip(maps.port_cells.chunks(usize::from(SNAT_PORTS))) {
+    let ports = usize::try_from(Snat::from_word(maps.control().snat.load()).ports).unwrap_or(1);
+    for (cursor, cells) in maps.port_cursors.iter().zip(maps.port_cells.chunks(ports)) {
         let next = usize::try_from(cursor.load()).unwrap_or(usize::MAX);
         cells.iter().take(next).for_each(|cell| cell.store(0));
         cursor.store(0);
