@@ -59,23 +59,24 @@ pub(crate) fn run(context: *mut xdp_md) -> Fast {
 fn decide<const V6: bool>(context: *mut xdp_md) -> Fast {
     let Some(packet) = Plain::<V6>::read(context) else { return Fast::Undecided };
     let Some(control) = maps::control() else { return Fast::Undecided };
+    let ports = packet.ports();
+    let to = look(control, packet.destination(), (ports >> 16) as u16);
+    let from = if to == NOTHING { look(control, packet.source(), ports as u16) } else { NOTHING };
+    if to == NOTHING && from == NOTHING {
+        // By whatever interface it came.
+        count::reason(Reason::NotOurs);
+        return Fast::Pass;
+    }
     let arm = &control.arms[0];
-    if arm.interface.load() as u32 != interface(context) || arm.mac.load() != packet.receiver() {
+    let by_first = arm.interface.load() as u32 == interface(context) && arm.mac.load() == packet.receiver();
+    if !by_first || !packet.goes_on() {
         return Fast::Undecided;
     }
-    let ports = packet.ports();
-    let entry = look(control, packet.destination(), (ports >> 16) as u16);
-    if entry == NOTHING {
-        let entry = look(control, packet.source(), ports as u16);
-        if entry == NOTHING {
-            count::reason(Reason::NotOurs);
-            return Fast::Pass;
-        }
-        if kind(entry) == EntryKind::Endpoint as u8 && packet.goes_on() {
-            return from_server(control, &packet, (entry >> 32) as u16);
-        }
-    } else if kind(entry) == EntryKind::Service as u8 && packet.goes_on() {
-        return from_client(control, &packet, (entry >> 32) as u16);
+    if kind(to) == EntryKind::Service as u8 {
+        return from_client(control, &packet, (to >> 32) as u16);
+    }
+    if kind(from) == EntryKind::Endpoint as u8 {
+        return from_server(control, &packet, (from >> 32) as u16);
     }
     Fast::Undecided
 }

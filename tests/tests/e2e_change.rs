@@ -285,7 +285,7 @@ fn bad_files() -> Vec<BadFile> {
     );
     add("a tab", with("    ports: [443]\n", "\tports: [443]\n"), &[]);
     for (what, content, errors) in [
-        ("a file of 2 MiB", vec![b'#'; 2 << 20], vec![(1, "larger")]),
+        ("a file of 8 MiB", vec![b'#'; 8 << 20], vec![(1, "larger")]),
         ("an empty file", Vec::new(), vec![(1, "empty")]),
         ("no text", vec![0xff, 0xfe, 0, 0x80, b'\n'], vec![(1, "UTF-8")]),
     ] {

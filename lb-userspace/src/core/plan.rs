@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::panic::resume_unwind;
+use std::thread;
 
 use jiff::Timestamp;
 use lb_common::address::Address;
@@ -235,10 +237,16 @@ pub fn plan(maps: &Maps, desired: &Desired, now: Ticks, clock: Timestamp) -> any
         now,
     };
     let mut plan = Plan::default();
-    planner.movers(&mut plan);
-    planner.resets(&mut plan);
+    // Each reads megabytes, and whoever changes something waits for it.
+    let (clients, connections) = thread::scope(|scope| {
+        let clients = scope.spawn(|| planner.clients());
+        let connections = planner.connections();
+        (clients.join().unwrap_or_else(|panic| resume_unwind(panic)), connections)
+    });
+    planner.draining(&mut plan, clock, &clients, &connections);
+    planner.movers(&mut plan, clients);
+    planner.resets(&mut plan, connections);
     planner.unknown(&mut plan);
-    planner.draining(&mut plan, clock);
     planner.warnings(&mut plan);
     planner.forgotten_networks(&mut plan);
     Ok(plan)
@@ -250,6 +258,26 @@ struct Planner<'a> {
     tables: BTreeMap<u16, Table>,
     seed: u64,
     now: Ticks,
+}
+
+/// What the sticky records say.
+#[derive(Default)]
+struct Clients {
+    /// How many move, by service, server before and after.
+    moves: BTreeMap<(u16, Option<u16>, Option<u16>), u64>,
+    /// The first of them.
+    first: BTreeSet<(IpAddr, u16, Option<u16>, Option<u16>)>,
+    /// How many there are by server, and how long the last of them is kept.
+    held: BTreeMap<u16, (u64, Ticks)>,
+}
+
+/// What the established flows say.
+#[derive(Default)]
+struct Connections {
+    /// How many are reset, by service, server and reason.
+    resets: BTreeMap<(u16, u16, &'static str), u64>,
+    /// How many are open, by server.
+    open: BTreeMap<u16, u64>,
 }
 
 impl Planner<'_> {
@@ -270,11 +298,13 @@ impl Planner<'_> {
         label(live, wanted, id)
     }
 
-    fn movers(&self, plan: &mut Plan) {
-        let mut counts: BTreeMap<(u16, Option<u16>, Option<u16>), u64> = BTreeMap::new();
-        let mut first: BTreeSet<(IpAddr, u16, Option<u16>, Option<u16>)> = BTreeSet::new();
+    /// Looks at every sticky record.
+    fn clients(&self) -> Clients {
+        let mut clients = Clients::default();
         let mut successors = BTreeMap::new();
         for (_, _, row) in live_stickies(self.maps, self.now) {
+            let held = clients.held.entry(row.to.server).or_default();
+            *held = (held.0 + 1, held.1.max(row.deadline.since(self.now)));
             let service = row.to.service;
             let Some(before) = self.service_now(service) else {
                 continue;
@@ -291,14 +321,19 @@ impl Planner<'_> {
             if from == to {
                 continue;
             }
-            *counts.entry((service, from, to)).or_default() += 1;
-            first.insert((IpAddr::from(row.client), service, from, to));
-            if first.len() > LISTED {
-                first.pop_last();
+            *clients.moves.entry((service, from, to)).or_default() += 1;
+            clients.first.insert((IpAddr::from(row.client), service, from, to));
+            if clients.first.len() > LISTED {
+                clients.first.pop_last();
             }
         }
+        clients
+    }
+
+    fn movers(&self, plan: &mut Plan, clients: Clients) {
         let name = |id: Option<u16>| id.map(|id| self.server_label(id));
-        plan.moved = first
+        plan.moved = clients
+            .first
             .into_iter()
             .map(|(client, service, from, to)| Moved {
                 service: self.service_label(service),
@@ -307,7 +342,8 @@ impl Planner<'_> {
                 to: name(to),
             })
             .collect();
-        plan.moves = counts
+        plan.moves = clients
+            .moves
             .into_iter()
             .map(|((service, from, to), clients)| Moves {
                 service: self.service_label(service),
@@ -358,10 +394,15 @@ impl Planner<'_> {
         }
     }
 
-    fn resets(&self, plan: &mut Plan) {
-        let mut counts: BTreeMap<(u16, u16, &'static str), u64> = BTreeMap::new();
+    /// Looks at every established flow.
+    fn connections(&self) -> Connections {
+        let mut connections = Connections::default();
         for (_, _, flow) in live_flows(&self.maps.flows, self.now) {
             let (service, id) = (flow.key.service, flow.to.server);
+            if flow.state.is_closed() {
+                continue;
+            }
+            *connections.open.entry(id).or_default() += 1;
             let serves = |servers: &dyn Servers| {
                 servers.server(id).is_some()
                     && servers.present(id).is_some_and(|server| {
@@ -371,7 +412,7 @@ impl Planner<'_> {
             let Some(before) = self.service_now(service) else {
                 continue;
             };
-            if flow.state.is_closed() || !serves(&self.maps.servers) {
+            if !serves(&self.maps.servers) {
                 continue;
             }
             let reason = if !self.future.listens(service, before.address, flow.key.service_port) {
@@ -387,9 +428,14 @@ impl Planner<'_> {
             } else {
                 continue;
             };
-            *counts.entry((service, id, reason)).or_default() += 1;
+            *connections.resets.entry((service, id, reason)).or_default() += 1;
         }
-        plan.resets = counts
+        connections
+    }
+
+    fn resets(&self, plan: &mut Plan, connections: Connections) {
+        plan.resets = connections
+            .resets
             .into_iter()
             .map(|((service, server, reason), connections)| Resets {
                 service: self.service_label(service),
@@ -439,7 +485,7 @@ impl Planner<'_> {
         }
     }
 
-    fn draining(&self, plan: &mut Plan, clock: Timestamp) {
+    fn draining(&self, plan: &mut Plan, clock: Timestamp, clients: &Clients, connections: &Connections) {
         let desired = self.future.desired;
         let finishing: BTreeSet<u16> = desired
             .servers
@@ -447,25 +493,12 @@ impl Planner<'_> {
             .filter(|(_, (_, info))| info.state == super::name::AdminState::Drain.number())
             .map(|(id, _)| *id)
             .collect();
-        if finishing.is_empty() {
-            return;
-        }
-        let mut rows: BTreeMap<u16, (u64, u64, u32)> = finishing.iter().map(|id| (*id, (0, 0, 0))).collect();
-        for (_, _, flow) in live_flows(&self.maps.flows, self.now) {
-            if let Some(row) = rows.get_mut(&flow.to.server).filter(|_| !flow.state.is_closed()) {
-                row.0 += 1;
-            }
-        }
-        for (_, _, sticky) in live_stickies(self.maps, self.now) {
-            if let Some(row) = rows.get_mut(&sticky.to.server) {
-                row.1 += 1;
-                row.2 = row.2.max(sticky.deadline.since(self.now).0);
-            }
-        }
         let hz = self.maps.control().hz.load().max(1);
-        for (id, (connections, clients, left)) in rows {
+        for id in finishing {
+            let connections = connections.open.get(&id).copied().unwrap_or_default();
+            let (clients, left) = clients.held.get(&id).copied().unwrap_or_default();
             let service = desired.servers.get(&id).map_or(0, |(server, _)| server.service);
-            let left = i64::try_from(Ticks(left).as_millis(hz)).unwrap_or(i64::MAX);
+            let left = i64::try_from(left.as_millis(hz)).unwrap_or(i64::MAX);
             let empty_at = clock
                 .checked_add(jiff::SignedDuration::from_millis(left))
                 .ok()

@@ -165,7 +165,7 @@ mod tests {
     fn the_tables_have_the_sizes_that_were_asked_for() {
         let geometry = geometry();
         geometry.check().unwrap();
-        assert_eq!(geometry.entries(&maps::FLOWS), 1 << 12);
+        assert_eq!(geometry.entries(&maps::FLOWS) * maps::FLOWS.rows, 1 << 12);
         assert_eq!(geometry.entries(&maps::PORT_CELLS), 8 * 2 * 31_744);
         assert_eq!(geometry.entries(&maps::PORT_CURSORS), 16);
         assert_eq!(geometry.entries(&maps::SERVERS), maps::SERVERS.max_entries);

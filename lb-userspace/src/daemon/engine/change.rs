@@ -110,11 +110,13 @@ impl Engine {
         self.refuse_other_families(&running)?;
         self.refuse_what_is_in_the_way(&running)?;
         let now = self.maps.now()?;
-        let usage = Usage::of(&self.maps, now);
-        state.ids = state
-            .ids
-            .assign(&running, &usage.in_use, self.endpoints(), self.unix())
-            .map_err(|error| Refusal::Conflict(error.to_string()))?;
+        if !changes.is_empty() {
+            let usage = Usage::of(&self.maps, now);
+            state.ids = state
+                .ids
+                .assign(&running, &usage.in_use, self.endpoints(), self.unix())
+                .map_err(|error| Refusal::Conflict(error.to_string()))?;
+        }
         let desired = self.future(&running, &state, &reset, now)?;
         let mut plan = plan(&self.maps, &desired, now, (self.clock)())?;
         plan.changes = changes.iter().map(ToString::to_string).collect();
