@@ -407,6 +407,11 @@ impl Vacancies {
     }
 }
 
+/// Vacancies in its first bucket with which a key goes where it begins, though its second bucket has more. In a quarter-full
+/// table five keys of six are found at the first look, instead of seven of ten, and at half load two keys more
+/// in 100,000 find no room; with two vacancies it would be eleven.
+const ROOMY: u32 = 3;
+
 /// Chooses a slot for `key`: its own expired one, or the first free or expired one of the bucket with more of them,
 /// which leaves room in both for longer than filling one after the other does.
 #[inline(always)]
@@ -441,7 +446,8 @@ fn vacancy<const N: usize, K: Kind<N>>(ways: &Ways<'_, N>, key: [u64; 3], now: T
         }
         way += 1;
     }
-    let best = if second.count > first.count { second } else { first };
+    let at_home = first.way == 0 && first.count >= ROOMY;
+    let best = if second.count > first.count && !at_home { second } else { first };
     if best.count > 0 {
         Vacancy::At(best.way, best.life)
     } else if soon {
