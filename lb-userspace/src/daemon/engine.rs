@@ -413,16 +413,43 @@ impl Engine {
         self.hops.values().all(|hop| matches!(self.neighbours.get(&hop.neighbour), Some(Some(_))))
     }
 
-    /// A health check has told something.
-    pub fn health_news(&mut self, news: HealthNews) {
+    /// Health checks have told something. Whatever comes at once, as for many servers after a start, has the maps brought up
+    /// to date once.
+    pub fn health_news(&mut self, news: impl IntoIterator<Item = HealthNews>) {
+        let mut changes = Vec::new();
+        for news in news {
+            let change = self.believe(news).and_then(|event| Some((self.note_health(&event)?, event)));
+            changes.extend(change);
+        }
+        if changes.is_empty() {
+            return;
+        }
+        let effect = self.planned_effect();
+        let together = changes.len() > 1;
+        for ((name, before), event) in &changes {
+            let effect = if together { String::new() } else { format!("; {effect}") };
+            match (event.health, before) {
+                (Verdict::Up, Some(Verdict::Down)) => info!("{name} is up again: {}{effect}", event.reason),
+                (Verdict::Up, _) => info!("{name} is up: {}{effect}", event.reason),
+                (Verdict::Down, _) => warn!("{name} is down: {}{effect}", event.reason),
+            }
+        }
+        if together {
+            info!("the health of {} servers changed at once: {effect}", changes.len());
+        }
+        self.resync_or_warn("a server's health");
+    }
+
+    /// What a check told, if it is to be believed.
+    fn believe(&mut self, news: HealthNews) -> Option<HealthEvent> {
         let target = match &news {
             HealthNews::Changed(event) => event.target_id,
             HealthNews::Missed { target_id, .. } => *target_id,
         };
-        let Ok(id) = u16::try_from(target) else { return };
+        let id = u16::try_from(target).ok()?;
         // Unknown traffic is no sign of life.
         let returned = self.maps.kernel.server_traffic(id).map_or(0, |traffic| traffic.packets_out);
-        let believed = match news {
+        match news {
             HealthNews::Changed(event) => {
                 let believed = self.doubts.changed(id, event, returned);
                 if believed.is_none()
@@ -437,16 +464,13 @@ impl Engine {
                 believed
             }
             HealthNews::Missed { at, .. } => self.doubts.missed(id, at, returned),
-        };
-        if let Some(event) = believed {
-            self.health(&event);
         }
     }
 
-    /// A server's health has changed.
-    fn health(&mut self, event: &HealthEvent) {
-        let Ok(id) = u16::try_from(event.target_id) else { return };
-        let Some(name) = self.state.ids.server_name(id).map(ToString::to_string) else { return };
+    /// Notes a server's health. Gives its name, and what was thought of it before.
+    fn note_health(&mut self, event: &HealthEvent) -> Option<(String, Option<Verdict>)> {
+        let id = u16::try_from(event.target_id).ok()?;
+        let name = self.state.ids.server_name(id).map(ToString::to_string)?;
         let health = ServerHealth {
             verdict: Some(event.health),
             since: seconds(event.at),
@@ -458,13 +482,7 @@ impl Engine {
                 .unwrap_or_default(),
         };
         let before = self.health.insert(id, health);
-        let effect = self.planned_effect();
-        match (event.health, before.and_then(|before| before.verdict)) {
-            (Verdict::Up, Some(Verdict::Down)) => info!("{name} is up again: {}; {effect}", event.reason),
-            (Verdict::Up, _) => info!("{name} is up: {}", event.reason),
-            (Verdict::Down, _) => warn!("{name} is down: {}; {effect}", event.reason),
-        }
-        self.resync_or_warn("a server's health");
+        Some((name, before.and_then(|before| before.verdict)))
     }
 
     /// Once a second.

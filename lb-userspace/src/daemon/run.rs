@@ -336,7 +336,10 @@ impl Daemon {
                         break;
                     }
                 }
-                Some(event) = news.health.recv() => self.engine.health_news(event),
+                Some(event) = news.health.recv() => {
+                    let others = std::iter::from_fn(|| news.health.try_recv().ok());
+                    self.engine.health_news(std::iter::once(event).chain(others));
+                }
                 Some(event) = news.network.recv() => self.network_event(event).await?,
                 Some(job) = jobs.recv() => {
                     let answer = self.engine.request(job.request);

@@ -92,15 +92,19 @@ impl World {
     }
 
     fn health(&mut self, server: &str, health: Verdict, reason: &str) {
-        let event = HealthEvent {
+        let event = self.news_of(server, health, reason);
+        self.engine.health_news([event]);
+    }
+
+    fn news_of(&self, server: &str, health: Verdict, reason: &str) -> HealthNews {
+        HealthNews::Changed(HealthEvent {
             target_id: u32::from(self.id(server)),
             health,
             reason: reason.to_owned(),
             at: Timestamp::from_second(1_700_000_100).unwrap(),
             certificate_expires: None,
             lost: false,
-        };
-        self.engine.health_news(HealthNews::Changed(event));
+        })
     }
 
     fn client_of(&self, server: &str, number: u32) {
@@ -119,6 +123,19 @@ const ALL: u16 =
     ServerState::PRESENT | ServerState::REACHABLE | ServerState::TAKES_NEW | ServerState::TAKES_KNOWN;
 const DRAINING: u16 = ALL & !ServerState::TAKES_NEW;
 const RESETTING: u16 = ServerState::PRESENT | ServerState::REACHABLE | ServerState::RESETS;
+
+#[test]
+fn news_of_several_servers_at_once_is_all_taken() {
+    let mut world = World::new(&two());
+    let both = ["a", "b"].map(|server| world.news_of(server, Verdict::Down, "connection refused"));
+    world.engine.health_news(both);
+    assert_eq!((world.bits("a"), world.bits("b")), (RESETTING, RESETTING));
+    let back = ["a", "b"].map(|server| world.news_of(server, Verdict::Up, "connected"));
+    world.engine.health_news(back);
+    assert_eq!((world.bits("a"), world.bits("b")), (ALL, ALL));
+    world.engine.health_news([]);
+    assert_eq!((world.bits("a"), world.bits("b")), (ALL, ALL));
+}
 
 #[test]
 fn a_drained_server_stays_drained_over_a_reload_an_apply_and_a_restart() {
