@@ -1,7 +1,6 @@
 //! The acknowledgement that completes a handshake: the sticky record and the established flow appear.
 
 use lb_common::{
-    address::Address,
     clock::Ticks,
     flow::{
         FLOW_WORDS, FlowKey, FlowServer, FlowSticky, Flows as FlowKind, SEQUENCE_WORD, SERVER_WORD,
@@ -13,19 +12,18 @@ use lb_common::{
     ports::promote,
     reason::Reason,
     server::{ServerState, Servers as _},
-    service::Service,
-    sticky::{STICKY_WORDS, Stickies, StickyKey, StickyServer, hold, reference},
+    sticky::{STICKY_WORDS, Stickies, StickyServer, hold, reference},
     table::{Found, Insert, Slot, Slots as _, WAYS, find, release, try_insert, weakest},
     tcp::TcpState,
 };
 
 use crate::{
     count, flow,
-    from_client::{Client, IN_TABLE, serving},
+    from_client::{Client, IN_TABLE, KeyWords, serving},
     handshake::{Answer, completes, is_answered, reason_of},
     maps::{self, Flows, HalfOpen, ServerTable, StickyTable},
     pipeline::World,
-    select::asked_for,
+    select::{asked_for, key_of, service_of},
 };
 
 /// Establishes the half-open flow of this key in a slot, by a segment with these sequence and acknowledgement numbers
@@ -34,17 +32,10 @@ use crate::{
 /// The steps are global functions, called one after the other from here, because the stacks of functions that call each
 /// other add up.
 #[inline(always)]
-pub(crate) fn establish(
-    key: FlowKey,
-    in_table: u64,
-    server: u16,
-    index: u32,
-    numbers: u64,
-    is_last: bool,
-) -> u64 {
-    let [first, second, ports] = key.words();
-    let record = stick(first, second, recorded_as(asked_for(key.service, key.service_port), server));
-    let word = begin(index, numbers, record, fingerprint(first, second), ports | in_table);
+pub(crate) fn establish(words: KeyWords, server: u16, index: u32, numbers: u64, is_last: bool) -> u64 {
+    let [first, second, ports] = words;
+    let record = stick(first, second, recorded_as(asked_for(ports), server));
+    let word = begin(index, numbers, record, fingerprint(first, second), ports);
     if word == NOT_OURS {
         let_go(first, second, ports, record);
         return Answer::word(0, Reason::ResetNoFlow);
@@ -52,7 +43,8 @@ pub(crate) fn establish(
     if word >> 56 != 0 {
         return word;
     }
-    let verified = maps::service(key.service).is_some_and(|service| service.forwarding.sees_answers());
+    let verified =
+        maps::service(service_of(asked_for(ports))).is_some_and(|service| service.forwarding.sees_answers());
     if !verified {
         flow_gives_way(first, second, ports, UNVERIFIED);
     }
@@ -218,7 +210,7 @@ extern "C" fn enter(half_open: u32) -> u32 {
 #[inline(never)]
 extern "C" fn flow_gives_way(first: u64, second: u64, ports: u64, least: u32) -> u32 {
     let Some(world) = World::now() else { return 0 };
-    let hash = hash3(&world.key(), [first, second, ports]);
+    let hash = hash3(&world.key(), [first, second, ports & !IN_TABLE]);
     let weak = |slot: &Slot<FLOW_WORDS>| {
         maps::service((slot.words[2].load() >> 32) as u16)
             .is_some_and(|service| !service.forwarding.sees_answers())
@@ -251,16 +243,10 @@ fn replace_closed(world: &World, slot: &Slot<FLOW_WORDS>) {
     }
 }
 
-/// What a record says: the service's id and port that were [`asked_for`], and above them the server's id.
+/// What a record says: the service and port that were [`asked_for`], and above them the server's id.
 #[inline(always)]
 const fn recorded_as(at: u32, server: u16) -> u64 {
     at as u64 | (server as u64) << 32
-}
-
-/// What the record of a client is found by; `to` as in [`recorded_as`].
-#[inline(always)]
-fn key_of(service: &Service, first: u64, second: u64, to: u64) -> StickyKey {
-    service.sticky_key(to as u16, Address([first, second]), (to >> 16) as u16)
 }
 
 /// Finds or makes the sticky record of a client (its address' two words) as `to` says ([`recorded_as`]), and counts one
@@ -271,7 +257,7 @@ fn key_of(service: &Service, first: u64, second: u64, to: u64) -> StickyKey {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn stick(first: u64, second: u64, to: u64) -> u64 {
-    let Some(service) = maps::service(to as u16) else { return 0 };
+    let Some(service) = maps::service(service_of(to as u32)) else { return 0 };
     if service.persistence.0 == 0 {
         return 0;
     }
@@ -299,8 +285,8 @@ extern "C" fn stick(first: u64, second: u64, to: u64) -> u64 {
 #[inline(never)]
 extern "C" fn hold_record(first: u64, second: u64, to: u64) -> u64 {
     let Some(world) = World::now() else { return 0 };
-    let Some(service) = maps::service(to as u16) else { return 0 };
-    let key = key_of(&service, first, second, to);
+    let Some(service) = maps::service(service_of(to as u32)) else { return 0 };
+    let key = key_of(&service, first, second, to as u32);
     let hash = hash3(&world.key(), key.words());
     let Some(found) = find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash, key.words(), world.now) else {
         return 0;
@@ -323,8 +309,8 @@ const UNVERIFIED: u32 = WAYS / 2;
 #[inline(never)]
 extern "C" fn unverified_gives_way(first: u64, second: u64, at: u32, least: u32) -> u32 {
     let Some(world) = World::now() else { return 0 };
-    let Some(service) = maps::service(at as u16) else { return 0 };
-    let key = key_of(&service, first, second, u64::from(at));
+    let Some(service) = maps::service(service_of(at)) else { return 0 };
+    let key = key_of(&service, first, second, at);
     let weak = |slot: &Slot<STICKY_WORDS>| !StickyServer::from_word(slot.words[2].load()).verified;
     let found = weakest(&StickyTable, hash3(&world.key(), key.words()), weak, least, world.now);
     let Some(found) = found else { return 0 };
@@ -339,8 +325,8 @@ const LOOK_AGAIN: u64 = u64::MAX;
 #[inline(never)]
 extern "C" fn make_record(first: u64, second: u64, to: u64) -> u64 {
     let Some(world) = World::now() else { return 0 };
-    let Some(service) = maps::service(to as u16) else { return 0 };
-    let key = key_of(&service, first, second, to);
+    let Some(service) = maps::service(service_of(to as u32)) else { return 0 };
+    let key = key_of(&service, first, second, to as u32);
     let fresh = StickyServer {
         service: key.service,
         port: key.port,

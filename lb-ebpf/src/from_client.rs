@@ -70,7 +70,7 @@ pub(crate) fn segment(
     };
     let Way { to, server, reason } = match open_flow(world, packet, segment, key) {
         Ok(way) => way,
-        Err(in_table) => match settle(packet, segment, key, in_table) {
+        Err(words) => match settle(packet, segment, words) {
             Ok(way) => way,
             Err(reason @ (Reason::ResetServerGone | Reason::ResetNoFlow | Reason::ResetNoServer)) => {
                 packet.answer_with_reset(segment);
@@ -89,21 +89,28 @@ struct Way {
     reason: Reason,
 }
 
-/// In a flow key's word with the ports, for the functions that decide on segments: there is a flow of this key in the flow
-/// table, though not an open one with a usable server. Without it nobody has to look again.
+/// The words of a flow's key, with [`IN_TABLE`].
+pub(crate) type KeyWords = [u64; 3];
+
+/// In the third word of a key, for the functions that decide on segments: there is a flow of this key in the flow table, though
+/// not an open one with a usable server. Without it nobody has to look again.
 pub(crate) const IN_TABLE: u64 = 1 << 63;
 
-/// The way of a segment of an open flow with a usable server; else [`IN_TABLE`] or zero.
+/// The way of a segment of an open flow with a usable server; else the words of its key.
 #[inline(always)]
-fn open_flow(world: &World, packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, u64> {
-    let Some(found) = Client::with_key(world, key).find_flow(world) else { return Err(0) };
+fn open_flow(world: &World, packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, KeyWords> {
+    let [first, second, ports] = key.words();
+    let Some(found) = Client::with_key(world, key).find_flow(world) else {
+        return Err([first, second, ports]);
+    };
+    let there = Err([first, second, ports | IN_TABLE]);
     let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
     if TcpState::from_note(found.life.note()).is_closed() {
-        return Err(IN_TABLE);
+        return there;
     }
-    let Some(server) = serving(&to) else { return Err(IN_TABLE) };
+    let Some(server) = serving(&to) else { return there };
     if !server.state.has(ServerState::REACHABLE) || !found.still() {
-        return Err(IN_TABLE);
+        return there;
     }
     accept(world, packet, &found, segment, key.service);
     Ok(Way { to, server, reason: Reason::Forwarded })
@@ -111,8 +118,8 @@ fn open_flow(world: &World, packet: &Packet, segment: &Segment, key: FlowKey) ->
 
 /// The way of any other segment, as it is decided; or why it has none.
 #[inline(always)]
-fn settle(packet: &Packet, segment: &Segment, key: FlowKey, in_table: u64) -> Result<Way, Reason> {
-    let Answer { to, reason } = unsettled(packet, segment, key, in_table);
+fn settle(packet: &Packet, segment: &Segment, words: KeyWords) -> Result<Way, Reason> {
+    let Answer { to, reason } = unsettled(packet, segment, words);
     match reason {
         Reason::ResetNoServer if segment.is_udp => Err(Reason::NoServer),
         Reason::ResetNoServer if segment.flags.has(TcpFlags::RST) => Err(Reason::StrayReset),
@@ -139,11 +146,11 @@ fn settle(packet: &Packet, segment: &Segment, key: FlowKey, in_table: u64) -> Re
 /// Has a segment decided that is not of an open flow with a usable server. The functions that do it are called from here,
 /// one after the other, because their stacks add up when they call each other.
 #[inline(always)]
-fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey, in_table: u64) -> Answer {
-    let [first, second, ports] = key.words();
+fn unsettled(packet: &Packet, segment: &Segment, words: KeyWords) -> Answer {
+    let [first, second, ports] = words;
     let answered = if segment.is_udp { answered(first, second, ports) } else { 0 };
     if segment.flags.opens() || (segment.is_udp && answered == 0) {
-        return Answer::from_word(open(key, in_table, packet.sequence(segment), packet.return_hop()));
+        return Answer::from_word(open(words, packet.sequence(segment), packet.return_hop()));
     }
     let (numbers, answer) = if segment.is_udp {
         (SECOND_DATAGRAM, answered)
@@ -153,14 +160,13 @@ fn unsettled(packet: &Packet, segment: &Segment, key: FlowKey, in_table: u64) ->
         (numbers, decide(first, second, ports, numbers, sender))
     };
     if answer >> 56 == Reason::ForwardedUnknown as u64 {
-        return Answer::from_word(select(first, second, asked_for(key.service, key.service_port), LOOK))
-            .unknown();
+        return Answer::from_word(select(first, second, asked_for(ports), LOOK)).unknown();
     }
     if answer >> 56 != Reason::Established as u64 {
         return Answer::from_word(answer);
     }
     let is_last = segment.flags.has(TcpFlags::FIN);
-    Answer::from_word(establish(key, in_table, (answer >> 32) as u16, answer as u32, numbers, is_last))
+    Answer::from_word(establish(words, (answer >> 32) as u16, answer as u32, numbers, is_last))
 }
 
 /// The server of a flow, unless it is down, halted, or removed and its id given to another.

@@ -20,26 +20,25 @@ use lb_common::{
 
 use crate::{
     flow::{self, port_range, retire},
-    from_client::{Client, IN_TABLE, serving},
+    from_client::{Client, IN_TABLE, KeyWords, serving},
     handshake::{Answer, REASON_SHIFT, owns_port},
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
     pipeline::World,
     select::{asked_for, select},
 };
 
-/// Decides on a SYN with this key ([`IN_TABLE`] or zero beside it), sequence number and sender's MAC address. Gives an [`Answer`].
+/// Decides on a SYN with this key sequence number and sender's MAC address. Gives an [`Answer`].
 ///
 /// The steps are global functions, called one after the other from here, because the stacks of functions that call each
 /// other add up.
 #[inline(always)]
-pub(crate) fn open(key: FlowKey, in_table: u64, sequence: u32, sender: u64) -> u64 {
-    let [first, second, ports] = key.words();
-    let answer = resume(first, second, ports | in_table, sequence, sender);
+pub(crate) fn open(words: KeyWords, sequence: u32, sender: u64) -> u64 {
+    let [first, second, ports] = words;
+    let answer = resume(first, second, ports, sequence, sender);
     if answer != NOT_REPEATED {
         return answer;
     }
-    let selected =
-        select(first, second, asked_for(key.service, key.service_port), u32::from(key.client_port));
+    let selected = select(first, second, asked_for(ports), u32::from(ports as u16));
     let reason = selected >> REASON_SHIFT;
     if reason != Reason::NewBySticky as u64 && reason != Reason::NewByScheduler as u64 {
         return selected;

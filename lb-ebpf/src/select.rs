@@ -27,10 +27,22 @@ use crate::{
 /// Who asks when nothing opens a connection: no turn is taken and nothing noted.
 pub(crate) const LOOK: u32 = u32::MAX;
 
-/// A service's id and the port of it that a client connects to (as on the wire), in one number for the functions here.
+/// The service's id, and the port of it (as on the wire), of a flow key's third word, in one number for the functions here.
 #[inline(always)]
-pub(crate) const fn asked_for(service: u16, port: u16) -> u32 {
-    service as u32 | (port as u32) << 16
+pub(crate) const fn asked_for(ports: u64) -> u32 {
+    (ports >> 16) as u32
+}
+
+/// The service's id in [`asked_for`].
+#[inline(always)]
+pub(crate) const fn service_of(at: u32) -> u16 {
+    (at >> 16) as u16
+}
+
+/// What a client's record is found by when it asks so.
+#[inline(always)]
+pub(crate) const fn key_of(service: &Service, first: u64, second: u64, at: u32) -> StickyKey {
+    service.sticky_key(service_of(at), Address([first, second]), at as u16)
 }
 
 /// Selects the server for a new connection of a client (its address' two words) to a service, [`asked_for`] in `at`. `asker`
@@ -40,7 +52,7 @@ pub(crate) const fn asked_for(service: u16, port: u16) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn select(first: u64, second: u64, at: u32, asker: u32) -> u64 {
-    let id = at as u16;
+    let id = service_of(at);
     let Some(world) = World::now() else { return Answer::word(0, Reason::NotConfigured) };
     let Some(service) = maps::service(id) else { return Answer::word(0, Reason::NotConfigured) };
     let record =
@@ -97,10 +109,10 @@ fn takes_new(number: u16, service: u16) -> Option<Server> {
 /// The server of the client's sticky record.
 #[inline(always)]
 fn recorded(world: &World, service: &Service, first: u64, second: u64, at: u32) -> Option<u16> {
-    let key = service.sticky_key(at as u16, Address([first, second]), (at >> 16) as u16).words();
+    let key = key_of(service, first, second, at).words();
     let found = find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash3(&world.key(), key), key, world.now);
     let Some(found) = found else {
-        let shared = if service.by_port { shared_record(first, second, at as u16) } else { NONE };
+        let shared = if service.by_port { shared_record(first, second, service_of(at)) } else { NONE };
         return if shared == NONE { None } else { Some(shared as u16) };
     };
     let to = StickyServer::from_word(found.slot.words[2].load());
@@ -167,10 +179,9 @@ extern "C" fn scheduled(first: u64, second: u64, id: u16, asker: u32, attempt: u
 /// What a client's notes are found by.
 #[inline(always)]
 fn hash_of(world: &World, first: u64, second: u64, at: u32) -> u64 {
-    let client = Address([first, second]);
-    let key = match maps::service(at as u16) {
-        Some(entry) => entry.sticky_key(at as u16, client, (at >> 16) as u16),
-        None => StickyKey { client, service: at as u16, port: 0 },
+    let key = match maps::service(service_of(at)) {
+        Some(entry) => key_of(&entry, first, second, at),
+        None => StickyKey { client: Address([first, second]), service: service_of(at), port: 0 },
     };
     hash3(&world.key(), key.words())
 }

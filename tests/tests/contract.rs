@@ -1,8 +1,8 @@
 //! The built object against `lb_common::maps`: what user space assumes is what the program has.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use aya_obj::{EbpfSectionKind, Object, ProgramSection};
+use aya_obj::{EbpfSectionKind, Object, ProgramSection, generated::bpf_insn};
 use lb_common::maps::{self, ALL, INNER_MAP, MapKind, MapSpec, Users};
 use lb_userspace::object::{CLOCK_PROGRAM, OBJECT, PROGRAM};
 
@@ -98,4 +98,80 @@ fn read_only_data(object: &Object) -> Vec<u8> {
         object.maps.iter().filter(|(_, map)| map.section_kind() == EbpfSectionKind::Rodata).collect();
     sections.sort_by_key(|(name, _)| (*name).clone());
     sections.into_iter().flat_map(|(_, map)| map.data().to_vec()).collect()
+}
+
+/// A program with everything that it calls, as the kernel gets it.
+fn linked(name: &str) -> Vec<bpf_insn> {
+    let mut object = object();
+    let sections = object.functions.keys().map(|(section, _)| *section).collect();
+    object.relocate_calls(&sections).expect("its functions can be linked");
+    let key = object.programs[name].function_key();
+    object.functions[&key].instructions.clone()
+}
+
+const FRAME_POINTER: u8 = 10;
+
+/// Bytes of stack that a function takes, as the kernel reckons: `instructions` are the function's own.
+fn frame(instructions: &[bpf_insn]) -> u32 {
+    /// `BPF_ALU64 | BPF_MOV | BPF_X` and `BPF_ALU64 | BPF_ADD | BPF_K`.
+    const MOVE: u8 = 0xbf;
+    const ADD: u8 = 0x07;
+    let mut depth = 1;
+    for (instruction, next) in instructions.iter().zip(instructions.iter().skip(1).chain([&instructions[0]]))
+    {
+        let is_load = instruction.code & 7 == 1;
+        let base = if is_load { instruction.src_reg() } else { instruction.dst_reg() };
+        let is_memory = matches!(instruction.code & 7, 1..=3);
+        let at = if is_memory && base == FRAME_POINTER {
+            i32::from(instruction.off)
+        } else if instruction.code == MOVE
+            && instruction.src_reg() == FRAME_POINTER
+            && next.code == ADD
+            && next.dst_reg() == instruction.dst_reg()
+        {
+            next.imm
+        } else {
+            continue;
+        };
+        depth = depth.max(at.min(0).unsigned_abs());
+    }
+    depth.next_multiple_of(32)
+}
+
+/// The most stack that a function takes with whatever it calls. `functions` are frames and callees by first instruction.
+fn deepest(functions: &BTreeMap<usize, (u32, BTreeSet<usize>)>, at: usize) -> u32 {
+    let (frame, callees) = &functions[&at];
+    frame + callees.iter().map(|callee| deepest(functions, *callee)).max().unwrap_or(0)
+}
+
+/// Kernels before 6.13 count together what functions that call each other take; this machine's may not.
+#[test]
+fn no_chain_of_calls_takes_more_stack_than_any_kernel_allows() {
+    /// `BPF_JMP | BPF_CALL`, `BPF_PSEUDO_CALL` and `MAX_BPF_STACK`.
+    const CALL: u8 = 0x85;
+    const PSEUDO_CALL: u8 = 1;
+    const MOST: u32 = 512;
+    let instructions = linked(PROGRAM);
+    let calls: Vec<(usize, usize)> = (0usize..)
+        .zip(&instructions)
+        .filter(|(_, instruction)| instruction.code == CALL && instruction.src_reg() == PSEUDO_CALL)
+        .map(|(at, call)| {
+            (at, at.checked_add_signed(call.imm as isize + 1).expect("a call within the program"))
+        })
+        .collect();
+    let mut starts: BTreeSet<usize> = calls.iter().map(|(_, to)| *to).collect();
+    starts.insert(0);
+    let ends = starts.iter().copied().skip(1).chain([instructions.len()]);
+    let functions: BTreeMap<usize, (u32, BTreeSet<usize>)> = starts
+        .iter()
+        .zip(ends)
+        .map(|(start, end)| {
+            let callees = calls.iter().filter(|(at, _)| (*start..end).contains(at)).map(|(_, to)| *to);
+            (*start, (frame(&instructions[*start..end]), callees.collect()))
+        })
+        .collect();
+    let most = deepest(&functions, 0);
+    println!("{} functions take up to {most} bytes of stack", functions.len());
+    assert!(functions.len() > 10, "the program calls functions of its own");
+    assert!((MOST / 2..=MOST).contains(&most), "{most} bytes");
 }
