@@ -378,6 +378,20 @@ mod tests {
     }
 
     #[test]
+    fn a_record_made_by_hand_is_for_all_of_the_clients_prefix() {
+        let case = case();
+        let slot = &case.maps.services[0];
+        let by_prefix = Service { by_prefix: true, ..Service::load(slot).unwrap() };
+        slot.iter().zip(by_prefix.words()).for_each(|(word, value)| word.store(value));
+        let [one, neighbour] = [1, 2].map(|host: u64| Address([0x2001_0db8_u64.to_be(), host.to_be()]));
+        let (now, server) = (Ticks(100), case.id("V", "a"));
+        assert_eq!(assign(&case.maps, 0, one, 0, server, now), Assigned::Created);
+        assert_eq!(recorded(&case.maps, 0, neighbour, 0, now), Some(server));
+        assert!(forget(&case.maps, 0, neighbour, 0, now));
+        assert_eq!(recorded(&case.maps, 0, one, 0, now), None);
+    }
+
+    #[test]
     fn a_record_made_by_hand_lives_one_persistence_timeout() {
         let case = case();
         let now = Ticks(100);
