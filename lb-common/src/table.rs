@@ -315,6 +315,7 @@ pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
             deadline,
             now,
             |index, slot, life| evicted(index, &slot.read(), life),
+            attempt == ATTEMPTS,
         );
         if !matches!(inserted, Insert::Contended) {
             return inserted;
@@ -325,6 +326,10 @@ pub fn insert_if_absent<const N: usize, K: Kind<N>, S: Slots<N>>(
 
 /// One attempt of [`insert_if_absent`]; it ends as contended where that would look again. `fill` writes the slot's words,
 /// key included, and `evicted` reads those that it needs: the program's stack has no room for copies.
+///
+/// Who is `impatient` frees a pending slot of the key wherever it lies in the order, instead of waiting for its owner, who may
+/// have been stopped in the middle: by an interrupt, or by a hypervisor. The order only decides who goes on; that a pending slot
+/// is freed before another is confirmed is what keeps a key from being live twice.
 #[inline(always)]
 #[expect(
     clippy::too_many_arguments,
@@ -339,6 +344,7 @@ pub fn try_insert<const N: usize, K: Kind<N>, S: Slots<N>>(
     deadline: Ticks,
     now: Ticks,
     mut evicted: impl FnMut(u32, &Slot<N>, Life),
+    impatient: bool,
 ) -> Insert {
     let Some(ways) = Ways::of(slots, hash) else { return Insert::Full };
     let (way, seen) = match vacancy::<N, K>(&ways, key, now) {
@@ -362,7 +368,7 @@ pub fn try_insert<const N: usize, K: Kind<N>, S: Slots<N>>(
     if !slot.exchange(claimed, pending) {
         return Insert::Contended;
     }
-    match settle::<N, K>(&ways, key, way, now) {
+    match settle::<N, K>(&ways, key, index, if impatient { 0 } else { way }, now) {
         Settled::Alone => {
             if slot.exchange(pending, pending.with_state(SlotState::Live)) {
                 return Insert::Inserted(index);
@@ -464,9 +470,15 @@ enum Settled {
     Lost(Option<u32>),
 }
 
+/// Sees that no other slot holds the key. Pending ones before `yields_to` in the key's order win, others are freed.
 #[inline(always)]
-fn settle<const N: usize, K: Kind<N>>(ways: &Ways<'_, N>, key: [u64; 3], own: u32, now: Ticks) -> Settled {
-    let own_index = ways.index(own);
+fn settle<const N: usize, K: Kind<N>>(
+    ways: &Ways<'_, N>,
+    key: [u64; 3],
+    own_index: u32,
+    yields_to: u32,
+    now: Ticks,
+) -> Settled {
     let mut way = 0;
     while way < WAYS {
         let (index, slot) = (ways.index(way), ways.slot(way));
@@ -481,7 +493,7 @@ fn settle<const N: usize, K: Kind<N>>(ways: &Ways<'_, N>, key: [u64; 3], own: u3
                 if !K::expired(life, now) {
                     return Settled::Lost(Some(index));
                 }
-            } else if way < own {
+            } else if way < yields_to {
                 return Settled::Lost(None);
             } else if !slot.exchange(life, life.with_state(SlotState::Free)) {
                 // It was confirmed, withdrawn or freed in this moment.

@@ -63,6 +63,21 @@ impl Table {
         insert_if_absent::<STICKY_WORDS, Stickies, _>(self, HASH, &words, 0, LATER, now, |_, _, _| {})
     }
 
+    fn attempt(&self, words: [u64; STICKY_WORDS], impatient: bool) -> Insert {
+        let fill = |slot: &Slot<STICKY_WORDS>| slot.write(&words);
+        try_insert::<STICKY_WORDS, Stickies, _>(
+            self,
+            HASH,
+            words,
+            fill,
+            0,
+            LATER,
+            NOW,
+            |_, _, _| {},
+            impatient,
+        )
+    }
+
     fn find(&self, key: [u64; 3]) -> Option<Found<'_, STICKY_WORDS>> {
         find::<STICKY_WORDS, Stickies, _>(self, HASH, key, NOW)
     }
@@ -123,6 +138,24 @@ fn two_writers_of_one_key_put_it_in_once() {
         let own = table.insert(row(7, 2), NOW);
         one_of_two_is_in(&table, [other.join().unwrap(), own]);
     });
+}
+
+#[test]
+fn writers_that_do_not_wait_for_each_other_put_a_key_in_at_most_once() {
+    for patient in [false, true] {
+        explore(3, move || {
+            let table = Arc::new(Table::with_free(&[0, 1, 4]));
+            let others = Arc::clone(&table);
+            let other = thread::spawn(move || others.attempt(row(7, 1), true));
+            let own = table.attempt(row(7, 2), !patient);
+            let outcomes = [other.join().unwrap(), own];
+            let inserted = outcomes.iter().filter_map(|outcome| match outcome {
+                Insert::Inserted(index) => Some(*index),
+                _ => None,
+            });
+            assert_eq!(table.live(row(7, 0)), inserted.collect::<Vec<_>>(), "{outcomes:?}");
+        });
+    }
 }
 
 #[test]

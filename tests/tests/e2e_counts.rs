@@ -64,9 +64,11 @@ fn flows(site: &Site) -> Result<Connections> {
 /// A busy machine's veth drops a packet now and then, and an RST is not sent again.
 const LOST_AT_MOST: usize = 3;
 
-/// Connections that servers have and that their clients reset: the RST passed the balancer and was lost behind it.
+/// Connections that servers have and that their clients reset: the RST passed the balancer and was lost behind it. The client may
+/// have tried its port again since: a server does not answer that SYN with one of its own while it has the old connection.
 fn resets_that_never_came(kept: &BTreeSet<Ends>, flows: &Connections) -> BTreeSet<Ends> {
-    let was_reset = |ends: &&Ends| flows.get(*ends).is_some_and(|state| state == "client-reset");
+    let was_reset =
+        |ends: &&Ends| flows.get(*ends).is_some_and(|state| state == "client-reset" || state == "syn-sent");
     kept.iter().filter(was_reset).cloned().collect()
 }
 
