@@ -272,7 +272,7 @@ extern "C" fn stick(first: u64, second: u64, to: u64) -> u64 {
         if !service.forwarding.sees_answers() {
             unverified_gives_way(first, second, to as u32, UNVERIFIED);
         }
-        let made = make_record(first, second, if attempt > PATIENCE { to | IMPATIENT } else { to });
+        let made = make_record(first, second, to);
         let full = made == 0 && service.forwarding.sees_answers();
         if made != LOOK_AGAIN && !(full && unverified_gives_way(first, second, to as u32, 1) == 1) {
             return made;
@@ -321,11 +321,6 @@ extern "C" fn unverified_gives_way(first: u64, second: u64, at: u32, least: u32)
 /// No reference that [`make_record`] gives: the record has been made by another core, or another got in the way.
 const LOOK_AGAIN: u64 = u64::MAX;
 
-/// In [`recorded_as`]: it was tried often enough, and whoever is making the record may have been stopped in the middle.
-const IMPATIENT: u64 = 1 << 63;
-/// Attempts after which that is to be thought.
-const PATIENCE: u32 = 16;
-
 /// Makes a record for a client that has none, with one flow; or [`LOOK_AGAIN`]. As [`stick`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -353,7 +348,7 @@ extern "C" fn make_record(first: u64, second: u64, to: u64) -> u64 {
         world.now.plus(service.persistence),
         world.now,
         |_, _, _| {},
-        to & IMPATIENT != 0,
+        true,
     ) {
         Insert::Inserted(index) => {
             StickyTable.slot(index).map_or(0, |slot| reference_word(index, slot.life()))
