@@ -496,11 +496,8 @@ fn settle<const N: usize, K: Kind<N>>(
             } else if way < yields_to {
                 return Settled::Lost(None);
             } else if !slot.exchange(life, life.with_state(SlotState::Free)) {
-                // It was confirmed, withdrawn or freed in this moment.
-                let life = slot.life();
-                if matches!(life.state(), SlotState::Live) && held::<N, K>(slot, life, key) {
-                    return Settled::Lost(Some(index));
-                }
+                // It was confirmed, withdrawn or freed in this moment: whoever looks again will know.
+                return Settled::Lost(None);
             }
         }
         way += 1;

@@ -194,7 +194,7 @@ extern "C" fn enter(half_open: u32) -> u32 {
         |index, _, life| {
             flow::retire(index, life.word());
         },
-        true,
+        false,
     ) {
         Insert::Inserted(index) => index,
         Insert::Contended => CONTENDED,
