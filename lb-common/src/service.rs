@@ -236,13 +236,20 @@ pub struct InForce {
 }
 
 impl InForce {
-    /// The place of the first entry that is looked at, over both generations.
+    /// Where its generation begins, over both.
     #[inline(always)]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "one of two generations")]
     pub const fn base(self) -> u32 {
-        (self.generation as u32 & 1) * INDEX_CAPACITY
+        base(self.generation)
     }
+}
+
+/// Where a generation of the index begins, over both.
+#[inline(always)]
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "one of two generations")]
+pub const fn base(generation: u64) -> u32 {
+    (generation as u32 & 1) * INDEX_CAPACITY
 }
 
 /// Where in a generation an entry is looked for first.

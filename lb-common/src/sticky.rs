@@ -39,7 +39,7 @@ const _: () = assert!(MAX_SERVICES.is_power_of_two() && MAX_SERVERS.is_power_of_
 /// The bits of the third word that are the service.
 const SERVICE_MASK: u64 = (1 << SERVICE_BITS) - 1;
 /// The bits of the third word that are a record's key.
-pub const NAME_MASK: u64 = (1 << SERVER_SHIFT) - 1;
+const NAME_MASK: u64 = (1 << SERVER_SHIFT) - 1;
 
 /// The sticky table.
 #[derive(Clone, Copy, Debug)]
@@ -156,6 +156,12 @@ pub struct Sticky {
 }
 
 impl Sticky {
+    /// What it is found by.
+    #[must_use]
+    pub const fn key(&self) -> StickyKey {
+        StickyKey { client: self.client, service: self.to.service, port: self.to.port }
+    }
+
     /// Unpacks a row.
     #[must_use]
     pub const fn unpack(words: &[u64; STICKY_WORDS], life: Life) -> Self {

@@ -10,7 +10,8 @@
 //! - another slot holds the key *live*: that one has won, the writer withdraws its own;
 //! - another slot earlier in the key's order holds it *pending*: the writer withdraws and looks again;
 //! - another slot later in the order holds it *pending*: the writer frees that one by compare-exchange
-//!   (its owner finds out when it confirms, and looks again). If that one went live first, it has won.
+//!   (its owner finds out when it confirms, and looks again). If that one changed first, the writer withdraws and looks again.
+//!   A writer that has waited long enough does so with earlier ones, too.
 //!
 //! Then it confirms its own slot, pending to live, by compare-exchange. A key is therefore never live
 //! twice: of two pending slots, one must be freed, or seen live by the other, before either confirms.
@@ -182,15 +183,20 @@ impl Places {
     const fn place(self, way: u32) -> u32 {
         self.home.wrapping_add(way >> 1) & (BUCKET - 1)
     }
+
+    /// The index of the `way`-th slot.
+    #[inline(always)]
+    const fn index(self, way: u32) -> u32 {
+        let bucket = if in_first(way) { self.first } else { self.second };
+        (bucket * BUCKET) | self.place(way)
+    }
 }
 
 /// The index of a key's `way`-th slot, in the order in which they are looked at.
 #[inline(always)]
 #[must_use]
 pub const fn candidate(hash: u64, bucket_mask: u32, way: u32) -> u32 {
-    let places = Places::of(hash, bucket_mask);
-    let bucket = if in_first(way) { places.first } else { places.second };
-    (bucket * BUCKET) | places.place(way)
+    Places::of(hash, bucket_mask).index(way)
 }
 
 /// Whether a way leads into the key's first bucket.
@@ -225,8 +231,7 @@ impl<'a, const N: usize> Ways<'a, N> {
     /// Its index.
     #[inline(always)]
     const fn index(&self, way: u32) -> u32 {
-        let bucket = if in_first(way) { self.places.first } else { self.places.second };
-        (bucket * BUCKET) | self.places.place(way)
+        self.places.index(way)
     }
 }
 
@@ -286,7 +291,7 @@ pub fn find_at_home<const N: usize, K: Kind<N>, S: Slots<N>>(
     let places = Places::of(hash, slots.bucket_mask());
     let slot = &slots.bucket(places.first)?[places.place(0) as usize];
     let life = slot.life();
-    let index = (places.first * BUCKET) | places.place(0);
+    let index = places.index(0);
     if holds::<N, K>(slot, life, key, now) { Some(Found { index, slot, life }) } else { None }
 }
 

@@ -13,7 +13,7 @@ use lb_common::{
     reason::Reason,
     server::{ServerState, Servers as _},
     sticky::{STICKY_WORDS, Stickies, StickyServer, hold, reference},
-    table::{Found, Insert, Slot, Slots as _, WAYS, find, release, try_insert, weakest},
+    table::{Found, Insert, Slot, Slots as _, WAYS, find, try_insert, weakest},
     tcp::TcpState,
 };
 
@@ -217,13 +217,7 @@ extern "C" fn flow_gives_way(first: u64, second: u64, ports: u64, least: u32) ->
             .is_some_and(|service| !service.forwarding.sees_answers())
     };
     let Some(found) = weakest(&Flows, hash, weak, least, world.now) else { return 0 };
-    let claimed = found.life.claimed();
-    if !found.slot.exchange(found.life, claimed) {
-        return 0;
-    }
-    flow::retire(found.index, found.life.word());
-    release(found.slot, claimed);
-    1
+    u32::from(flow::take_out(&found))
 }
 
 /// Takes a flow of the same ports out of the table that is closed, or whose server is gone: the client uses its port again.
@@ -237,10 +231,8 @@ fn replace_closed(world: &World, slot: &Slot<FLOW_WORDS>) {
     };
     let to = FlowServer::from_word(closed.slot.words[SERVER_WORD].load());
     let is_closed = TcpState::from_note(closed.life.note()).is_closed() || serving(&to).is_none();
-    let claimed = closed.life.claimed();
-    if is_closed && closed.slot.exchange(closed.life, claimed) {
-        flow::retire(closed.index, closed.life.word());
-        release(closed.slot, claimed);
+    if is_closed {
+        flow::take_out(&closed);
     }
 }
 

@@ -1,14 +1,13 @@
 //! What both directions do with a flow: keep it alive, follow its state, and retire it.
 
 use lb_common::{
-    address::Address,
     clock::Ticks,
     control::Snat,
     flow::{FLOW_WORDS, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
     life::{Life, SlotState},
     ports::{self, Cells as _, PortRange},
     sticky::{self, reference},
-    table::{Found, Slot, Slots as _},
+    table::{self, Found, Slot, Slots as _},
     tcp::{Direction, TcpFlags, TcpState, in_window, worth_recording},
     word::Word,
 };
@@ -17,6 +16,7 @@ use crate::{
     count::{self, ONE_LESS},
     maps::{self, Flows, Ports, StickyTable},
     pipeline::World,
+    select::{self, asked_for},
 };
 
 /// A deadline is moved when it would move by at least this much: one store a second at most, not one a packet.
@@ -125,10 +125,10 @@ pub(crate) fn release(world: &World, word: u64, slot: &Slot<FLOW_WORDS>) {
 #[inline(always)]
 pub(crate) fn release_of(world: &World, word: u64, first: u64, second: u64, ports: u64) {
     let Some(record) = FlowSticky::from_word(word).record else { return };
-    let (id, port, client) = ((ports >> 32) as u16, (ports >> 16) as u16, Address([first, second]));
+    let at = asked_for(ports);
     // A service that is gone has a record of neither kind any more.
-    let Some(service) = maps::service(id) else { return };
-    let key = service.sticky_key(id, client, port);
+    let Some(service) = maps::service(select::service_of(at)) else { return };
+    let key = select::key_of(&service, first, second, at);
     sticky::let_go(&StickyTable, record, key, world.now.plus(service.persistence));
 }
 
@@ -146,6 +146,18 @@ fn hold_record_again(world: &World, flow: &Slot<FLOW_WORDS>, persistence: Ticks)
         let found = Found { index: record.slot, slot, life };
         let _forgotten = !sticky::hold(&found, world.now.plus(persistence));
     }
+}
+
+/// Takes a flow out of the table, unless its life is another by now. Says whether it did.
+#[inline(always)]
+pub(crate) fn take_out(found: &Found<'_, FLOW_WORDS>) -> bool {
+    let claimed = found.life.claimed();
+    if !found.slot.exchange(found.life, claimed) {
+        return false;
+    }
+    retire(found.index, found.life.word());
+    table::release(found.slot, claimed);
+    true
 }
 
 /// Gives back what the flow in a claimed slot held: its server's count and its sticky record, unless it was closed before, and its SNAT port.

@@ -19,7 +19,7 @@ use lb_common::{
 };
 
 use crate::{
-    flow::{self, port_range, retire},
+    flow::{self, port_range},
     from_client::{Client, IN_TABLE, KeyWords, serving},
     handshake::{Answer, REASON_SHIFT, owns_port},
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
@@ -27,7 +27,7 @@ use crate::{
     select::{asked_for, select},
 };
 
-/// Decides on a SYN with this key sequence number and sender's MAC address. Gives an [`Answer`].
+/// Decides on a SYN with this key, sequence number and sender's MAC address. Gives an [`Answer`].
 ///
 /// The steps are global functions, called one after the other from here, because the stacks of functions that call each
 /// other add up.
@@ -284,16 +284,10 @@ extern "C" fn reclaim_ports(endpoint: u16, source: u32) -> u32 {
 fn retire_expired(world: &World, index: u32) -> u32 {
     let Some(slot) = (&Flows).slot(index) else { return 0 };
     let life = slot.life();
-    let claimed = life.claimed();
-    if !matches!(life.state(), SlotState::Live)
-        || !FlowKind::expired(life, world.now)
-        || !slot.exchange(life, claimed)
-    {
+    if !matches!(life.state(), SlotState::Live) || !FlowKind::expired(life, world.now) {
         return 0;
     }
-    retire(index, life.word());
-    release(slot, claimed);
-    1
+    u32::from(flow::take_out(&Found { index, slot, life }))
 }
 
 /// A flow that found no room in the flow table lives on in the half-open table: its packets keep it.

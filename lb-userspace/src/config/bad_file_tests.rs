@@ -19,7 +19,7 @@ fn error_of(content: &[u8]) -> String {
 }
 
 #[test]
-fn a_file_over_one_mebibyte_is_refused_before_it_is_parsed() {
+fn a_file_over_the_largest_size_is_refused_before_it_is_parsed() {
     let error = "1:1: the configuration is larger than 4194304 bytes; check that this is the right file";
     assert_eq!(error_of(&vec![b'['; 2 * MAX_BYTES]), error);
     assert_eq!(parse("f", &"#".repeat(MAX_BYTES + 1)).unwrap_err().to_string(), format!("f:{error}"));

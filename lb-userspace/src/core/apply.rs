@@ -26,7 +26,7 @@ use lb_common::schedule::Load;
 use lb_common::server::{STATE_WORD, Server, ServerState, Servers as _};
 use lb_common::service::{
     EntryKind, INDEX_CAPACITY, INDEX_WORDS, InForce, IndexEntry, MAX_SERVERS, MAX_SERVICES, Service, Spread,
-    layout,
+    base, layout,
 };
 use lb_common::word::Word;
 
@@ -286,7 +286,7 @@ impl Work<'_> {
         let idle = current.wrapping_add(1);
         for (place, words) in wanted.iter().enumerate() {
             for (word, value) in words.iter().enumerate() {
-                put(&self.maps.service_index[base(idle) + place][word], *value);
+                put(&self.maps.service_index[base(idle) as usize + place][word], *value);
             }
         }
         if read_index(self.maps, idle) != wanted {
@@ -418,14 +418,10 @@ fn lay_out(maps: &Maps, entries: &[IndexEntry]) -> anyhow::Result<(Spread, Vec<[
     })
 }
 
-const fn base(generation: u64) -> usize {
-    if generation & 1 == 0 { 0 } else { INDEX_CAPACITY as usize }
-}
-
 fn read_index(maps: &Maps, generation: u64) -> Vec<[u64; INDEX_WORDS]> {
     maps.service_index
         .iter()
-        .skip(base(generation))
+        .skip(base(generation) as usize)
         .take(INDEX_CAPACITY as usize)
         .map(|slot| [slot[0].load(), slot[1].load(), slot[2].load(), slot[3].load()])
         .collect()

@@ -70,20 +70,14 @@ pub fn rekey(
             made += u64::from(move_hold(maps, index, &flow, old, after, now));
         }
     }
-    free_stickies(maps, now, |row| {
-        row.to.service == id && renamed(after, row) != StickyKey { client: row.client, ..key_of(row) }
-    });
+    free_stickies(maps, now, |row| row.to.service == id && renamed(after, row) != row.key());
     Ok(made)
-}
-
-const fn key_of(row: &Sticky) -> StickyKey {
-    StickyKey { client: row.client, service: row.to.service, port: row.to.port }
 }
 
 fn copy(maps: &Maps, id: u16, after: &Service, now: Ticks) -> u64 {
     let mut made = 0;
     for (name, row) in successors(maps, id, after, now) {
-        if name != key_of(&row).words() {
+        if name != row.key().words() {
             let deadline = if row.flows > 0 { now.plus(after.persistence) } else { row.deadline };
             let to = StickyServer { port: renamed(after, &row).port, ..row.to };
             made += u64::from(insert(maps, name, to, deadline, now));

@@ -1,4 +1,4 @@
-//! Text in fixed arrays, padded with zeros, as the info maps hold it.
+//! Text in fixed arrays, padded with zeros, as the info maps hold it; and names made of several.
 
 /// `text` in `N` bytes: cut at a character's boundary if it is too long, and always with a zero behind it.
 #[must_use]
@@ -17,6 +17,12 @@ pub fn padded<const N: usize>(text: &str) -> [u8; N] {
 pub fn unpadded(bytes: &[u8]) -> String {
     let length = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..length]).into_owned()
+}
+
+/// A service's label, with the port that a sticky record is for, if it is for one.
+#[must_use]
+pub fn with_port(service: &str, port: Option<u16>) -> String {
+    port.map_or_else(|| service.to_owned(), |port| format!("{service}:{port}"))
 }
 
 #[cfg(test)]

@@ -164,8 +164,21 @@ unsafe impl Attributes for Batch {}
 
 /// Writes an array's elements from the first one on. The map's values must be 8 bytes.
 pub(super) fn write_all(map: impl AsFd, values: &[u64]) -> io::Result<()> {
-    let count = length(values.len())?;
-    let keys: Vec<u32> = (0..count).collect();
+    let keys: Vec<u32> = (0..length(values.len())?).collect();
+    update(map, &keys, values)
+}
+
+/// Puts maps into a map of maps, all in one call: before Linux 6.8 the kernel waits for running programs after each, since then
+/// after the last.
+pub(super) fn insert_maps(map: impl AsFd, entries: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
+    let (keys, values): (Vec<u32>, Vec<u32>) =
+        entries.iter().map(|(key, inner)| (*key, number(*inner))).unzip();
+    update(map, &keys, &values)
+}
+
+/// Writes elements of a map whose keys are 4 bytes and whose values are `V`.
+fn update<V>(map: impl AsFd, keys: &[u32], values: &[V]) -> io::Result<()> {
+    let count = length(keys.len().min(values.len()))?;
     let mut attributes = Batch {
         in_batch: 0,
         out_batch: 0,
@@ -181,30 +194,6 @@ pub(super) fn write_all(map: impl AsFd, values: &[u64]) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::Error::other(format!("only {} of {count} values were written", attributes.count)))
-    }
-}
-
-/// Puts maps into a map of maps, all in one call: before Linux 6.8 the kernel waits for running programs after each, since then
-/// after the last.
-pub(super) fn insert_maps(map: impl AsFd, entries: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
-    let count = length(entries.len())?;
-    let keys: Vec<u32> = entries.iter().map(|(key, _)| *key).collect();
-    let values: Vec<u32> = entries.iter().map(|(_, inner)| number(*inner)).collect();
-    let mut attributes = Batch {
-        in_batch: 0,
-        out_batch: 0,
-        keys: keys.as_ptr().addr() as u64,
-        values: values.as_ptr().addr() as u64,
-        count,
-        map: number(map.as_fd()),
-        element_flags: 0,
-        flags: 0,
-    };
-    call(Command::MapUpdateBatch, &mut attributes)?;
-    if attributes.count == count {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!("only {} of {count} maps were put in", attributes.count)))
     }
 }
 

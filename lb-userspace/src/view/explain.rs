@@ -17,7 +17,7 @@ use lb_common::{
 };
 use serde::Serialize;
 
-use crate::core::rows;
+use crate::core::{rows, text::with_port};
 
 use super::{
     Snapshot, flow,
@@ -122,13 +122,13 @@ pub fn explain(
     Ok(explanations)
 }
 
+/// `port` is zero where a record is for all ports.
 fn one(snapshot: &Snapshot<'_>, client: Address, service: u16, port: u16) -> anyhow::Result<Explanation> {
-    let by_port = scheduler::service(snapshot.maps(), service).is_some_and(|service| service.by_port);
     let case = Case {
         snapshot,
         client,
         service,
-        port: by_port.then_some(port),
+        port: (port != 0).then_some(port),
         scheduler: Scheduler::read(snapshot.maps(), service, port)?,
         record: recorded(snapshot, client, service, port),
         persistent: scheduler::service(snapshot.maps(), service)
@@ -346,10 +346,7 @@ pub fn text(explanations: &[Explanation]) -> String {
 
 fn paragraph(explanation: &Explanation) -> String {
     let Explanation { client, .. } = explanation;
-    let service = match explanation.port {
-        Some(port) => format!("{}:{port}", explanation.service),
-        None => explanation.service.clone(),
-    };
+    let service = with_port(&explanation.service, explanation.port);
     let mut out = match &explanation.server {
         Some(server) => format!("{service}: a new connection of {client} goes to {server}\n"),
         None => format!("{service}: a new connection of {client} goes to nobody\n"),

@@ -10,7 +10,7 @@ use lb_common::{
 };
 use serde::Serialize;
 
-use crate::core::rows;
+use crate::core::{rows, text::with_port};
 
 use super::{
     Snapshot, Time, census,
@@ -138,7 +138,7 @@ pub fn table(records: &[StickyRecord], total: usize) -> String {
     ];
     let rows = records.iter().map(|record| {
         vec![
-            record.port.map_or_else(|| record.service.clone(), |port| format!("{}:{port}", record.service)),
+            with_port(&record.service, record.port),
             record.client.to_string(),
             record.server.clone(),
             record.flows.to_string(),

@@ -19,6 +19,13 @@ pub(super) const CLIENT_PORT: u16 = 40_000;
 /// The sequence numbers that everybody begins with.
 pub(super) const FIRST_SEQUENCE: u32 = 1;
 
+/// Where addresses, their low halves, and the destination port stand in an untagged IPv4 frame.
+pub(super) const SOURCE: u32 = 26;
+pub(super) const SOURCE_LOW: u32 = 28;
+pub(super) const DESTINATION: u32 = 30;
+pub(super) const DESTINATION_LOW: u32 = 32;
+pub(super) const DESTINATION_PORT: u32 = 36;
+
 /// TCP flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flags {
@@ -92,8 +99,8 @@ pub(super) fn script(service: Service, from: From, flags: Flags, first_port: u16
     let frame = build(source.0, destination.0, tcp)?;
     let transport = if service.is_v6 { 54 } else { 34 };
     // The low 16 bits of source or destination address.
-    let source_low = if service.is_v6 { 36 } else { 28 };
-    let destination_low = if service.is_v6 { 52 } else { 32 };
+    let source_low = if service.is_v6 { 36 } else { SOURCE_LOW };
+    let destination_low = if service.is_v6 { 52 } else { DESTINATION_LOW };
     let whole = |at: u32, shift: u32, mask: u32, base: u16| Field { at, shift, mask, base: u32::from(base) };
     let fields = match from {
         From::Client => [whole(source_low, 0, 0xffff, 0), whole(transport, 16, 0xffff, first_port)],
@@ -122,8 +129,9 @@ pub(super) fn script(service: Service, from: From, flags: Flags, first_port: u16
 ///
 /// # Errors
 /// The frame ends before.
-pub(super) fn patched(script: Script, at: usize, bytes: &[u8]) -> Result<Script> {
+pub(super) fn patched(script: Script, at: u32, bytes: &[u8]) -> Result<Script> {
     let mut frame: Vec<u8> = script.frame.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let at = usize::try_from(at)?;
     let place = frame.get_mut(at..at + bytes.len()).context("the frame ends before")?;
     place.copy_from_slice(bytes);
     Ok(Script { frame: words(&frame)?, ..script })

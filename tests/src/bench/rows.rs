@@ -37,12 +37,20 @@ impl<'a> Place<'a> {
     /// # Errors
     /// A service or server is not in the maps.
     pub(super) fn of(world: &'a World, service: Service) -> Result<Self> {
-        let servers = (0..service.servers()).map(|server| world.server_ids(service, server));
+        Self::numbered(world, service, &service.label(), service.servers())
+    }
+
+    /// The place of the service with this label, whose servers are s0, s1 and so on; conversations are as those of `service`.
+    ///
+    /// # Errors
+    /// The service or a server is not in the maps.
+    pub(super) fn numbered(world: &'a World, service: Service, label: &str, servers: u16) -> Result<Self> {
+        let servers = (0..servers).map(|server| world.numbered_server(label, &format!("s{server}")));
         Ok(Self {
             maps: &world.maps,
             now: world.now,
             service,
-            id: world.service_id(service)?,
+            id: world.numbered_service(label)?,
             servers: servers.collect::<Result<_>>()?,
         })
     }

@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
-use etherparse::PacketBuilder;
+use anyhow::{Context as _, Result, anyhow};
+use etherparse::{PacketBuilder, PacketBuilderStep, TcpHeader};
 
 use super::{
     frame::{RawSocket, message_headers},
@@ -87,9 +87,7 @@ fn template(flood: &SynFlood, from: [u8; 6], to: [u8; 6]) -> Result<[u8; LENGTH]
         .syn()
         .options(&[etherparse::TcpOptionElement::MaximumSegmentSize(1460)])
         .context("a maximum segment size is a TCP option")?;
-    let mut frame = Vec::with_capacity(LENGTH);
-    builder.write(&mut frame, &[]).context("cannot write a SYN")?;
-    frame.try_into().map_err(|frame: Vec<u8>| anyhow::anyhow!("a SYN has {} bytes", frame.len()))
+    frame_of(builder, &[])
 }
 
 /// Makes it the `number`th frame: source address, source port, sequence number, and both checksums.
@@ -105,6 +103,16 @@ fn vary(frame: &mut [u8; LENGTH], flood: &SynFlood, number: u64) {
     frame[TCP..TCP + 2].copy_from_slice(&port.to_be_bytes());
     frame[TCP + 4..TCP + 8].copy_from_slice(&sequence.to_be_bytes());
     mend(frame);
+}
+
+/// A frame of `N` bytes.
+pub(super) fn frame_of<const N: usize>(
+    builder: PacketBuilderStep<TcpHeader>,
+    data: &[u8],
+) -> Result<[u8; N]> {
+    let mut frame = Vec::with_capacity(N);
+    builder.write(&mut frame, data).context("cannot write a frame")?;
+    frame.try_into().map_err(|frame: Vec<u8>| anyhow!("a frame has {} bytes, not {N}", frame.len()))
 }
 
 /// Writes the checksums of a frame without data: IPv4's and TCP's.

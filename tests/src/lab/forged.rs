@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use etherparse::PacketBuilder;
 use lb_common::hash::mix;
 
 use super::{
-    flood::{BATCH, FloodReport, IP, TCP, mend, send_batch},
+    flood::{BATCH, FloodReport, IP, TCP, frame_of, mend, send_batch},
     frame::RawSocket,
     layout::INTERFACE,
 };
@@ -54,9 +54,7 @@ fn template(forged: &ForgedAcks, from: [u8; 6], to: [u8; 6]) -> Result<[u8; LENG
         .ipv4([0; 4], forged.to.ip().octets(), 64)
         .tcp(1, forged.to.port(), 0, 64_240)
         .ack(0);
-    let mut frame = Vec::with_capacity(LENGTH);
-    builder.write(&mut frame, &[]).context("cannot write an ACK")?;
-    frame.try_into().map_err(|frame: Vec<u8>| anyhow::anyhow!("an ACK has {} bytes", frame.len()))
+    frame_of(builder, &[])
 }
 
 fn vary(frame: &mut [u8; LENGTH], forged: &ForgedAcks, number: u64) {

@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use etherparse::PacketBuilder;
 use lb_common::hash::mix;
 
 use super::{
-    flood::{BATCH, FloodReport, IP, TCP, mend, send_batch},
+    flood::{BATCH, FloodReport, IP, TCP, frame_of, mend, send_batch},
     frame::RawSocket,
     layout::INTERFACE,
 };
@@ -53,9 +53,7 @@ fn template(junk: &Junk, from: [u8; 6], to: [u8; 6]) -> Result<[u8; LENGTH]> {
         .ipv4([100, 0, 0, 0], junk.to.ip().octets(), 64)
         .tcp(1, junk.to.port(), 0, 64_240)
         .ack(0);
-    let mut frame = Vec::with_capacity(LENGTH);
-    builder.write(&mut frame, &[0xa5; 6]).context("cannot write a packet")?;
-    frame.try_into().map_err(|frame: Vec<u8>| anyhow::anyhow!("a packet has {} bytes", frame.len()))
+    frame_of(builder, &[0xa5; 6])
 }
 
 fn vary(frame: &mut [u8; LENGTH], fragments: bool, number: u64) {

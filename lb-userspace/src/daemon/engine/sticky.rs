@@ -1,7 +1,5 @@
 //! Forgetting and moving single clients.
 
-use std::fmt::Display;
-
 use lb_common::address::Address;
 use lb_common::clock::Ticks;
 use lb_common::server::{ServerState, Servers as _};
@@ -15,7 +13,7 @@ use crate::config::Persistence;
 use crate::core::Plan;
 use crate::core::plan::{Moved, count};
 use crate::core::rows::{self, Assigned};
-use crate::core::text::unpadded;
+use crate::core::text::{unpadded, with_port};
 
 impl Engine {
     pub(super) fn forget(&mut self, forget: &ForgetClient) -> Result<Value, Refusal> {
@@ -34,7 +32,7 @@ impl Engine {
                 let Some(server) = rows::recorded(&self.maps, id, client, port, now) else { continue };
                 if forget.dry_run || rows::forget(&self.maps, id, client, port, now) {
                     forgotten += 1;
-                    let (with, server) = (with_port(&label, port), self.label_of(server));
+                    let (with, server) = (with_port(&label, named(port)), self.label_of(server));
                     plan.changes.push(format!("- sticky record of {} with {with}: {server}", forget.client));
                 }
             }
@@ -97,9 +95,9 @@ impl Engine {
         }
         let mut done = Vec::new();
         for port in ports {
-            let from = match port {
-                0 => to.client.to_string(),
-                port => format!("{} to port {}", to.client, u16::from_be(port)),
+            let from = match named(port) {
+                None => to.client.to_string(),
+                Some(port) => format!("{} to port {port}", to.client),
             };
             done.push(match rows::assign(&self.maps, service, client, port, server, now) {
                 Assigned::Moved { from: before } => {
@@ -141,7 +139,7 @@ impl Engine {
             let before = rows::recorded(&self.maps, service, client, *port, now);
             if before != Some(server) {
                 plan.moved.push(Moved {
-                    service: with_port(&to.service, *port),
+                    service: with_port(&to.service, named(*port)),
                     client: to.client.to_canonical(),
                     from: before.map(|id| self.label_of(id)),
                     to: Some(to.server.clone()),
@@ -172,7 +170,7 @@ impl Engine {
     }
 }
 
-/// A service's name, with the port that a record is for, if it is for one.
-fn with_port(service: &impl Display, port: u16) -> String {
-    if port == 0 { service.to_string() } else { format!("{service}:{}", u16::from_be(port)) }
+/// The port of a record, if it is for one.
+fn named(port: u16) -> Option<u16> {
+    (port != 0).then(|| u16::from_be(port))
 }

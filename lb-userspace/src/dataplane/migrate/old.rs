@@ -119,7 +119,7 @@ impl Old {
 }
 
 /// A table of layouts 1 and 2: each row was a value by itself.
-pub(in crate::dataplane) const fn row_by_row(spec: &MapSpec) -> MapSpec {
+const fn row_by_row(spec: &MapSpec) -> MapSpec {
     MapSpec {
         value_size: spec.value_size / spec.rows,
         max_entries: spec.max_entries * spec.rows,

@@ -36,6 +36,34 @@ pub(super) struct Drained {
     pub(super) returned: Duration,
 }
 
+/// How long `drain` takes. `until` waits in the namespace until the client is at home, or elsewhere, and says when it knew.
+fn drained(
+    lab: &Lab,
+    ns: Ns,
+    mut until: impl FnMut(bool) -> Result<Instant> + Send,
+    drain: impl FnOnce() -> Result<()>,
+) -> Result<Drained> {
+    let go = Barrier::new(2);
+    thread::scope(|scope| {
+        let probing = scope.spawn(|| {
+            lab.in_ns(ns, || {
+                let home = until(true);
+                // Also after a failure: the other one waits.
+                go.wait();
+                home?;
+                until(false)
+            })?
+        });
+        go.wait();
+        let start = Instant::now();
+        let called = drain();
+        let returned = start.elapsed();
+        let obeyed = probing.join().map_err(|_| anyhow!("the probe panicked"))?;
+        called?;
+        Ok(Drained { obeyed: obeyed?.saturating_duration_since(start), returned })
+    })
+}
+
 /// By what way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum How {
@@ -80,28 +108,16 @@ impl Balancer {
     /// It was refused, or new clients did not obey it.
     pub(super) fn drain(&mut self, how: How) -> Result<Drained> {
         let Self { lab, probe, server } = self;
-        let (lab, go) = (&*lab, Barrier::new(2));
-        let drained = thread::scope(|scope| {
-            let probing = scope.spawn(|| {
-                lab.in_ns(Ns::Lb, || {
-                    let home = probe.until(true);
-                    // Also after a failure: the other one waits.
-                    go.wait();
-                    home?;
-                    probe.until(false)
-                })?
-            });
-            go.wait();
-            let start = Instant::now();
-            let called = match how {
+        let lab = &*lab;
+        let drained = drained(
+            lab,
+            Ns::Lb,
+            |home| probe.until(home),
+            || match how {
                 How::Command => by_command(lab, server),
                 How::Api => set_state(lab, server, "drain"),
-            };
-            let returned = start.elapsed();
-            let obeyed = probing.join().map_err(|_| anyhow!("the probe panicked"))?;
-            called?;
-            Ok::<_, anyhow::Error>(Drained { obeyed: obeyed?.saturating_duration_since(start), returned })
-        })?;
+            },
+        )?;
         set_state(lab, server, "online")?;
         lab.in_ns(Ns::Lb, || probe.until(true))??;
         Ok(drained)
@@ -183,25 +199,9 @@ impl Haproxy {
     pub(super) fn drain(&mut self) -> Result<Drained> {
         let number = self.lab.servers().position(|host| host.label == self.home);
         let name = format!("plain/s{}", number.context("a server that is none of the lab's")?);
-        let go = Barrier::new(2);
         let this = &*self;
-        let drained = thread::scope(|scope| {
-            let probing = scope.spawn(|| {
-                this.lab.in_ns(Ns::Client, || {
-                    let home = this.until(true);
-                    go.wait();
-                    home?;
-                    this.until(false)
-                })?
-            });
-            go.wait();
-            let start = Instant::now();
-            let called = this.tell(&format!("set server {name} state drain"));
-            let returned = start.elapsed();
-            let obeyed = probing.join().map_err(|_| anyhow!("the probe panicked"))?;
-            called?;
-            Ok::<_, anyhow::Error>(Drained { obeyed: obeyed?.saturating_duration_since(start), returned })
-        })?;
+        let drain = format!("set server {name} state drain");
+        let drained = drained(&this.lab, Ns::Client, |home| this.until(home), || this.tell(&drain))?;
         self.tell(&format!("set server {name} state ready"))?;
         self.lab.in_ns(Ns::Client, || self.until(true))??;
         Ok(drained)

@@ -14,8 +14,8 @@ use crate::bench::{
 };
 
 /// Where IPv4's flags and offset, and the length of TCP's header, stand in an untagged frame.
-const FRAGMENT: usize = 20;
-const DATA_OFFSET: usize = 46;
+const FRAGMENT: u32 = 20;
+const DATA_OFFSET: u32 = 46;
 
 /// Nanoseconds beyond those of an empty program, by what was sent.
 #[derive(Debug, Default)]

@@ -13,7 +13,10 @@ use lb_common::reason::Reason;
 use super::memory;
 use crate::bench::{
     figures::Rounds,
-    frames::{CLIENT_PORT, Flags, From, VIP_PORT, narrow, patched, script, sequence_at},
+    frames::{
+        CLIENT_PORT, DESTINATION, DESTINATION_LOW, DESTINATION_PORT, Flags, From, SOURCE, SOURCE_LOW,
+        VIP_PORT, narrow, patched, script, sequence_at,
+    },
     packet::{Bench, SNAT, in_turn, shuffled},
     rows::{Place, establish_at},
     script::{Field, Script},
@@ -25,12 +28,6 @@ const COUNTS: [u32; 4] = [1, 16, 256, 4096];
 const FLOWS: u32 = 4096;
 /// New clients in a round.
 const STRANGERS: u32 = 2048;
-/// Where addresses, their low halves, and the destination port stand in an untagged frame.
-const SOURCE: usize = 26;
-const SOURCE_LOW: u32 = 28;
-const DESTINATION: usize = 30;
-const DESTINATION_LOW: u32 = 32;
-const DESTINATION_PORT: u32 = 36;
 /// Services are at 10.90.0.1 and up, servers at 10.91.0.1 and up.
 const SERVICES: u32 = 0x0a5a_0001;
 const SERVERS: u32 = 0x0a5b_0001;
@@ -167,20 +164,9 @@ fn to_client(many: Many, count: u32) -> Result<Script> {
 
 /// Establishes the conversations.
 fn fill(world: &World, many: Many, count: u32) -> Result<()> {
-    let services = if many == Many::Services { count } else { 1 };
-    let mut places = Vec::new();
-    for number in 0..services {
-        let label = format!("S{number}");
-        let servers = if many == Many::Services { 1 } else { count };
-        let servers = (0..servers).map(|server| world.numbered_server(&label, &format!("s{server}")));
-        places.push(Place {
-            maps: &world.maps,
-            now: world.now,
-            service: SNAT,
-            id: world.numbered_service(&label)?,
-            servers: servers.collect::<Result<_>>()?,
-        });
-    }
+    let (services, servers) = if many == Many::Services { (count, 1) } else { (1, narrow(count)) };
+    let places = (0..services).map(|number| Place::numbered(world, SNAT, &format!("S{number}"), servers));
+    let places = places.collect::<Result<Vec<_>>>()?;
     for conversation in 0..FLOWS {
         let place = &places[usize::try_from(conversation % services)?];
         let without = establish_at(place, conversation..conversation + 1)?;

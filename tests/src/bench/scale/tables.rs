@@ -10,7 +10,7 @@ use lb_userspace::config::Tables as Limits;
 use super::memory;
 use crate::bench::{
     figures::Rounds,
-    frames::{CLIENT_PORT, Flags, From, script},
+    frames::{CLIENT_PORT, DESTINATION_PORT, Flags, From, SOURCE, SOURCE_LOW, script},
     packet::{Bench, NAT, SNAT, shuffled},
     rows::{Place, establish_at, remember_each},
     script::{Field, Script},
@@ -212,16 +212,8 @@ impl Bed {
 
     fn place(&self, service: crate::bench::world::Service) -> Result<Place<'_>> {
         let world = &self.bench.world;
-        let label = service.label();
         let servers = if service == SNAT { SERVERS } else { 1 };
-        let servers = (0..servers).map(|server| world.numbered_server(&label, &format!("s{server}")));
-        Ok(Place {
-            maps: &world.maps,
-            now: world.now,
-            service,
-            id: world.numbered_service(&label)?,
-            servers: servers.collect::<Result<_>>()?,
-        })
+        Place::numbered(world, service, &service.label(), servers)
     }
 }
 
@@ -245,8 +237,8 @@ fn client(number: u32) -> IpAddr {
 /// Its address in a frame.
 const fn client_fields() -> [Field; 2] {
     [
-        Field { at: 28, shift: 0, mask: 0xffff, base: 0 },
-        Field { at: 26, shift: 16, mask: 0xff, base: CLIENTS >> 16 },
+        Field { at: SOURCE_LOW, shift: 0, mask: 0xffff, base: 0 },
+        Field { at: SOURCE, shift: 16, mask: 0xff, base: CLIENTS >> 16 },
     ]
 }
 
@@ -254,9 +246,9 @@ const fn client_fields() -> [Field; 2] {
 fn answer() -> Result<Script> {
     let script = script(SNAT, From::Server, Flags::Ack, CLIENT_PORT)?;
     let fields = [
-        Field { at: 28, shift: 0, mask: u32::from(SERVERS) - 1, base: 0x0101 },
+        Field { at: SOURCE_LOW, shift: 0, mask: u32::from(SERVERS) - 1, base: 0x0101 },
         Field {
-            at: 36,
+            at: DESTINATION_PORT,
             shift: SERVERS.trailing_zeros(),
             mask: u32::from(SNAT_PORTS) - 1,
             base: u32::from(FIRST_PORT),
