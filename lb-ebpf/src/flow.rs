@@ -3,7 +3,7 @@
 use lb_common::{
     clock::Ticks,
     control::Snat,
-    flow::{FLOW_WORDS, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
+    flow::{FLOW_WORDS, FlowKey, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
     life::{Life, SlotState},
     ports::{self, Cells as _, PortRange},
     sticky::{self, reference},
@@ -14,13 +14,75 @@ use lb_common::{
 
 use crate::{
     count::{self, ONE_LESS},
-    maps::{self, Flows, Ports, StickyTable},
+    from_client::Client,
+    maps::{self, Flows, HalfOpen, Ports, StickyTable},
     pipeline::World,
     select::{self, asked_for},
 };
 
 /// A deadline is moved when it would move by at least this much: one store a second at most, not one a packet.
 pub(crate) const REFRESH: u32 = 8;
+
+/// The flow of a key's latest connection, and whether it is half-open.
+#[inline(always)]
+pub(crate) fn latest(key: FlowKey) -> Option<(Found<'static, FLOW_WORDS>, bool)> {
+    let [first, second, ports] = key.words();
+    let place = latest_place(first, second, ports);
+    let (index, half_open) = (place as u32, place & IN_HALF_OPEN != 0);
+    let slot = if half_open { (&HalfOpen).slot(index) } else { (&Flows).slot(index) }?;
+    let life = slot.life();
+    let same =
+        slot.words[0].load() == first && slot.words[1].load() == second && slot.words[2].load() == ports;
+    if same && matches!(life.state(), SlotState::Live) {
+        Some((Found { index, slot, life }, half_open))
+    } else {
+        None
+    }
+}
+
+/// No index of a slot.
+const NOWHERE: u64 = u32::MAX as u64;
+/// Beside an index: it is one of the half-open table.
+const IN_HALF_OPEN: u64 = 1 << 32;
+/// Beside an index: the flow is closed.
+const CLOSED: u64 = 1 << 33;
+
+/// Where the flow of this key's latest connection lies: one that is closed makes way for what has begun on its ports since.
+#[inline(always)]
+fn latest_place(first: u64, second: u64, ports: u64) -> u64 {
+    let flow = flow_at(first, second, ports);
+    if flow & CLOSED == 0 && flow != NOWHERE {
+        return flow;
+    }
+    let half_open = half_open_at(first, second, ports);
+    if half_open != NOWHERE {
+        return half_open;
+    }
+    // Another core may have established it between the two looks.
+    if flow == NOWHERE { flow_at(first, second, ports) } else { flow }
+}
+
+/// Where the flow of this key lies in the flow table, or [`NOWHERE`].
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn flow_at(first: u64, second: u64, ports: u64) -> u64 {
+    let Some(world) = World::now() else { return NOWHERE };
+    let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
+    let Some(found) = client.find_flow(&world) else { return NOWHERE };
+    let closed = TcpState::from_note(found.life.note()).is_closed();
+    u64::from(found.index) | if closed { CLOSED } else { 0 }
+}
+
+/// As [`flow_at`], in the half-open table.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn half_open_at(first: u64, second: u64, ports: u64) -> u64 {
+    let Some(world) = World::now() else { return NOWHERE };
+    let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
+    client.find_half_open(&world).map_or(NOWHERE, |found| u64::from(found.index) | IN_HALF_OPEN)
+}
 
 /// Follows a packet of an established flow: sequence numbers, TCP state, deadline.
 #[inline(always)]

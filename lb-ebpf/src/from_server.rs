@@ -16,7 +16,6 @@ use lb_common::{
 
 use crate::{
     count, flow,
-    from_client::Client,
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
     open,
     packet::{End, Packet, Rewrite, Segment, clamp_mss},
@@ -57,12 +56,8 @@ pub(crate) fn by_port(world: &World, endpoint: u16, source: u8, port: u16) -> Op
 
 /// The flow of a server's packet to this client and port (as on the wire), of this service and port.
 #[inline(always)]
-pub(crate) fn by_client(world: &World, key: FlowKey) -> Option<Return> {
-    let client = Client::with_key(world, key);
-    let (found, half_open) = match client.find_flow(world) {
-        Some(found) => (found, false),
-        None => (client.find_half_open(world)?, true),
-    };
+pub(crate) fn by_client(key: FlowKey) -> Option<Return> {
+    let (found, half_open) = flow::latest(key)?;
     let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
     let service = maps::service(key.service)?;
     Some(Return { found, half_open, key, to, service })
@@ -83,7 +78,7 @@ pub(crate) fn nat_segment(
         service_port,
         service,
     };
-    let back = by_client(world, key).ok_or(Reason::NotOurs)?;
+    let back = by_client(key).ok_or(Reason::NotOurs)?;
     answer_client(world, packet, segment, &back, back.to.endpoint)
 }
 

@@ -10,7 +10,8 @@ use lb_common::{
 };
 
 use crate::{
-    from_client::{Client, enter_tunnel},
+    flow,
+    from_client::enter_tunnel,
     from_server::{by_client, by_port},
     handshake::reason_of,
     maps::ServerTable,
@@ -69,8 +70,7 @@ fn to_server(world: &World, error: &IcmpError, service: u16) -> Result<Sent, Rea
         service_port: tuple.source_port,
         service,
     };
-    let client = Client::with_key(world, key);
-    let found = client.find_flow(world).or_else(|| client.find_half_open(world)).ok_or(Reason::NotOurs)?;
+    let (found, _) = flow::latest(key).ok_or(Reason::NotOurs)?;
     let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
     let server = ServerTable
         .present(to.server)
@@ -116,7 +116,7 @@ fn to_client(world: &World, error: &IcmpError) -> Result<Sent, Reason> {
             service_port: server.service_port,
             service: server.id,
         };
-        (by_client(world, key), None)
+        (by_client(key), None)
     } else {
         let (endpoint, source) =
             world.endpoint(&server, tuple.source, tuple.source_port).ok_or(Reason::NotOurs)?;

@@ -12,7 +12,7 @@ use super::{
         ETHERNET, FRAGMENTATION_NEEDED, HOST_UNREACHABLE, IcmpError, Link, PARAMETER_PROBLEM, TIME_EXCEEDED,
         flag, icmp,
     },
-    hospital::{BALANCER, HYPERSPACE, MYCHART, MYCHART_1, OTHER_ROUTER, ROUTER, SRV_1, span},
+    hospital::{BALANCER, FIRST_PORT, HYPERSPACE, MYCHART, MYCHART_1, OTHER_ROUTER, ROUTER, SRV_1, span},
     passing::patched,
 };
 
@@ -36,6 +36,7 @@ fn to_client(case: Case, c: &Connection, error: &IcmpError) -> Case {
 
 fn towards_servers() -> Vec<Case> {
     let c = Connection::to(SRV_1);
+    let again = c.snat(FIRST_PORT + 1);
     let m = Connection::to(MYCHART_1);
     let data = c.response().payload(&[0x33; 1460]).ttl(50);
     let bare = c.server_segment(flag::ACK, 1, 1);
@@ -76,6 +77,13 @@ fn towards_servers() -> Vec<Case> {
                 .given(c.in_state(TcpState::TimeWait, span::CLOSED)),
             &c,
             &needed,
+        ),
+        to_server(
+            case("an error about a SYN-ACK to a port whose last flow is closed reaches the server by the new SNAT port")
+                .given(c.in_state(TcpState::TimeWait, span::CLOSED))
+                .given(again.after_syn_ack()),
+            &again,
+            &again.error_to_service(HOST_UNREACHABLE, &again.syn_ack(), LEAST),
         ),
         to_server(
             to_server(

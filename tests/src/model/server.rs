@@ -60,14 +60,18 @@ impl Model {
         }
     }
 
-    /// The flow of a client and its port to a service and port.
+    /// The flow of a client and its port to a service and port; of a closed one and one that has begun since, the latter.
     pub(super) fn by_client(&self, client: IpAddr, port: u16, service: u16, asked: u16) -> Option<Found> {
         let key = Key { service, client, port, service_port: asked };
-        if let Some(slot) = self.flow_of(key) {
-            return Some(Found { slot, half_open: false, flow: self.flows[slot].clone()? });
+        let flow = self.flow_of(key).and_then(|slot| Some((slot, self.flows[slot].clone()?)));
+        let half_open = self.half_open_of(key).and_then(|slot| Some((slot, self.half_open[slot].clone()?)));
+        match (flow, half_open) {
+            (Some((slot, flow)), None) => Some(Found { slot, half_open: false, flow }),
+            (Some((slot, flow)), _) if !flow.state.is_closed() => {
+                Some(Found { slot, half_open: false, flow })
+            }
+            (_, half_open) => half_open.map(|(slot, flow)| Found { slot, half_open: true, flow }),
         }
-        let slot = self.half_open_of(key)?;
-        Some(Found { slot, half_open: true, flow: self.half_open[slot].clone()? })
     }
 
     /// A server's segment goes on to the flow's client, in the service's name.

@@ -25,6 +25,7 @@ pub(super) type Play = fn(&mut Story<'_>) -> Told;
 pub(super) const ALL: &[(&str, Play)] = &[
     ("a connection is made, used and closed", connection),
     ("a known client comes back to its server", known_client),
+    ("a client uses a port again whose connection is closed", port_again),
     ("two clients' ports do not meet", two_connections),
     ("a wrong acknowledgement establishes nothing", wrong_acknowledgement),
     (
@@ -244,6 +245,16 @@ fn known_client(story: &mut Story<'_>) -> Told {
     // It takes nobody new, and what is known of a client is by its address alone.
     story.bench.put_server(SERVER, &story.world.entry(USABLE & !ServerState::TAKES_NEW));
     story.connect(40_001, 1, Reason::NewBySticky)
+}
+
+fn port_again(story: &mut Story<'_>) -> Told {
+    let world = story.world;
+    story.connect(40_000, 0, Reason::NewByScheduler)?;
+    let reset = world.segment(40_000, RST, 1, 0);
+    story.forwards(&world.client_sends(&reset), Reason::Forwarded, &world.forwarded(&reset, 0))?;
+    story.connect(40_000, 1, Reason::NewBySticky)?;
+    let request = Segment { payload: vec![7; 10], ..world.segment(40_000, ACK | PSH, 1, 1) };
+    story.forwards(&world.client_sends(&request), Reason::Forwarded, &world.forwarded(&request, 1))
 }
 
 fn two_connections(story: &mut Story<'_>) -> Told {

@@ -150,7 +150,9 @@ fn server_gone(story: &mut Story<'_>) -> Told {
     story.bench.put_server(SERVER, &world.entry(ServerState::PRESENT | ServerState::RESETS));
     story.ends(0, &world.client_frame(asks(world, 40_000, 9).packet()), Reason::NoServer, 1)?;
     story.bench.put_server(SERVER, &world.entry(USABLE));
-    sends(story, 40_000, 1, Reason::NewBySticky)
+    sends(story, 40_000, 1, Reason::NewBySticky)?;
+    hears(story, 40_000, 1)?;
+    sends(story, 40_000, 1, Reason::Established)
 }
 
 fn error_to_server(story: &mut Story<'_>) -> Told {
