@@ -5,6 +5,10 @@
 //! session. A packet that is dropped is sent again a moment later. The table holds what the program's index holds:
 //! services, which clients speak to, and servers, which answer to SNAT ports. A service that the daemon answers itself
 //! (protocol http) is not in it.
+//!
+//! Servers that know clients by their own addresses (mode `nat`) answer by way of a host that may well be a router. It would
+//! pass their answers on as they are, and the client, which knows the service's address only, would answer with RST. So they
+//! go on to those alone who have sent something to that server by way of this host.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -32,8 +36,10 @@ pub const TABLE: &str = "inet steadfast";
 pub struct Guarded {
     /// Addresses and ports that clients connect to.
     pub services: BTreeSet<SocketAddr>,
-    /// Addresses and ports that real servers answer from.
+    /// Addresses and ports that real servers answer from, to the sources' SNAT ports.
     pub servers: BTreeSet<SocketAddr>,
+    /// Addresses and ports that real servers answer from, to clients.
+    pub nat_servers: BTreeSet<SocketAddr>,
     /// The addresses that servers answer to.
     pub sources: BTreeSet<IpAddr>,
     /// First and last SNAT port.
@@ -54,6 +60,7 @@ impl Guarded {
         Self {
             services: of_kind(EntryKind::Service),
             servers: of_kind(EntryKind::Endpoint),
+            nat_servers: of_kind(EntryKind::NatEndpoint),
             sources: flow::sources(control).collect(),
             ports: (snat.first_port, u16::try_from(last).unwrap_or(u16::MAX)),
         }
@@ -65,49 +72,55 @@ impl Guarded {
         InForce {
             mark: self.mark(),
             rules: RULES,
-            elements: self.services.len() + self.servers.len() + self.sources.len(),
+            elements: self.services.len() + self.servers.len() + self.nat_servers.len() + self.sources.len(),
             ..InForce::default()
         }
     }
 
-    /// The table, in one transaction: the old one goes and the new one comes between two packets.
+    /// The table, in one transaction: what it held makes way for what it holds now between two packets. Who speaks with
+    /// servers directly stays known.
     #[must_use]
     pub fn script(&self) -> String {
         let (first, last) = self.ports;
         let mark = self.mark();
-        let rule = |family: &str, version: &str| {
+        let input = |family: &str, version: &str| {
             format!(
                 "    {family} daddr . tcp dport @services{version} counter drop comment \"{SERVICES} {mark}\"\n    \
                  {family} daddr @sources{version} tcp dport {first}-{last} {family} saddr . tcp sport \
                  @servers{version} counter drop comment \"{SERVERS} {mark}\"\n"
             )
         };
-        format!(
-            "add table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n{}{}  chain input {{\n    type filter hook input \
-             priority filter - 10; policy accept;\n    iifname \"lo\" accept comment \"the host itself {mark}\"\n{}{}  \
-             }}\n}}\n",
-            self.sets("4", "ipv4_addr", IpAddr::is_ipv4),
-            self.sets("6", "ipv6_addr", IpAddr::is_ipv6),
-            rule("ip", "4"),
-            rule("ip6", "6"),
-        )
-    }
-
-    fn sets(&self, version: &str, kind: &str, of_family: impl Fn(&IpAddr) -> bool) -> String {
-        let places = |places: &BTreeSet<SocketAddr>| -> Vec<String> {
-            let of_family = places.iter().filter(|place| of_family(&place.ip()));
-            of_family.map(|place| format!("{} . {}", place.ip(), place.port())).collect()
+        let forward = |family: &str, version: &str| {
+            format!(
+                "    {family} daddr . tcp dport @nat_servers{version} update @{DIRECT}{version} {{ {family} saddr . {family} \
+                 daddr }} comment \"{DIRECT} {mark}\"\n    \
+                 {family} saddr . tcp sport @nat_servers{version} {family} daddr . {family} saddr != @{DIRECT}{version} \
+                 counter drop comment \"{SERVERS} {mark}\"\n"
+            )
         };
-        let sources =
-            self.sources.iter().filter(|source| of_family(source)).map(ToString::to_string).collect();
-        [
-            ("services", format!("{kind} . inet_service"), places(&self.services)),
-            ("servers", format!("{kind} . inet_service"), places(&self.servers)),
-            ("sources", kind.to_owned(), sources),
+        let sets: Vec<Set> = [
+            Set::of(self, "4", "ipv4_addr", IpAddr::is_ipv4),
+            Set::of(self, "6", "ipv6_addr", IpAddr::is_ipv6),
         ]
         .into_iter()
-        .map(|(name, kind, elements)| set(&format!("{name}{version}"), &kind, &elements))
-        .collect()
+        .flatten()
+        .collect();
+        let empty: String = sets.iter().map(|set| set.text(false)).collect();
+        let flushed: String = sets.iter().map(|set| format!("flush set {TABLE} {}\n", set.name)).collect();
+        let full: String = sets.iter().map(|set| set.text(true)).collect();
+        format!(
+            "table {TABLE} {{\n{empty}{}{}  chain input {{ type filter hook input priority filter - 10; policy accept; }}\n  \
+             chain forward {{ type filter hook forward priority filter - 10; policy accept; }}\n}}\n\
+             flush chain {TABLE} input\nflush chain {TABLE} forward\n{flushed}\
+             table {TABLE} {{\n{full}  chain input {{\n    iifname \"lo\" accept comment \"the host itself {mark}\"\n{}{}  \
+             }}\n  chain forward {{\n{}{}  }}\n}}\n",
+            direct("4", "ipv4_addr"),
+            direct("6", "ipv6_addr"),
+            input("ip", "4"),
+            input("ip6", "6"),
+            forward("ip", "4"),
+            forward("ip6", "6"),
+        )
     }
 
     /// A short digest of the content: it stands in the comments of the rules.
@@ -119,17 +132,54 @@ impl Guarded {
 }
 
 /// Rules in the table.
-const RULES: usize = 5;
+const RULES: usize = 9;
 /// How the comments of rules begin that drop what clients send, and what servers answer.
 const SERVICES: &str = "services";
 const SERVERS: &str = "servers";
+/// How the names of the sets begin that the kernel fills: clients and the servers that they speak with directly.
+const DIRECT: &str = "direct";
 
-fn set(name: &str, kind: &str, elements: &[String]) -> String {
-    let elements = match elements {
-        [] => String::new(),
-        elements => format!(" elements = {{ {} }};", elements.join(", ")),
-    };
-    format!("  set {name} {{ type {kind};{elements} }}\n")
+/// A set that we fill.
+struct Set {
+    name: String,
+    kind: String,
+    elements: Vec<String>,
+}
+
+impl Set {
+    /// Those of one family.
+    fn of(guarded: &Guarded, version: &str, address: &str, of_family: impl Fn(&IpAddr) -> bool) -> [Self; 4] {
+        let set =
+            |name: &str, kind: String, elements| Self { name: format!("{name}{version}"), kind, elements };
+        let places = |places: &BTreeSet<SocketAddr>| {
+            let of_family = places.iter().filter(|place| of_family(&place.ip()));
+            of_family.map(|place| format!("{} . {}", place.ip(), place.port())).collect()
+        };
+        let place = || format!("{address} . inet_service");
+        let sources = guarded.sources.iter().filter(|source| of_family(source)).map(ToString::to_string);
+        [
+            set("services", place(), places(&guarded.services)),
+            set("servers", place(), places(&guarded.servers)),
+            set("nat_servers", place(), places(&guarded.nat_servers)),
+            set("sources", address.to_owned(), sources.collect()),
+        ]
+    }
+
+    fn text(&self, filled: bool) -> String {
+        let Self { name, kind, elements } = self;
+        let elements = match elements.as_slice() {
+            [_, ..] if filled => format!(" elements = {{ {} }};", elements.join(", ")),
+            _ => String::new(),
+        };
+        format!("  set {name} {{ type {kind};{elements} }}\n")
+    }
+}
+
+/// The set of those who speak with servers directly: forgotten an hour after their last packet.
+fn direct(version: &str, address: &str) -> String {
+    format!(
+        "  set {DIRECT}{version} {{ type {address} . {address}; size 65536; flags dynamic,timeout; timeout 1h; }}\n"
+    )
 }
 
 fn place(entry: &IndexEntry) -> SocketAddr {

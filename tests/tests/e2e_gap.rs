@@ -1,7 +1,7 @@
 //! A gap: the program is off its interface while connections are open, and the host's own stack gets their packets.
 #![cfg(test)]
 
-use std::{thread, time::Duration};
+use std::{net::SocketAddr, thread, time::Duration};
 
 use serde_json::Value;
 use tests::{
@@ -13,7 +13,10 @@ use tests::{
         kernel::{self, attached, take_off},
         until,
     },
-    lab::{INTERFACE, LabOptions, Ns, Port443, Signal},
+    lab::{
+        Arms, Family, INTERFACE, LabOptions, Mode, Ns, Port443, Services, Signal, Topology,
+        client::who_answers,
+    },
 };
 
 const DOWNLOADS: usize = 100;
@@ -67,6 +70,53 @@ fn two_seconds_without_the_program_break_no_download() {
     assert_eq!(downloads.finish(), Vec::<String>::new());
     site.wait_until_reachable().unwrap();
     assert_eq!(moved(&known, &homes(&site, 1000..1050, Site::HYPERSPACE).unwrap()), []);
+}
+
+fn nat_site(topology: Topology) -> Site {
+    let options =
+        LabOptions { port_443: Port443::Plain, big_bytes: 640 * 1024, topology, ..LabOptions::default() };
+    let mut site = Site::without_daemon(Turn::shared(), options).unwrap();
+    site.write_config(&Services::default().yaml(topology)).unwrap();
+    site.start_daemon(&[]).unwrap();
+    site.wait_until_reachable().unwrap();
+    site
+}
+
+/// The balancer's host is the servers' router, too, and forwards what the program does not take.
+#[test]
+fn two_seconds_without_the_program_break_no_download_of_servers_that_know_clients() {
+    for (family, arms) in
+        [(Family::V4, Arms::One), (Family::V4, Arms::Two), (Family::V6, Arms::One), (Family::V6, Arms::Two)]
+    {
+        let topology = Topology { mode: Mode::Nat, family, arms, ..Topology::default() };
+        let mut site = nat_site(topology);
+        let downloads =
+            Downloads::start(&site, 0..DOWNLOADS, SocketAddr::new(topology.hyperspace(), 443)).unwrap();
+        thread::sleep(Duration::from_secs(1));
+        assert_eq!(downloads.running(), DOWNLOADS);
+        site.kill_daemon(Signal::SIGKILL).unwrap();
+        take_off(&site).unwrap();
+        thread::sleep(GAP);
+        let (status, said) = firewall(&site);
+        println!("{topology}: {said}");
+        assert_eq!(status, "ok", "{said}");
+        assert!(!said.ends_with(" 0 of servers"), "{said}");
+        site.start_daemon(&[]).unwrap();
+        attached(&site).unwrap();
+        assert_eq!(downloads.finish(), Vec::<String>::new(), "{topology}");
+    }
+}
+
+#[test]
+fn who_speaks_with_a_server_that_knows_clients_by_way_of_the_host_is_answered() {
+    let topology = Topology { mode: Mode::Nat, arms: Arms::Two, ..Topology::default() };
+    let site = nat_site(topology);
+    let server = SocketAddr::new(site.address(Ns::Server(0)).unwrap(), 443);
+    let answer = site.in_ns(Ns::Client, || who_answers(site.client_address(0), server)).unwrap().unwrap();
+    assert_eq!(answer, "Hyperspace_Srv_1");
+    let nft = site.command(Ns::Lb, "nft", ["list", "set", "inet", "steadfast", "direct4"]).output().unwrap();
+    let known = String::from_utf8_lossy(&nft.stdout).into_owned();
+    assert!(known.contains(&format!("{} . {}", site.client_address(0), server.ip())), "{known}");
 }
 
 #[test]

@@ -338,7 +338,7 @@ fn firewall(findings: &mut Findings, world: &World, maps: &Maps) {
                      packets of clients, {} of servers",
                     if report.in_force { "guards" } else { "is missing or not as it must be: it should guard" },
                     guarded.services.len(),
-                    guarded.servers.len(),
+                    guarded.servers.len() + guarded.nat_servers.len(),
                     report.from_clients,
                     report.from_servers
                 ),

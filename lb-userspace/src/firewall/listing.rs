@@ -3,7 +3,7 @@
 use anyhow::Context as _;
 use serde_json::Value;
 
-use super::{SERVERS, SERVICES};
+use super::{DIRECT, SERVERS, SERVICES};
 
 /// The table as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub struct InForce {
     pub mark: String,
     /// Rules.
     pub rules: usize,
-    /// Elements of all sets.
+    /// Elements of all sets that we fill.
     pub elements: usize,
     /// Packets from clients that were dropped.
     pub from_clients: u64,
@@ -38,7 +38,7 @@ pub fn read(json: &[u8]) -> anyhow::Result<InForce> {
     let mut there = InForce::default();
     let mut marks = Vec::new();
     for object in objects {
-        if let Some(set) = object.get("set") {
+        if let Some(set) = object.get("set").filter(|set| !is_direct(set)) {
             there.elements += set.get("elem").and_then(Value::as_array).map_or(0, Vec::len);
         }
         let Some(rule) = object.get("rule") else { continue };
@@ -56,6 +56,10 @@ pub fn read(json: &[u8]) -> anyhow::Result<InForce> {
         (*mark).clone_into(&mut there.mark);
     }
     Ok(there)
+}
+
+fn is_direct(set: &Value) -> bool {
+    set.get("name").and_then(Value::as_str).is_some_and(|name| name.starts_with(DIRECT))
 }
 
 fn packets(rule: &Value) -> u64 {

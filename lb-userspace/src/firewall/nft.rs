@@ -79,7 +79,13 @@ pub fn look() -> anyhow::Result<Option<InForce>> {
 /// # Errors
 /// [`Missing`], or `nft` refused: nothing was changed then.
 pub fn put(guarded: &Guarded) -> anyhow::Result<()> {
-    check("make", &nft(&["-f", "-"], &guarded.script())?)
+    let script = guarded.script();
+    let changed = nft(&["-f", "-"], &script)?;
+    if changed.status.success() && look()?.is_some_and(|there| there.is(&guarded.expected())) {
+        return Ok(());
+    }
+    // Somebody has made of it what cannot be changed into this.
+    check("make", &nft(&["-f", "-"], &format!("add table {TABLE}\ndelete table {TABLE}\n{script}"))?)
 }
 
 /// Removes the table. Says whether it was there.
@@ -131,7 +137,7 @@ fn bring_about(guarded: &Guarded) -> anyhow::Result<Report> {
         "the firewall table {TABLE} guards {} service and {} server ports: a gap of the program is a retransmission, not \
          a reset",
         guarded.services.len(),
-        guarded.servers.len()
+        guarded.servers.len() + guarded.nat_servers.len()
     );
     Ok(Report { in_force: true, from_clients: 0, from_servers: 0 })
 }

@@ -12,6 +12,7 @@ fn guarded() -> Guarded {
     Guarded {
         services: ["192.0.2.150:443", "192.0.2.150:8443", "[2001:db8::150]:443"].map(place).into(),
         servers: ["192.0.2.20:443"].map(place).into(),
+        nat_servers: ["192.0.2.21:443", "[2001:db8::21]:443"].map(place).into(),
         sources: ["192.0.2.10".parse().unwrap()].into(),
         ports: (1024, 32767),
     }
@@ -40,6 +41,14 @@ fn the_kernel_takes_the_table_and_what_is_read_back_is_what_was_wanted() {
         assert!(look().unwrap().unwrap().is(&wanted.expected()));
         assert!(!ruleset().contains("8443"));
         assert_eq!(ruleset().matches("table ").count(), 1);
+        // Who speaks with servers directly is not ours to forget.
+        let known = "add element inet steadfast direct4 { 192.0.2.99 . 192.0.2.21 }";
+        assert!(std::process::Command::new("/usr/sbin/nft").arg(known).status().unwrap().success());
+        assert!(look().unwrap().unwrap().is(&wanted.expected()));
+        wanted.nat_servers.remove(&place("[2001:db8::21]:443"));
+        put(&wanted).unwrap();
+        assert!(look().unwrap().unwrap().is(&wanted.expected()));
+        assert!(ruleset().contains("192.0.2.99 . 192.0.2.21"));
     });
 }
 
@@ -57,7 +66,10 @@ fn a_table_that_somebody_has_changed_is_made_anew_and_others_tables_are_left_alo
         for change in [
             "flush chain inet steadfast input",
             "delete element inet steadfast services4 { 192.0.2.150 . 443 }",
+            "flush chain inet steadfast forward",
             "add rule inet steadfast input accept",
+            "add chain inet steadfast more; add rule inet steadfast more accept",
+            "delete chain inet steadfast forward; add chain inet steadfast forward { type filter hook forward priority 7; }",
             "delete table inet steadfast",
         ] {
             nft(change);
@@ -97,6 +109,7 @@ fn what_the_index_holds_is_guarded_but_not_what_the_daemon_answers_itself() {
         entry("192.0.2.150:80", EntryKind::Local),
         entry("192.0.2.150:0", EntryKind::Address),
         entry("192.0.2.20:443", EntryKind::Endpoint),
+        entry("192.0.2.21:443", EntryKind::NatEndpoint),
     ];
     let laid_out = lb_common::service::layout(Spread::Hashed, &maps.key(), &entries).unwrap();
     for (slot, words) in maps.service_index.iter().zip(laid_out) {
@@ -110,6 +123,7 @@ fn what_the_index_holds_is_guarded_but_not_what_the_daemon_answers_itself() {
         Guarded {
             services: [place("192.0.2.150:443")].into(),
             servers: [place("192.0.2.20:443")].into(),
+            nat_servers: [place("192.0.2.21:443")].into(),
             sources: ["192.0.2.10".parse().unwrap()].into(),
             ports: (1024, 32767),
         }

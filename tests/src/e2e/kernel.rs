@@ -73,15 +73,20 @@ pub fn attach_foreign(lab: &Lab, interface: &str) -> Result<Ebpf> {
     })?
 }
 
-/// Takes the balancer's program off its interface behind its back: the link goes with its pin.
+/// Takes the balancer's program off its interfaces behind its back: a link goes with its pin.
 ///
 /// # Errors
-/// It is not pinned, or still there after some seconds.
+/// None is pinned, or it is still there after some seconds.
 pub fn take_off(lab: &Lab) -> Result<()> {
-    fs::remove_file(lab.places().pins.join("links").join(INTERFACE)).context("no link is pinned")?;
-    until("the program is off", SETTLES_WITHIN, || {
-        Ok(xdp_on(lab, Ns::Lb, INTERFACE)?.is_none().then_some(()))
-    })?;
+    let links = fs::read_dir(lab.places().pins.join("links")).context("no link is pinned")?;
+    for link in links.collect::<Result<Vec<_>, _>>()? {
+        fs::remove_file(link.path()).with_context(|| format!("{} stays", link.path().display()))?;
+        let interface = link.file_name();
+        let interface = interface.to_str().context("an interface has a strange name")?;
+        until("the program is off", SETTLES_WITHIN, || {
+            Ok(xdp_on(lab, Ns::Lb, interface)?.is_none().then_some(()))
+        })?;
+    }
     Ok(())
 }
 
