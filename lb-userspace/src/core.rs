@@ -28,4 +28,4 @@ pub use desired::{Desired, desired};
 pub use ids::Ids;
 pub use name::{AdminState, ServerName};
 pub use overlay::Overlay;
-pub use plan::{Plan, plan};
+pub use plan::{Before, Plan, plan};

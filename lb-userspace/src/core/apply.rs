@@ -116,6 +116,15 @@ pub fn apply(
     Ok(work.done)
 }
 
+/// Writes what says of servers whom they take, and nothing else, where only that and weights differ: the first thing that new
+/// clients must see. [`apply`] does the rest.
+///
+/// # Errors
+/// The kernel's.
+pub fn apply_states(maps: &Maps, desired: &Desired, now: Ticks) -> anyhow::Result<()> {
+    Work { maps, desired, now, grace: &mut || Ok(()), done: Applied::default() }.states()
+}
+
 struct Work<'a> {
     maps: &'a Maps,
     desired: &'a Desired,

@@ -13,7 +13,7 @@ use lb_common::choose::{Choice, choose};
 use lb_common::clock::Ticks;
 use lb_common::maglev::{NOBODY, Table, place};
 use lb_common::maps::LABEL_BYTES;
-use lb_common::schedule::{self, Asked, Load, Scheduler};
+use lb_common::schedule::{self, Asked, Load, LoadSlot, Scheduler};
 use lb_common::server::{ServerSlot, ServerState, Servers};
 use lb_common::service::{EntryKind, Service};
 use lb_common::sticky::Sticky;
@@ -175,64 +175,57 @@ pub fn pick(table: &Table, seed: u64, client: Address, attempt: u32) -> Option<u
     (id != NOBODY).then_some(id)
 }
 
-/// The pick of a service's scheduler, as the program would make it if the client connected now.
-fn picked(
-    maps: &Maps,
-    table: &Table,
-    id: u16,
-    service: Service,
-    client: Address,
-    attempt: u32,
-) -> Option<u16> {
-    let asked = Asked {
-        seed: maps.control().maglev_seed.load(),
-        client: service.client(client),
-        salt: 0,
-        size: table.size(),
-        attempt,
-    };
-    let turn = maps.turns.get(usize::from(id)).map_or(0, Word::load);
-    let load =
-        |server: u16| maps.server_loads.get(usize::from(server)).map_or_else(Load::default, Load::read);
-    let at = |place: u32| table.places().get(place as usize).copied().filter(|id| *id != NOBODY);
-    schedule::pick(service.scheduler, asked, turn, load, at)
+/// What decides where packets go, as it is before a change.
+pub struct Before {
+    services: BTreeMap<u16, Service>,
+    servers: Region<ServerSlot>,
+    loads: Region<LoadSlot>,
+    tables: BTreeMap<u16, Table>,
 }
 
-/// Where a client's next connection goes, with the table and the entry of its service.
-fn next(
-    maps: &Maps,
-    servers: &(impl Servers + ?Sized),
-    table: Option<&Table>,
-    (id, service): (u16, Service),
-    client: Address,
-    recorded: u16,
-) -> Option<u16> {
-    let pick = |attempt| table.and_then(|table| picked(maps, table, id, service, client, attempt));
-    let record = (service.persistence.0 != 0).then_some(recorded);
-    match choose(servers, id, record, pick) {
-        Choice::Sticky(id, _) | Choice::Scheduled(id, _) => Some(id),
-        Choice::Nobody => None,
-    }
-}
-
-/// What bringing the maps to `desired` does. `now` is the data path's time, `clock` the time of day.
-///
-/// # Errors
-/// The kernel's, reading the scheduler's tables.
-pub fn plan(maps: &Maps, desired: &Desired, now: Ticks, clock: Timestamp) -> anyhow::Result<Plan> {
-    let mut tables = BTreeMap::new();
-    for (id, slot) in (0u16..).zip(maps.services.iter()) {
-        if Service::load(slot).is_some()
-            && let Some(values) = maps.kernel.schedule(id)?
-            && let Some(table) = Table::from_values(&values)
-        {
-            tables.insert(id, table);
+impl Before {
+    /// As it is now, but for the schedulers' tables: see [`Before::read_tables`].
+    #[must_use]
+    pub fn of(maps: &Maps) -> Self {
+        let services = (0u16..).zip(maps.services.iter());
+        Self {
+            services: services.filter_map(|(id, slot)| Some((id, Service::load(slot)?))).collect(),
+            servers: maps.servers.copied(),
+            loads: maps.server_loads.copied(),
+            tables: BTreeMap::new(),
         }
     }
+
+    /// Reads the schedulers' tables, too.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read_tables(&mut self, maps: &Maps) -> anyhow::Result<()> {
+        for id in self.services.keys() {
+            if let Some(values) = maps.kernel.schedule(*id)?
+                && let Some(table) = Table::from_values(&values)
+            {
+                self.tables.insert(*id, table);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a server's open flows are reset.
+    #[must_use]
+    pub fn resets(&self, id: u16) -> bool {
+        self.servers.present(id).is_some_and(|server| server.state.has(ServerState::RESETS))
+    }
+}
+
+/// What it does to bring the maps from `before` to `desired`: asked before, or right after where nothing is reset by it, because
+/// then the rows of clients and their connections are the same. `now` is the data path's time, `clock` the time of day.
+#[must_use]
+pub fn plan(maps: &Maps, before: &Before, desired: &Desired, now: Ticks, clock: Timestamp) -> Plan {
     let planner = Planner {
         maps,
+        before,
         future: Future::new(desired, maps.servers.len()),
-        tables,
         seed: maps.control().maglev_seed.load(),
         now,
     };
@@ -249,13 +242,13 @@ pub fn plan(maps: &Maps, desired: &Desired, now: Ticks, clock: Timestamp) -> any
     planner.unknown(&mut plan);
     planner.warnings(&mut plan);
     planner.forgotten_networks(&mut plan);
-    Ok(plan)
+    plan
 }
 
 struct Planner<'a> {
     maps: &'a Maps,
+    before: &'a Before,
     future: Future<'a>,
-    tables: BTreeMap<u16, Table>,
     seed: u64,
     now: Ticks,
 }
@@ -281,8 +274,42 @@ struct Connections {
 }
 
 impl Planner<'_> {
+    /// The pick of a service's scheduler, as the program would make it if the client connected now.
+    fn picked(
+        &self,
+        table: &Table,
+        (id, service): (u16, Service),
+        client: Address,
+        attempt: u32,
+    ) -> Option<u16> {
+        let asked =
+            Asked { seed: self.seed, client: service.client(client), salt: 0, size: table.size(), attempt };
+        let turn = self.maps.turns.get(usize::from(id)).map_or(0, Word::load);
+        let load =
+            |server: u16| self.before.loads.get(usize::from(server)).map_or_else(Load::default, Load::read);
+        let at = |place: u32| table.places().get(place as usize).copied().filter(|id| *id != NOBODY);
+        schedule::pick(service.scheduler, asked, turn, load, at)
+    }
+
+    /// Where a client's next connection goes, with the table and the entry of its service.
+    fn next(
+        &self,
+        servers: &(impl Servers + ?Sized),
+        table: Option<&Table>,
+        (id, service): (u16, Service),
+        client: Address,
+        recorded: u16,
+    ) -> Option<u16> {
+        let pick = |attempt| table.and_then(|table| self.picked(table, (id, service), client, attempt));
+        let record = (service.persistence.0 != 0).then_some(recorded);
+        match choose(servers, id, record, pick) {
+            Choice::Sticky(id, _) | Choice::Scheduled(id, _) => Some(id),
+            Choice::Nobody => None,
+        }
+    }
+
     fn service_now(&self, id: u16) -> Option<Service> {
-        self.maps.services.get(usize::from(id)).and_then(Service::load)
+        self.before.services.get(&id).copied()
     }
 
     /// A service's label: as it is, or as it will be.
@@ -311,9 +338,9 @@ impl Planner<'_> {
             };
             let after = self.future.desired.services.get(&service).map(|(service, _)| *service);
             let next = |servers: &dyn Servers, table, entry, recorded| {
-                next(self.maps, servers, table, (service, entry), row.client, recorded)
+                self.next(servers, table, (service, entry), row.client, recorded)
             };
-            let from = next(&self.maps.servers, self.tables.get(&service), before, row.to.server);
+            let from = next(&self.before.servers, self.before.tables.get(&service), before, row.to.server);
             let to = after.and_then(|after| {
                 let stays = self.successor(&mut successors, before, after, &row);
                 next(&self.future, self.future.tables.get(&service), after, stays)
@@ -412,7 +439,7 @@ impl Planner<'_> {
             let Some(before) = self.service_now(service) else {
                 continue;
             };
-            if !serves(&self.maps.servers) {
+            if !serves(&self.before.servers) {
                 continue;
             }
             let reason = if !self.future.listens(service, before.address, flow.key.service_port) {
@@ -448,7 +475,7 @@ impl Planner<'_> {
 
     fn unknown(&self, plan: &mut Plan) {
         for (id, after) in &self.future.tables {
-            let Some(before) = self.tables.get(id) else {
+            let Some(before) = self.before.tables.get(id) else {
                 continue;
             };
             // Whom a turn falls to is not known before.

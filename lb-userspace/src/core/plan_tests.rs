@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::desired::ServerHealth;
 use super::name::{AdminState, ServerName};
-use super::plan::{Plan, pick, plan};
+use super::plan::{Before, Plan, pick, plan};
 use super::rows::live_stickies;
 use super::testing::{Case, client, config, flow, stick};
 use crate::dataplane::Maps;
@@ -25,7 +25,9 @@ fn three() -> Case {
 }
 
 fn planned(case: &Case) -> Plan {
-    plan(&case.maps, &case.desired(), NOW, Timestamp::UNIX_EPOCH).unwrap()
+    let mut before = Before::of(&case.maps);
+    before.read_tables(&case.maps).unwrap();
+    plan(&case.maps, &before, &case.desired(), NOW, Timestamp::UNIX_EPOCH)
 }
 
 /// Where each recorded client would go, asked of the maps as the program asks.

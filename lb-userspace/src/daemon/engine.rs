@@ -28,7 +28,7 @@ use crate::core::overlay::effective;
 use crate::core::rows::Usage;
 use crate::core::slow_start::Growth;
 use crate::core::text::unpadded;
-use crate::core::{Applied, Ids, Overlay, ServerName};
+use crate::core::{Applied, Before, Ids, Overlay, ServerName};
 use crate::dataplane::Maps;
 use crate::firewall;
 use crate::health::state::Verdict;
@@ -535,10 +535,12 @@ impl Engine {
 
     /// What bringing the maps up to date would do to clients, for the log.
     fn planned_effect(&self) -> String {
-        let plan = || {
+        let plan = || -> anyhow::Result<_> {
             let now = self.maps.now()?;
             let (desired, _) = self.desired(&self.running, &self.state, now)?;
-            crate::core::plan(&self.maps, &desired, now, (self.clock)())
+            let mut before = Before::of(&self.maps);
+            before.read_tables(&self.maps)?;
+            Ok(crate::core::plan(&self.maps, &before, &desired, now, (self.clock)()))
         };
         plan().map_or_else(|error| format!("its effect is not known: {error:#}"), |plan| plan.summary())
     }

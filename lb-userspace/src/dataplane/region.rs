@@ -131,6 +131,21 @@ impl Celled for [Word; 64] {}
 impl<const N: usize> Celled for Slot<N> {}
 impl Celled for Control {}
 
+impl<const N: usize> Region<[Word; N]>
+where
+    [Word; N]: Plain + Celled,
+{
+    /// What is there now, on the heap.
+    #[must_use]
+    pub fn copied(&self) -> Self {
+        let copy = Self::heap(self.length);
+        for (to, from) in copy.iter().flatten().zip(self.iter().flatten()) {
+            to.store(from.load());
+        }
+        copy
+    }
+}
+
 impl<T: Plain + Celled> Deref for Region<T> {
     type Target = [T];
 

@@ -1,18 +1,21 @@
 //! Changing what is in force: everything is computed first, then made durable, then written to the maps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use lb_common::clock::Ticks;
+use lb_common::maps::ServerInfo;
+use lb_common::server::{Server, ServerState};
 use tracing::{error, info, warn};
 
 use super::{ConfigFile, Engine, balanced, seconds};
 use crate::config::{self, Change, Config};
-use crate::core::desired::Desired;
+use crate::core::apply::apply_states;
+use crate::core::desired::{Desired, Leaving};
 use crate::core::overlay::{OverlayError, effective};
 use crate::core::rows::Usage;
-use crate::core::{Plan, ServerName, plan};
+use crate::core::{Applied, Before, Plan, ServerName, plan};
 use crate::daemon::sources::without_source;
 use crate::daemon::store::{AppliedText, State};
 use crate::view::flow::sources;
@@ -69,11 +72,30 @@ pub(super) struct Candidate {
 
 /// A candidate, thought through.
 pub(super) struct Prepared {
+    next: Next,
+    thought: Thought,
+    /// The servers that go, if what is wanted can be put into the maps as it is: nothing but states and weights changes, and
+    /// nobody is reset.
+    gently: Option<BTreeMap<u16, Leaving>>,
+}
+
+/// What the engine is to hold.
+struct Next {
     base: Config,
     running: Config,
     state: State,
     reset: BTreeSet<u16>,
-    pub(super) plan: Plan,
+}
+
+/// What can be said about a change, also afterwards.
+struct Thought {
+    /// What changes, a line each.
+    changes: Vec<String>,
+    notes: Vec<String>,
+    /// What the maps held when this was thought of, and when.
+    before: Before,
+    now: Ticks,
+    desired: Desired,
 }
 
 impl Engine {
@@ -117,12 +139,36 @@ impl Engine {
                 .assign(&running, &usage.in_use, self.endpoints(), self.unix())
                 .map_err(|error| Refusal::Conflict(error.to_string()))?;
         }
-        let desired = self.future(&running, &state, &reset, now)?;
-        let mut plan = plan(&self.maps, &desired, now, (self.clock)())?;
-        plan.changes = changes.iter().map(ToString::to_string).collect();
-        plan.changes.extend(self.state_changes(&running, &state));
-        plan.warnings.extend(notes);
-        Ok(Prepared { base, running, state, reset, plan })
+        let (desired, leaving) = self.future(&running, &state, &reset, now)?;
+        let mut before = Before::of(&self.maps);
+        let resets = |(id, (server, _)): (&u16, &(Server, ServerInfo))| {
+            server.state.has(ServerState::RESETS) && !before.resets(*id)
+        };
+        let is_gentle =
+            reset == self.reset && changes.iter().all(is_weight) && !desired.servers.iter().any(resets);
+        if !is_gentle {
+            before.read_tables(&self.maps)?;
+        }
+        let mut lines: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        lines.extend(self.state_changes(&running, &state));
+        Ok(Prepared {
+            next: Next { base, running, state, reset },
+            thought: Thought { changes: lines, notes, before, now, desired },
+            gently: is_gentle.then_some(leaving),
+        })
+    }
+
+    /// What a candidate does to clients.
+    pub(super) fn plan(&self, mut prepared: Prepared) -> Result<Plan, Refusal> {
+        prepared.thought.before.read_tables(&self.maps)?;
+        Ok(self.told(&prepared.thought))
+    }
+
+    fn told(&self, thought: &Thought) -> Plan {
+        let mut plan = plan(&self.maps, &thought.before, &thought.desired, thought.now, (self.clock)());
+        plan.changes.clone_from(&thought.changes);
+        plan.warnings.extend(thought.notes.iter().cloned());
+        plan
     }
 
     /// The ports of the source addresses that the data path was started with are there, and no others.
@@ -155,16 +201,16 @@ impl Engine {
         state: &State,
         reset: &BTreeSet<u16>,
         now: Ticks,
-    ) -> Result<Desired, Refusal> {
-        let (mut desired, _) = self.desired(running, state, now)?;
+    ) -> Result<(Desired, BTreeMap<u16, Leaving>), Refusal> {
+        let (mut desired, leaving) = self.desired(running, state, now)?;
         for id in reset {
             if let Some((server, _)) = desired.servers.get_mut(id)
                 && state.ids.server_name(*id).is_none_or(|name| !crate::core::overlay::has(running, name))
             {
-                server.state.0 |= lb_common::server::ServerState::RESETS;
+                server.state.0 |= ServerState::RESETS;
             }
         }
-        Ok(desired)
+        Ok((desired, leaving))
     }
 
     /// Administrative states that change, a line each as the configuration's changes have it.
@@ -179,23 +225,38 @@ impl Engine {
             .collect()
     }
 
-    /// Puts a candidate in force: durable first, so that a crash in the middle ends in the new; back to the old when the
-    /// maps cannot be written.
+    /// Puts a candidate in force, and says what that does: durable first, so that a crash in the middle ends in the new; back to
+    /// the old when the maps cannot be written. Of what resets nobody, new clients must not wait for what is said about it.
     pub(super) fn commit(&mut self, prepared: Prepared) -> Result<Plan, Refusal> {
-        let Prepared { base, running, state, reset, plan } = prepared;
+        let Prepared { next, mut thought, gently } = prepared;
+        let plan = if gently.is_some() { None } else { Some(self.told(&thought)) };
         self.store
-            .save(&state)
+            .save(&next.state)
             .map_err(|error| Refusal::Failed(format!("{error:#}; nothing was changed")))?;
+        self.put_in_force(next, gently.map(|leaving| (&mut thought, leaving)))?;
+        Ok(plan.unwrap_or_else(|| self.told(&thought)))
+    }
+
+    fn put_in_force(
+        &mut self,
+        next: Next,
+        as_thought: Option<(&mut Thought, BTreeMap<u16, Leaving>)>,
+    ) -> Result<(), Refusal> {
         let before = (
-            std::mem::replace(&mut self.base, base),
-            std::mem::replace(&mut self.running, running),
-            std::mem::replace(&mut self.state, state),
-            std::mem::replace(&mut self.reset, reset),
+            std::mem::replace(&mut self.base, next.base),
+            std::mem::replace(&mut self.running, next.running),
+            std::mem::replace(&mut self.state, next.state),
+            std::mem::replace(&mut self.reset, next.reset),
             self.health.clone(),
         );
         self.forget_health_of_moved(&before.1);
-        self.moved = true;
-        let Err(error) = self.resync() else { return Ok(plan) };
+        // States and weights ask nothing else of the network.
+        self.moved |= as_thought.is_none();
+        let written = match as_thought {
+            Some((thought, leaving)) => self.put_gently(thought, leaving),
+            None => self.resync(),
+        };
+        let Err(error) = written else { return Ok(()) };
         (self.base, self.running, self.state, self.reset, self.health) = before;
         let back = self.store.save(&self.state).and_then(|()| self.resync().map(|_| ()));
         Err(Refusal::Failed(match back {
@@ -205,6 +266,17 @@ impl Engine {
                 format!("{error:#}; and going back failed too: {also:#}")
             }
         }))
+    }
+
+    /// Puts states and weights into the maps: what new clients wait for first, what is to be said about it last.
+    fn put_gently(
+        &mut self,
+        thought: &mut Thought,
+        leaving: BTreeMap<u16, Leaving>,
+    ) -> anyhow::Result<Applied> {
+        apply_states(&self.maps, &thought.desired, thought.now)?;
+        thought.before.read_tables(&self.maps)?;
+        self.put(&thought.desired, leaving, thought.now)
     }
 
     /// Of a server at another address, or of the same one checked elsewhere, nothing is known.
@@ -250,6 +322,11 @@ impl Engine {
     pub fn started(&self) -> u64 {
         seconds(self.about.started_at)
     }
+}
+
+/// Whether a change is of a server's weight alone.
+fn is_weight(change: &Change) -> bool {
+    matches!(change, Change::ServerChanged { fields, .. } if fields.iter().all(|field| field.field == "weight"))
 }
 
 /// What the tables were made for stays as long as they do.

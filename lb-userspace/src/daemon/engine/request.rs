@@ -183,7 +183,7 @@ impl Engine {
             Request::PlanConfig(PlanConfig { yaml, source }) => {
                 let candidate = self.whole(source.as_deref().unwrap_or("candidate"), &yaml)?;
                 let prepared = self.prepare(candidate)?;
-                Ok(json!(prepared.plan))
+                Ok(json!(self.plan(prepared)?))
             }
             Request::ApplyConfig(ApplyConfig { yaml, source, dry_run }) => {
                 let candidate = self.whole(&source, &yaml)?;
@@ -205,7 +205,7 @@ impl Engine {
     fn change(&mut self, candidate: Candidate, done: &str, dry_run: bool) -> Result<Value, Refusal> {
         let prepared = self.prepare(candidate)?;
         if dry_run {
-            return Ok(json!({ "plan": prepared.plan }));
+            return Ok(json!({ "plan": self.plan(prepared)? }));
         }
         let plan = self.commit(prepared)?;
         info!("{done}: {}", plan.summary());

@@ -221,6 +221,36 @@ fn a_broken_state_file_does_not_keep_the_daemon_from_starting() {
 }
 
 #[test]
+fn what_is_said_of_a_change_that_was_made_is_what_was_said_before() {
+    let mut world = World::new(&two());
+    for number in 0..40 {
+        world.client_of(if number % 3 == 0 { "a" } else { "b" }, number);
+    }
+    let of = |more: Value| {
+        let mut body = serde_json::json!({ "service": "V", "label": "a" });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    for (path, more) in [
+        ("state", serde_json::json!({ "state": "drain" })),
+        ("set", serde_json::json!({ "weight": 7 })),
+        ("state", serde_json::json!({ "state": "online" })),
+        ("set", serde_json::json!({ "weight": 250 })),
+        ("state", serde_json::json!({ "state": "halt" })),
+        ("state", serde_json::json!({ "state": "online" })),
+    ] {
+        let mut asked = of(more.clone());
+        asked["dry_run"] = true.into();
+        let before = world.post(path, asked).unwrap();
+        world.engine.take_moved();
+        let done = world.post(path, of(more.clone())).unwrap();
+        assert_eq!(before["plan"], done["plan"], "{more}");
+        assert!(more["state"] == "halt" || !world.engine.take_moved(), "the network is left alone: {more}");
+        assert!(!done["plan"]["changes"].as_array().unwrap().is_empty(), "{done}");
+    }
+}
+
+#[test]
 fn a_removed_server_finishes_its_connections() {
     let mut world = World::new(&two());
     world.client_of("b", 1);
