@@ -30,6 +30,8 @@ pub(crate) struct Arguments {
 enum Suite {
     /// A packet in the program, in nanoseconds of one core
     Packet,
+    /// A packet in the program, in instructions, and where they come from: whatever else the machine does
+    Instructions,
     /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
     Veth,
     /// A packet's cost and memory against services, servers, sticky records and flows
@@ -46,6 +48,7 @@ impl Suite {
     const fn name(self) -> &'static str {
         match self {
             Self::Packet => "packet",
+            Self::Instructions => "instructions",
             Self::Veth => "veth",
             Self::Scale => "scale",
             Self::Flood => "flood",

@@ -50,7 +50,7 @@ pub(super) const INTERFACE: &str = "bench0";
 /// The other end.
 pub(super) const PEER: &str = "bench1";
 /// The index of the interface that a test run comes by.
-const LOOPBACK: u64 = 1;
+pub(super) const LOOPBACK: u64 = 1;
 
 /// Slots of the tables.
 #[derive(Clone, Copy, Debug)]

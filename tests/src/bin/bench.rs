@@ -12,6 +12,7 @@ use tests::bench::{
     control::{self, control},
     figures::Report,
     flood::{self, flood},
+    instructions::instructions,
     lab::{self, lab},
     packet::{Options, packet},
     scale::{self, scale},
@@ -42,6 +43,8 @@ enum Suite {
         #[arg(long, default_value_t = 400_000)]
         repeat: u32,
     },
+    /// What a packet takes of the program in instructions, and where; one round says it all
+    Instructions,
     /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
     Veth {
         /// Frames of one kind in a round
@@ -81,6 +84,7 @@ impl Suite {
     const fn name(&self) -> &'static str {
         match self {
             Self::Packet { .. } => "packet",
+            Self::Instructions => "instructions",
             Self::Veth { .. } => "veth",
             Self::Scale { .. } => "scale",
             Self::Flood { .. } => "flood",
@@ -116,6 +120,7 @@ fn run(arguments: &Arguments) -> Result<()> {
 fn measure(arguments: &Arguments) -> Result<Report> {
     match arguments.suite {
         Suite::Packet { repeat } => packet(Options { rounds: arguments.rounds, repeat }),
+        Suite::Instructions => instructions(),
         Suite::Veth { frames } => veth(veth::Options { rounds: arguments.rounds, frames }),
         Suite::Scale { repeat, ref svg } => {
             scale(&scale::Options { rounds: arguments.rounds, repeat, svg: svg.clone() })
