@@ -38,10 +38,7 @@ type Connections = BTreeMap<Ends, String>;
 fn site(mode: Mode, family: Family) -> Site {
     let topology = Topology { mode, family, ..Topology::default() };
     let options = LabOptions { port_443: Port443::Plain, topology, ..LabOptions::default() };
-    let mut site = Site::without_daemon(Turn::shared(), options).unwrap();
-    site.write_config(&Services::default().yaml(topology)).unwrap();
-    site.start_daemon(&[]).unwrap();
-    site.wait_until_reachable().unwrap();
+    let site = Site::serving(Turn::shared(), options, &Services::default().yaml(topology)).unwrap();
     let ports = format!("net.ipv4.ip_local_port_range={CLIENT_PORTS}");
     let set = site.command(Ns::Client, "sysctl", ["-w", &ports]).output().unwrap();
     assert!(set.status.success(), "{set:?}");

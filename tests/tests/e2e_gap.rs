@@ -75,11 +75,7 @@ fn two_seconds_without_the_program_break_no_download() {
 fn nat_site(topology: Topology) -> Site {
     let options =
         LabOptions { port_443: Port443::Plain, big_bytes: 640 * 1024, topology, ..LabOptions::default() };
-    let mut site = Site::without_daemon(Turn::shared(), options).unwrap();
-    site.write_config(&Services::default().yaml(topology)).unwrap();
-    site.start_daemon(&[]).unwrap();
-    site.wait_until_reachable().unwrap();
-    site
+    Site::serving(Turn::shared(), options, &Services::default().yaml(topology)).unwrap()
 }
 
 /// The balancer's host is the servers' router, too, and forwards what the program does not take.

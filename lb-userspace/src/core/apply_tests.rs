@@ -266,8 +266,7 @@ fn a_service_in_another_mode_ends_its_flows_and_keeps_its_clients_and_the_plan_s
     let mut case = two_servers();
     populate(&case, 0);
     case.config.services[0].forwarding = config::Forwarding::Dr;
-    let mut before = Before::of(&case.maps);
-    before.read_tables(&case.maps).unwrap();
+    let before = Before::whole(&case.maps).unwrap();
     let plan = plan(&case.maps, &before, &case.desired(), NOW, jiff::Timestamp::UNIX_EPOCH);
     assert_eq!(plan.resets.iter().map(|resets| resets.connections).sum::<u64>(), 2);
     assert!(plan.resets[0].reason.contains("another forwarding mode"), "{}", plan.resets[0].reason);

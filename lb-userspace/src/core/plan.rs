@@ -196,6 +196,16 @@ impl Before {
         }
     }
 
+    /// As it is now, with the schedulers' tables.
+    ///
+    /// # Errors
+    /// The kernel's, reading these.
+    pub fn whole(maps: &Maps) -> anyhow::Result<Self> {
+        let mut before = Self::of(maps);
+        before.read_tables(maps)?;
+        Ok(before)
+    }
+
     /// Reads the schedulers' tables, too.
     ///
     /// # Errors

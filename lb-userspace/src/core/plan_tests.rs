@@ -25,8 +25,7 @@ fn three() -> Case {
 }
 
 fn planned(case: &Case) -> Plan {
-    let mut before = Before::of(&case.maps);
-    before.read_tables(&case.maps).unwrap();
+    let before = Before::whole(&case.maps).unwrap();
     plan(&case.maps, &before, &case.desired(), NOW, Timestamp::UNIX_EPOCH)
 }
 

@@ -538,8 +538,7 @@ impl Engine {
         let plan = || -> anyhow::Result<_> {
             let now = self.maps.now()?;
             let (desired, _) = self.desired(&self.running, &self.state, now)?;
-            let mut before = Before::of(&self.maps);
-            before.read_tables(&self.maps)?;
+            let before = Before::whole(&self.maps)?;
             Ok(crate::core::plan(&self.maps, &before, &desired, now, (self.clock)()))
         };
         plan().map_or_else(|error| format!("its effect is not known: {error:#}"), |plan| plan.summary())

@@ -125,15 +125,20 @@ pub(super) fn script(service: Service, from: From, flags: Flags, first_port: u16
     })
 }
 
+/// The script's frame.
+pub(super) fn bytes(script: &Script) -> Vec<u8> {
+    script.frame.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
 /// The script with other bytes from there on.
 ///
 /// # Errors
 /// The frame ends before.
-pub(super) fn patched(script: Script, at: u32, bytes: &[u8]) -> Result<Script> {
-    let mut frame: Vec<u8> = script.frame.iter().flat_map(|word| word.to_ne_bytes()).collect();
+pub(super) fn patched(script: Script, at: u32, with: &[u8]) -> Result<Script> {
+    let mut frame = bytes(&script);
     let at = usize::try_from(at)?;
-    let place = frame.get_mut(at..at + bytes.len()).context("the frame ends before")?;
-    place.copy_from_slice(bytes);
+    let place = frame.get_mut(at..at + with.len()).context("the frame ends before")?;
+    place.copy_from_slice(with);
     Ok(Script { frame: words(&frame)?, ..script })
 }
 

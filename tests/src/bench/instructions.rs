@@ -7,9 +7,9 @@ use lb_common::reason::Action;
 
 use super::{
     figures::{Report, Rounds, Row, Table},
-    frames::{CLIENT_PORT, Flags, From, management, script},
+    frames::{CLIENT_PORT, Flags, From, bytes, management, script},
     machine::{Machine, Taken},
-    packet::{USUAL, way},
+    packet::{USUAL, verdict, way},
     rows::snat_ports,
     script::Script,
     world::{LOOPBACK, Service, World, alone},
@@ -40,7 +40,7 @@ fn packets(pins: &Path) -> Result<Packets> {
 
 /// A connection, packet by packet.
 fn connection(world: &World, machine: &mut Machine, service: Service, packets: &mut Packets) -> Result<()> {
-    let answers = matches!(service.mode, "snat" | "nat");
+    let answers = service.sees_answers();
     let client = |flags, first_port| script(service, From::Client, flags, first_port);
     let server = |flags| script(service, From::Server, flags, CLIENT_PORT);
     let mut note = |name: &str, taken: Taken| packets.push((format!("{} {name}", service.label()), taken));
@@ -72,7 +72,7 @@ fn connection(world: &World, machine: &mut Machine, service: Service, packets: &
 
 /// Runs the program on the script's first frame, with the fields that are listed, if some are.
 fn run(machine: &mut Machine, script: &Script, listed: Option<u64>, wanted: Action) -> Result<Taken> {
-    let mut frame: Vec<u8> = script.frame.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let mut frame = bytes(script);
     for (field, shift) in script.fields.iter().zip([0, 16]) {
         if let Some(listed) = listed {
             let [low, high, ..] = (listed >> shift).to_le_bytes();
@@ -81,11 +81,7 @@ fn run(machine: &mut Machine, script: &Script, listed: Option<u64>, wanted: Acti
         }
     }
     let taken = machine.run(&frame, u32::try_from(LOOPBACK)?)?;
-    let verdict = match wanted {
-        Action::Drop => 1,
-        Action::Pass => 2,
-        Action::Transmit => 3,
-    };
+    let verdict = verdict(wanted);
     ensure!(taken.verdict == verdict, "the verdict is {}, not {verdict}", taken.verdict);
     ensure!((taken.frame != frame) == (wanted == Action::Transmit), "the frame was not rewritten");
     Ok(taken)

@@ -24,17 +24,22 @@ use aya_obj::{EbpfSectionKind, Object, generated::bpf_insn};
 use lb_common::{
     clock::JIFFIES_SHIFT,
     maps::{self, MapKind},
+    word::Word,
 };
 use lb_userspace::{
-    dataplane::Maps,
+    dataplane::{Maps, Region},
     object::{OBJECT, PROGRAM},
 };
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 /// Bytes of stack of a function.
 const FRAME: usize = 512;
 /// Functions that call each other.
 const DEPTH: usize = 9;
+/// Bytes that a packet may grow to, with those in front of it.
+const PACKET: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
+/// Words of a `struct xdp_md`.
+const CONTEXT_WORDS: usize = 3;
 /// Bytes in front of a packet.
 const HEADROOM: usize = 256;
 /// No program of ours takes so many.
@@ -42,40 +47,30 @@ const MOST: u32 = 1_000_000;
 
 /// What a map is here: memory of its values, or none.
 struct Values {
-    memory: Memory,
+    memory: Region<Word>,
     size: usize,
     entries: u32,
 }
 
-struct Memory {
+/// Room for a packet, below 4 GiB: the program reads its addresses as words of 32 bits.
+struct Low {
     start: NonNull<c_void>,
     bytes: NonZeroUsize,
 }
 
-impl Drop for Memory {
+impl Drop for Low {
     fn drop(&mut self) {
         // SAFETY: it is this mapping, whole, and nobody has it any more.
         let _gone = unsafe { munmap(self.start, self.bytes.get()) };
     }
 }
 
-impl Memory {
-    /// Fresh zeroes. `low`: below 4 GiB, so that an address has 32 bits.
-    fn fresh(bytes: usize, low: bool) -> Result<Self> {
-        let bytes = NonZeroUsize::new(bytes.next_multiple_of(4096)).context("no bytes")?;
-        let flags = if low { MapFlags::MAP_PRIVATE | MapFlags::MAP_32BIT } else { MapFlags::MAP_PRIVATE };
-        // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let start =
-            unsafe { mmap_anonymous(None, bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, flags) }?;
-        Ok(Self { start, bytes })
-    }
-
-    /// A map's own.
-    fn of(map: &MapData, bytes: usize) -> Result<Self> {
-        let bytes = NonZeroUsize::new(bytes.next_multiple_of(4096)).context("no bytes")?;
+impl Low {
+    fn new(bytes: NonZeroUsize) -> Result<Self> {
         let both = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let start = unsafe { mmap(None, bytes, both, MapFlags::MAP_SHARED, map.fd().as_fd(), 0) }?;
+        let start =
+            unsafe { mmap_anonymous(None, bytes, both, MapFlags::MAP_PRIVATE | MapFlags::MAP_32BIT) }?;
         Ok(Self { start, bytes })
     }
 
@@ -84,16 +79,21 @@ impl Memory {
     }
 }
 
+/// Where memory lies, as the program is told.
+fn address(memory: &Region<Word>) -> u64 {
+    memory.as_ptr() as u64
+}
+
 /// The machine, with a data path's maps.
 pub(super) struct Machine {
     instructions: Vec<bpf_insn>,
     /// By the number that stands for a map in the instructions.
     maps: BTreeMap<i32, Values>,
     /// The number of the map of schedulers' tables, and those, by service.
-    schedules: (i32, BTreeMap<u32, Memory>),
-    packet: Memory,
-    context: Memory,
-    stack: Memory,
+    schedules: (i32, BTreeMap<u32, Region<Word>>),
+    packet: Low,
+    context: Region<Word>,
+    stack: Region<Word>,
     jiffies: u64,
     /// How often each instruction was executed.
     counts: Vec<u64>,
@@ -177,9 +177,9 @@ impl Machine {
             instructions: function.instructions.clone(),
             maps,
             schedules,
-            packet: Memory::fresh(4096, true)?,
-            context: Memory::fresh(4096, true)?,
-            stack: Memory::fresh(FRAME * DEPTH, false)?,
+            packet: Low::new(PACKET)?,
+            context: Region::heap(CONTEXT_WORDS),
+            stack: Region::heap(FRAME * DEPTH / 8),
             jiffies: u64::from(data_path.now()?.0) << JIFFIES_SHIFT,
             helpers: BTreeMap::new(),
             files,
@@ -200,10 +200,10 @@ impl Machine {
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let end = start + frame.len() as u64;
         for (at, word) in (0_u64..).zip([start, end, start, u64::from(interface), 0, 0]) {
-            store(self.context.address() + 4 * at, 4, word);
+            store(address(&self.context) + 4 * at, 4, word);
         }
         let verdict = self.execute()? as u32;
-        let [start, end] = [0, 4].map(|at| load(self.context.address() + at, 4));
+        let [start, end] = [0, 4].map(|at| load(address(&self.context) + at, 4));
         // SAFETY: within the packet's memory: `call` lets the program move the beginning so far and no further.
         let frame =
             unsafe { std::slice::from_raw_parts(start as *const u8, (end - start) as usize) }.to_vec();
@@ -225,8 +225,8 @@ impl Machine {
 
     fn execute(&mut self) -> Result<u64> {
         let mut processor = Processor { registers: [0; 11], callers: Vec::new() };
-        processor.registers[1] = self.context.address();
-        processor.registers[10] = self.stack.address() + FRAME as u64;
+        processor.registers[1] = address(&self.context);
+        processor.registers[10] = address(&self.stack) + FRAME as u64;
         let mut at = 0;
         for _ in 0..MOST {
             let instruction = *self.instructions.get(at).context("beyond the program")?;
@@ -253,7 +253,7 @@ impl Machine {
                 registers[destination] = match source {
                     0 => u64::from(instruction.imm as u32) | u64::from(next as u32) << 32,
                     1 => instruction.imm as u64,
-                    2 => self.values(instruction.imm)?.memory.address() + next as u64,
+                    2 => address(&self.values(instruction.imm)?.memory) + next as u64,
                     other => bail!("a constant of kind {other}"),
                 };
                 return Ok(Some(at + 2));
@@ -322,22 +322,22 @@ impl Machine {
                 let key = load(second, 4);
                 if first == self.schedules.0 as u64 {
                     let table = self.schedules.1.get(&(key as u32));
-                    return Ok(table.map_or(0, Memory::address));
+                    return Ok(table.map_or(0, address));
                 }
-                if let Some(table) = self.schedules.1.values().find(|table| table.address() == first) {
-                    let there = key < table.bytes.get() as u64 / 8;
-                    return Ok(if there { table.address() + key * 8 } else { 0 });
+                if let Some(table) = self.schedules.1.values().find(|table| address(table) == first) {
+                    let there = key < table.len() as u64;
+                    return Ok(if there { address(table) + key * 8 } else { 0 });
                 }
                 let map = self.values(first as i32)?;
                 let there = key < u64::from(map.entries);
-                Ok(if there { map.memory.address() + key * map.size as u64 } else { 0 })
+                Ok(if there { address(&map.memory) + key * map.size as u64 } else { 0 })
             }
             ADJUST_HEAD => {
-                let start = load(self.context.address(), 4).wrapping_add_signed(i64::from(second as i32));
+                let start = load(address(&self.context), 4).wrapping_add_signed(i64::from(second as i32));
                 if start < self.packet.address() {
                     return Ok(u64::MAX);
                 }
-                store(self.context.address(), 4, start);
+                store(address(&self.context), 4, start);
                 Ok(0)
             }
             JIFFIES => Ok(self.jiffies),
@@ -361,13 +361,13 @@ fn patch_masks(object: &mut Object, pins: &Path) -> Result<()> {
 }
 
 /// The schedulers' tables.
-fn tables(data_path: &Maps) -> Result<BTreeMap<u32, Memory>> {
+fn tables(data_path: &Maps) -> Result<BTreeMap<u32, Region<Word>>> {
     let mut tables = BTreeMap::new();
     for id in 0..u16::try_from(data_path.services.len())? {
         let Some(values) = data_path.kernel.schedule(id)? else { continue };
-        let memory = Memory::fresh(values.len() * 8, false)?;
-        for (at, value) in (0_u64..).zip(values) {
-            store(memory.address() + 8 * at, 8, value);
+        let memory: Region<Word> = Region::heap(values.len());
+        for (word, value) in memory.iter().zip(values) {
+            word.store(value);
         }
         tables.insert(u32::from(id), memory);
     }
@@ -379,10 +379,10 @@ fn values(pins: &Path, name: &str, map: &aya_obj::Map) -> Result<Option<Values>>
     let size = (map.value_size() as usize).next_multiple_of(8);
     if !matches!(map.section_kind(), EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps) {
         // The compiler's own: constants.
-        let memory = Memory::fresh(map.data().len(), false)?;
+        let memory = Region::<Word>::heap(map.data().len().div_ceil(8));
         // SAFETY: the memory is ours, and as long.
         unsafe {
-            std::ptr::copy_nonoverlapping(map.data().as_ptr(), memory.address() as *mut u8, map.data().len());
+            std::ptr::copy_nonoverlapping(map.data().as_ptr(), address(&memory) as *mut u8, map.data().len());
         }
         return Ok(Some(Values { memory, size, entries: 1 }));
     }
@@ -391,12 +391,13 @@ fn values(pins: &Path, name: &str, map: &aya_obj::Map) -> Result<Option<Values>>
         MapKind::Array => {
             let path = pins.join(name);
             let entries = MapInfo::from_pin(&path)?.max_entries();
-            let memory = Memory::of(&MapData::from_pin(&path)?, size * entries as usize)?;
+            let memory =
+                Region::map(MapData::from_pin(&path)?.fd().as_fd(), size / 8 * entries as usize, true)?;
             Ok(Some(Values { memory, size, entries }))
         }
         // This processor's.
         MapKind::PerCpuArray => {
-            let memory = Memory::fresh(size * map.max_entries() as usize, false)?;
+            let memory = Region::heap(size / 8 * map.max_entries() as usize);
             Ok(Some(Values { memory, size, entries: map.max_entries() }))
         }
         MapKind::ArrayOfMaps | MapKind::DevMap | MapKind::RingBuf => Ok(None),

@@ -95,11 +95,7 @@ impl Bench {
     }
 
     fn timed(&mut self, script: &Script, repeat: u32, reason: Reason, least: u64) -> Result<Duration> {
-        let verdict = match reason.action() {
-            Action::Drop => 1,
-            Action::Pass => 2,
-            Action::Transmit => TRANSMIT,
-        };
+        let verdict = verdict(reason.action());
         let before = self.world.reasons()?;
         let time = self.replay.run(Program::Steadfast, script, repeat, verdict)?;
         let after = self.world.reasons()?;
@@ -113,6 +109,15 @@ impl Bench {
             ensure!(false, "{repeat} packets should have been {}, and were {others}", reason.label());
         }
         Ok(time)
+    }
+}
+
+/// The kernel's number of what becomes of a packet (`enum xdp_action`).
+pub(super) const fn verdict(action: Action) -> u32 {
+    match action {
+        Action::Drop => 1,
+        Action::Pass => 2,
+        Action::Transmit => TRANSMIT,
     }
 }
 
@@ -171,7 +176,7 @@ fn established(
             let script = growing(service, From::Client, 1)?;
             let name = format!("{} {} 1", service.label(), way(From::Client));
             note(name, bench.balancer(&script, options.repeat, Reason::Forwarded)?);
-            if matches!(service.mode, "snat" | "nat") {
+            if service.sees_answers() {
                 let script = growing(service, From::Server, 1)?;
                 let name = format!("{} {} 1", service.label(), way(From::Server));
                 note(name, bench.balancer(&script, options.repeat, Reason::Returned)?);
@@ -231,7 +236,7 @@ fn handshakes(pins: &Path, options: Options) -> Result<Figures> {
 }
 
 fn connection(bench: &mut Bench, service: Service, sums: &mut BTreeMap<String, f64>) -> Result<()> {
-    let answers = matches!(service.mode, "snat" | "nat");
+    let answers = service.sees_answers();
     // Records that nobody answered for may fill half of a client's slots only: a few clients have none.
     let least = if answers { BATCH - FIRST } else { (BATCH - FIRST) * 19 / 20 };
     let mut step = |bench: &mut Bench, name: &str, script: Script, reason: Reason| -> Result<()> {

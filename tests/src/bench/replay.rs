@@ -12,6 +12,7 @@ use aya_obj::programs::XdpAttachType;
 use nix::time::ClockId;
 
 use super::{
+    frames::bytes,
     script::{FRAME, Script},
     world::World,
 };
@@ -73,7 +74,7 @@ impl Replay {
     /// # Errors
     /// The kernel refused.
     pub(super) fn know(&mut self, script: &Script) -> Result<()> {
-        let frame: Vec<u8> = script.frame.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let frame = bytes(script);
         let word = |at: usize| -> Result<u32> {
             Ok(u32::from_ne_bytes(frame[at..].first_chunk().copied().context("a short frame")?))
         };

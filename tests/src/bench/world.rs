@@ -88,6 +88,11 @@ impl Service {
         format!("{}{}", self.mode, if self.is_v6 { "6" } else { "4" })
     }
 
+    /// Whether its servers' answers pass the balancer.
+    pub(super) fn sees_answers(self) -> bool {
+        matches!(self.mode, "snat" | "nat")
+    }
+
     pub(super) fn servers(self) -> u16 {
         if self.mode == "snat" { SNAT_SERVERS } else { OTHER_SERVERS }
     }

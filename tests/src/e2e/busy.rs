@@ -41,10 +41,7 @@ impl Busy {
     pub fn start(turn: Turn, topology: Topology) -> Result<Self> {
         let options =
             LabOptions { port_443: Port443::Plain, big_bytes: BYTES, topology, ..LabOptions::default() };
-        let mut site = Site::without_daemon(turn, options)?;
-        site.write_config(&Services::default().yaml(topology))?;
-        site.start_daemon(&[])?;
-        site.wait_until_reachable()?;
+        let site = Site::serving(turn, options, &Services::default().yaml(topology))?;
         let to = SocketAddr::new(topology.hyperspace(), 443);
         let known = homes(&site, KNOWN, to)?;
         let downloads = Downloads::start(&site, 0..DOWNLOADS, to)?;

@@ -50,8 +50,16 @@ impl Site {
     /// # Errors
     /// Something did not start.
     pub fn with(turn: Turn, options: LabOptions, wanted: &Wanted) -> Result<Self> {
+        Self::serving(turn, options, &wanted.yaml())
+    }
+
+    /// As [`Site::with`], with a configuration's text.
+    ///
+    /// # Errors
+    /// Something did not start.
+    pub fn serving(turn: Turn, options: LabOptions, yaml: &str) -> Result<Self> {
         let mut site = Self::without_daemon(turn, options)?;
-        site.write_config(&wanted.yaml())?;
+        site.write_config(yaml)?;
         site.start_daemon(&[])?;
         site.wait_until_reachable()?;
         Ok(site)
