@@ -61,8 +61,10 @@ pub struct Control {
     pub sources_v6: [[Word; 2]; MAX_SOURCES],
     /// By generation of the service index, whether it is spread by multiplication ([`Spread`]): the lowest two bits.
     pub multiplied: Word,
+    /// Counts changes of what decides where packets of open flows go: services, servers, interfaces. See [`Control::era`].
+    pub epoch: Word,
     /// Zero, for what comes.
-    pub reserved: [Word; 4],
+    pub reserved: [Word; 3],
 }
 
 /// An interface that the program is attached to.
@@ -118,6 +120,18 @@ impl Snat {
 }
 
 impl Control {
+    /// Begins a new epoch: behind every change of what [`Control::epoch`] counts.
+    pub fn changed(&self) {
+        self.epoch.fetch_add(1);
+    }
+
+    /// What [`cache`](crate::cache) keeps is of one era: another begins with each epoch, and with each generation of the index.
+    #[inline(always)]
+    #[must_use]
+    pub fn era(&self) -> u64 {
+        self.epoch.load().wrapping_add(self.generation.load())
+    }
+
     /// The service index that is in force.
     #[inline(always)]
     #[must_use]

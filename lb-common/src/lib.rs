@@ -2,7 +2,7 @@
 //!
 //! Shared memory first: [`word`], [`life`] and [`table`] are the tables' algorithm, [`flow`], [`sticky`], [`ports`],
 //! [`service`], [`server`] and [`control`] what lies in them, [`maps`] their names, kinds and sizes. Then the
-//! decisions: [`choose`], [`schedule`], [`maglev`], [`picks`], [`tcp`], [`mss`], [`checksum`], [`hash`], [`clock`], and [`reason`], the outcome of every
+//! decisions: [`choose`], [`schedule`], [`maglev`], [`picks`], [`cache`], [`tcp`], [`mss`], [`checksum`], [`hash`], [`clock`], and [`reason`], the outcome of every
 //! packet.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
@@ -12,6 +12,7 @@
 extern crate std;
 
 pub mod address;
+pub mod cache;
 pub mod checksum;
 pub mod choose;
 pub mod clock;

@@ -1,5 +1,6 @@
 //! The maps: every name, kind and size, once. The program's object is compared with this table by a test.
 
+use crate::cache;
 use crate::control::{Control, MAX_ARMS};
 use crate::flow::FlowSlot;
 use crate::picks::PICKS;
@@ -38,6 +39,8 @@ pub enum Users {
     Both,
     /// User space alone: names and states for whoever reads the maps.
     UserSpace,
+    /// The program alone: what each program that is loaded makes anew, and is pinned nowhere.
+    Program,
 }
 
 /// A map.
@@ -257,6 +260,12 @@ pub const SERVER_INFO: MapSpec = MapSpec {
     ..array("SERVER_INFO", size_of::<ServerInfo>(), MAX_SERVERS, "labels and states by server id")
 };
 
+/// [`cache::Entry`].
+pub const CACHE: MapSpec = MapSpec {
+    users: Users::Program,
+    ..counters("CACHE", size_of::<cache::Entry>(), cache::ENTRIES, "latest decisions by headers")
+};
+
 /// The program's log lines, as aya-log wants them.
 pub const LOGS: MapSpec = MapSpec {
     name: "AYA_LOGS",
@@ -270,7 +279,7 @@ pub const LOGS: MapSpec = MapSpec {
 };
 
 /// Every map.
-pub const ALL: [MapSpec; 20] = [
+pub const ALL: [MapSpec; 21] = [
     CONTROL,
     SERVICE_INDEX,
     SERVICES,
@@ -288,6 +297,7 @@ pub const ALL: [MapSpec; 20] = [
     REASON_COUNTERS,
     SERVICE_COUNTERS,
     SERVER_COUNTERS,
+    CACHE,
     SERVICE_INFO,
     SERVER_INFO,
     LOGS,

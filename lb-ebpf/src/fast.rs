@@ -9,11 +9,12 @@ use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     TCP,
     address::Address,
+    cache::{Entry, Kind},
+    checksum::Delta,
     clock::Ticks,
     control::Control,
     flow::{
         ARM_SHIFT, FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD,
-        Sequences,
     },
     forwarding::Forwarding,
     hash::hash3,
@@ -23,14 +24,15 @@ use lb_common::{
     server::{ServerState, Servers as _},
     service::{EntryKind, Index as _, Spread, is_named, multiplied},
     table::{Found, Slots as _, find, find_at_home},
-    tcp::{TcpState, worth_recording},
+    tcp::{Direction, TcpState},
 };
 
 use crate::{
+    cache::{self, Decided, Keep, Look},
     count,
-    flow::{REFRESH, port_range},
+    flow::{REFRESH, port_range, record},
     maps::{self, Flows, Ports, ServerTable, ServiceIndex},
-    packet::{Family, Hop, Plain, family, interface},
+    packet::{Family, Hop, Outgoing, Plain, Span, family, interface},
     pipeline::{SAME_ARM, World, now},
 };
 
@@ -49,21 +51,27 @@ pub(crate) enum Fast {
 #[inline(always)]
 pub(crate) fn run(context: *mut xdp_md) -> Fast {
     match family(context) {
-        Family::V4 => decide::<false>(context),
-        Family::V6 => decide::<true>(context),
+        Family::V4(span) => decide::<false>(context, span),
+        Family::V6(span) => decide::<true>(context, span),
         Family::Other => Fast::Undecided,
     }
 }
 
 #[inline(always)]
-fn decide<const V6: bool>(context: *mut xdp_md) -> Fast {
-    let Some(packet) = Plain::<V6>::read(context) else { return Fast::Undecided };
+fn decide<const V6: bool>(context: *mut xdp_md, span: Span) -> Fast {
+    let Some(packet) = Plain::<V6>::read(span) else { return Fast::Undecided };
     let Some(control) = maps::control() else { return Fast::Undecided };
+    let keep = match cache::look(context, control, &packet) {
+        Some(Look::Done(fast)) => return fast,
+        Some(Look::Unknown(keep)) => keep,
+        None => return Fast::Undecided,
+    };
     let ports = packet.ports();
     let to = look(control, packet.destination(), (ports >> 16) as u16);
     let from = if to == NOTHING { look(control, packet.source(), ports as u16) } else { NOTHING };
     if to == NOTHING && from == NOTHING {
         // By whatever interface it came.
+        keep.not_ours(&packet);
         count::reason(Reason::NotOurs);
         return Fast::Pass;
     }
@@ -73,10 +81,10 @@ fn decide<const V6: bool>(context: *mut xdp_md) -> Fast {
         return Fast::Undecided;
     }
     if kind(to) == EntryKind::Service as u8 {
-        return from_client(control, &packet, (to >> 32) as u16);
+        return from_client(context, control, &packet, (to >> 32) as u16, keep);
     }
     if kind(from) == EntryKind::Endpoint as u8 {
-        return from_server(control, &packet, (from >> 32) as u16);
+        return from_server(context, control, &packet, (from >> 32) as u16, keep);
     }
     Fast::Undecided
 }
@@ -117,7 +125,13 @@ fn is_fresh(found: &Found<'_, FLOW_WORDS>, now: Ticks, idle: Ticks) -> bool {
 }
 
 #[inline(always)]
-fn from_client<const V6: bool>(control: &'static Control, packet: &Plain<V6>, service: u16) -> Fast {
+fn from_client<const V6: bool>(
+    context: *mut xdp_md,
+    control: &'static Control,
+    packet: &Plain<V6>,
+    service: u16,
+    keep: Keep,
+) -> Fast {
     let now = now();
     let client = packet.source();
     let ports = packet.ports();
@@ -132,7 +146,6 @@ fn from_client<const V6: bool>(control: &'static Control, packet: &Plain<V6>, se
         },
     };
     let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
-    let last = Sequences::from_word(found.slot.words[SEQUENCE_WORD].load());
     // With arm 0 above the address, as the first interface's is.
     let same_hop = found.slot.words[HOP_WORD].load() == packet.sender();
     let Some(entry) = maps::service(service) else { return Fast::Undecided };
@@ -149,20 +162,33 @@ fn from_client<const V6: bool>(control: &'static Control, packet: &Plain<V6>, se
         Forwarding::Nat => (client, key.client_port),
         Forwarding::Dr | Forwarding::Tunnel => return Fast::Undecided,
     };
-    let sequence = packet.sequence();
-    if worth_recording(last.client, sequence) {
-        found.slot.words[SEQUENCE_WORD].store(Sequences { client: sequence, ..last }.word());
-    }
+    record(&found.slot.words[SEQUENCE_WORD], packet.sequence(), Direction::FromClient);
     let hop = Hop { to: server.hop_word(), from: packet.receiver(), arm: SAME_ARM };
     let port = server.port_for(key.service_port);
-    packet.send(&hop, source, server.address, u32::from(source_port) | u32::from(port) << 16);
+    let ports = u32::from(source_port) | u32::from(port) << 16;
+    let decided = Decided {
+        kind: Kind::ToServer,
+        service,
+        server: to.server,
+        found: &found,
+        idle: entry.idle,
+        hop: packet.sender(),
+    };
+    let kept = keep.flow(context, packet, &decided);
+    send(packet, &packet.outgoing(&hop, source, server.address, ports), kept);
     count::packet_in(service, to.server, packet.length);
     count::reason(Reason::Forwarded);
     Fast::Transmit
 }
 
 #[inline(always)]
-fn from_server<const V6: bool>(control: &'static Control, packet: &Plain<V6>, endpoint: u16) -> Fast {
+fn from_server<const V6: bool>(
+    context: *mut xdp_md,
+    control: &'static Control,
+    packet: &Plain<V6>,
+    endpoint: u16,
+    keep: Keep,
+) -> Fast {
     let world = World { control, now: now() };
     let (server_address, ours, ports) = (packet.source(), packet.destination(), packet.ports());
     let port = (ports >> 16) as u16;
@@ -187,7 +213,6 @@ fn from_server<const V6: bool>(control: &'static Control, packet: &Plain<V6>, en
     let names = slot.words[2].load();
     let service_port = (names >> 16) as u16;
     let next_hop = slot.words[HOP_WORD].load();
-    let last = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
     let service = (names >> 32) as u16;
     let Some(entry) = maps::service(service) else { return Fast::Undecided };
     if next_hop >> ARM_SHIFT != 0
@@ -205,13 +230,29 @@ fn from_server<const V6: bool>(control: &'static Control, packet: &Plain<V6>, en
     if gone {
         return Fast::Undecided;
     }
-    let sequence = packet.sequence();
-    if worth_recording(last.server, sequence) {
-        slot.words[SEQUENCE_WORD].store(Sequences { server: sequence, ..last }.word());
-    }
+    record(&slot.words[SEQUENCE_WORD], packet.sequence(), Direction::FromServer);
     let hop = Hop { to: next_hop, from: packet.receiver(), arm: SAME_ARM };
-    packet.send(&hop, entry.address, client, u32::from(service_port) | (names as u32 & 0xffff) << 16);
+    let ports = u32::from(service_port) | (names as u32 & 0xffff) << 16;
+    let decided = Decided {
+        kind: Kind::ToClient,
+        service,
+        server: to.server,
+        found: &found,
+        idle: entry.idle,
+        hop: next_hop,
+    };
+    let kept = keep.flow(context, packet, &decided);
+    send(packet, &packet.outgoing(&hop, entry.address, client, ports), kept);
     count::packet_out(service, to.server, packet.length);
     count::reason(Reason::Returned);
     Fast::Transmit
+}
+
+/// Makes a packet what it becomes, and keeps that.
+#[inline(always)]
+fn send<const V6: bool>(packet: &Plain<V6>, new: &Outgoing, kept: Option<&mut Entry>) {
+    if let Some(entry) = kept {
+        cache::becomes::<V6>(entry, new);
+    }
+    packet.write(new, Delta::apply);
 }

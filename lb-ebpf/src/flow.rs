@@ -95,18 +95,7 @@ pub(crate) fn follow(
     direction: Direction,
 ) -> bool {
     let (slot, life) = (found.slot, found.life);
-    let recorded = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
-    let last = match direction {
-        Direction::FromClient => recorded.client,
-        Direction::FromServer => recorded.server,
-    };
-    if worth_recording(last, sequence) {
-        let updated = match direction {
-            Direction::FromClient => Sequences { client: sequence, ..recorded },
-            Direction::FromServer => Sequences { server: sequence, ..recorded },
-        };
-        slot.words[SEQUENCE_WORD].store(updated.word());
-    }
+    let last = record(&slot.words[SEQUENCE_WORD], sequence, direction);
     let near = in_window(last, sequence);
     let state = TcpState::from_note(life.note());
     let next = state.next(direction, flags, near);
@@ -116,6 +105,20 @@ pub(crate) fn follow(
         change_state(found.index, life.word(), next as u32);
     }
     near
+}
+
+/// Records a packet's sequence number if it is worth it. Gives the one before.
+#[inline(always)]
+pub(crate) fn record(word: &Word, sequence: u32, direction: Direction) -> u32 {
+    let recorded = Sequences::from_word(word.load());
+    let (last, updated) = match direction {
+        Direction::FromClient => (recorded.client, Sequences { client: sequence, ..recorded }),
+        Direction::FromServer => (recorded.server, Sequences { server: sequence, ..recorded }),
+    };
+    if worth_recording(last, sequence) {
+        word.store(updated.word());
+    }
+    last
 }
 
 /// Moves the deadline of a flow whose state stays.

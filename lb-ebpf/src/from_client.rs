@@ -68,7 +68,7 @@ pub(crate) fn segment(
         service_port: segment.tuple.destination_port,
         service,
     };
-    let Way { to, server, reason } = match open_flow(world, packet, segment, key) {
+    let Way { to, reason } = match open_flow(world, packet, segment, key) {
         Ok(way) => way,
         Err(words) => match settle(packet, segment, words) {
             Ok(way) => way,
@@ -79,13 +79,13 @@ pub(crate) fn segment(
             Err(reason) => return Err(reason),
         },
     };
+    let server = ServerTable.present(to.server).ok_or(Reason::NoNeighbour)?;
     send(world, packet, segment, service, &to, &server, reason)
 }
 
-/// Where a segment goes, and why.
+/// Where a segment goes, and why. The server is looked up again then: that costs less than keeping it on the stack.
 struct Way {
     to: FlowServer,
-    server: Server,
     reason: Reason,
 }
 
@@ -113,7 +113,7 @@ fn open_flow(world: &World, packet: &Packet, segment: &Segment, key: FlowKey) ->
         return there;
     }
     accept(world, packet, &found, segment, key.service);
-    Ok(Way { to, server, reason: Reason::Forwarded })
+    Ok(Way { to, reason: Reason::Forwarded })
 }
 
 /// The way of any other segment, as it is decided; or why it has none.
@@ -137,8 +137,7 @@ fn settle(packet: &Packet, segment: &Segment, words: KeyWords) -> Result<Way, Re
             if segment.flags.opens() {
                 clamp_mss(packet.context, u32::from(to.server) | u32::from(packet.arm) << 16);
             }
-            let server = ServerTable.present(to.server).ok_or(Reason::NoNeighbour)?;
-            Ok(Way { to, server, reason })
+            Ok(Way { to, reason })
         }
     }
 }

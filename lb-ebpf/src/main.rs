@@ -9,6 +9,8 @@
 #[cfg(target_arch = "bpf")]
 mod alarm;
 #[cfg(target_arch = "bpf")]
+mod cache;
+#[cfg(target_arch = "bpf")]
 mod count;
 #[cfg(target_arch = "bpf")]
 mod establish;

@@ -6,6 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
+    cache::Entry,
     control::{Control, LAYOUT_VERSION},
     flow::FLOW_WORDS,
     maps::{self, INNER_MAP, MMAPABLE, Traffic},
@@ -58,6 +59,9 @@ static SERVICE_COUNTERS: PerCpuArray<Traffic, { maps::SERVICE_COUNTERS.max_entri
 #[btf_map(name = "SERVER_COUNTERS")]
 static SERVER_COUNTERS: PerCpuArray<Traffic, { maps::SERVER_COUNTERS.max_entries as usize }> =
     PerCpuArray::new();
+
+#[btf_map(name = "CACHE")]
+static CACHE: PerCpuArray<Entry, { maps::CACHE.max_entries as usize }> = PerCpuArray::new();
 
 /// Buckets of each table, less one; set when the program is loaded, with the sizes of the maps.
 #[unsafe(no_mangle)]
@@ -136,6 +140,12 @@ pub(crate) fn server_traffic(id: u16) -> Option<*mut Traffic> {
     SERVER_COUNTERS.get_ptr_mut(u32::from(id))
 }
 
+/// This CPU's entry of the exact-match cache.
+#[inline(always)]
+pub(crate) fn cached(place: u32) -> Option<*mut Entry> {
+    CACHE.get_ptr_mut(place)
+}
+
 /// A bucket that is there. The verifier follows no arithmetic on a pointer that may be null, and without this the compiler moves
 /// that of a slot's place in front of the check.
 #[inline(always)]
@@ -143,8 +153,11 @@ fn found<T>(bucket: &T) -> &T {
     let mut at: *const T = bucket;
     // SAFETY: nothing is done.
     unsafe { core::arch::asm!("{at} = {at}", at = inout(reg) at, options(nomem, nostack)) };
-    // SAFETY: it is the same.
-    unsafe { &*at }
+    // SAFETY: it is the same, and no null.
+    unsafe {
+        core::hint::assert_unchecked(!at.is_null());
+        &*at
+    }
 }
 
 /// The established flows.

@@ -46,6 +46,7 @@ fn the_documents_table_of_maps_is_the_programs() -> Result<()> {
         let users = match map.users {
             Users::Both => "program, user space",
             Users::UserSpace => "user space",
+            Users::Program => "program",
         };
         let (name, bytes, entries, what) = (map.name, map.value_size, map.max_entries, map.description);
         writeln!(table, "| `{name}` | {kind} | {bytes} | {entries} | {users} | {what} |")?;

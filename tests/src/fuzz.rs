@@ -102,6 +102,7 @@ struct Player(Machine, Option<Mistake>);
 /// The program is not built, or the kernel refuses it.
 pub fn fuzz(options: &Options) -> Result<Report> {
     let mut player = Player(Machine::load()?, options.mistake);
+    player.0.keeps_epoch = options.mistake == Some(Mistake::Epoch);
     let mut report = Report::default();
     let end = Instant::now() + options.time;
     for number in 0..options.sequences {
@@ -164,19 +165,19 @@ impl Report {
 impl Player {
     /// Plays a sequence that makes itself up as it goes, from this state on and by this number.
     fn play(&mut self, setup: u64, number: u64) -> Result<Played> {
-        self.in_time(setup, |model, at| {
-            let random = &mut Random(mix(number ^ at as u64));
-            (at < STEPS).then(|| generate::step(random, model))
+        self.in_time(setup, |model, steps| {
+            let random = &mut Random(mix(number ^ steps.len() as u64));
+            (steps.len() < STEPS).then(|| generate::next(random, model, steps))
         })
     }
 
     /// Plays a sequence that is known.
     fn replay(&mut self, sequence: &Sequence) -> Result<Played> {
-        self.in_time(sequence.setup, |_, at| sequence.steps.get(at).cloned())
+        self.in_time(sequence.setup, |_, steps| sequence.steps.get(steps.len()).cloned())
     }
 
     /// Plays, and plays again if a tick went by.
-    fn in_time(&mut self, setup: u64, next: impl Fn(&Model, usize) -> Option<Step>) -> Result<Played> {
+    fn in_time(&mut self, setup: u64, next: impl Fn(&Model, &[Step]) -> Option<Step>) -> Result<Played> {
         for _ in 0..ATTEMPTS {
             let played = self.attempt(setup, &next)?;
             if !self.0.is_late()? {
@@ -186,7 +187,7 @@ impl Player {
         bail!("{ATTEMPTS} times a tick went by within a sequence: this machine is too slow or too busy")
     }
 
-    fn attempt(&mut self, setup: u64, next: impl Fn(&Model, usize) -> Option<Step>) -> Result<Played> {
+    fn attempt(&mut self, setup: u64, next: impl Fn(&Model, &[Step]) -> Option<Step>) -> Result<Played> {
         let (mut model, schedule) = setup::state(setup);
         self.0.begin(&model, schedule)?;
         if let Some(mistake) = self.1 {
@@ -194,7 +195,7 @@ impl Player {
         }
         let sequence = Sequence { setup, steps: Vec::new() };
         let mut played = Played { sequence, reasons: [0; REASONS], kinds: Vec::new(), different: None };
-        while let Some(step) = next(&model, played.sequence.steps.len()) {
+        while let Some(step) = next(&model, &played.sequence.steps) {
             let at = played.sequence.steps.len();
             let ended = self.0.step(&mut model, &step).with_context(|| format!("step {at}: {step}"))?;
             played.sequence.steps.push(step);

@@ -6,18 +6,27 @@ use lb_common::{TCP, address::Address, checksum::Delta};
 use super::{
     ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, Hop, IPV4, IPV6, MORE_FRAGMENTS, TCP_HEADER,
     access::{load8, load16, load32, load64, store8, store16, store32, store64},
-    bounds, receiver, sender, write_addresses,
+    bounds, receiver,
+    rewrite::{ipv4_delta, ipv6_delta},
+    sender,
 };
 
-/// What stands behind the Ethernet header.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// An untagged packet that is long enough for IPv4 and TCP, by what stands behind its Ethernet header.
+#[derive(Clone, Copy)]
 pub(crate) enum Family {
-    V4,
-    V6,
+    V4(Span),
+    V6(Span),
     Other,
 }
 
-/// The family of an untagged packet that is long enough for IPv4 and TCP.
+/// Where a packet begins and ends.
+#[derive(Clone, Copy)]
+pub(crate) struct Span {
+    start: *mut u8,
+    end: *mut u8,
+}
+
+/// The family of a packet.
 #[inline(always)]
 pub(crate) fn family(context: *mut xdp_md) -> Family {
     let (start, end) = bounds(context);
@@ -26,8 +35,8 @@ pub(crate) fn family(context: *mut xdp_md) -> Family {
     }
     // SAFETY: 54 bytes were checked.
     match unsafe { load16::<12>(start) } {
-        ETHERTYPE_IPV4 => Family::V4,
-        ETHERTYPE_IPV6 => Family::V6,
+        ETHERTYPE_IPV4 => Family::V4(Span { start, end }),
+        ETHERTYPE_IPV6 => Family::V6(Span { start, end }),
         _ => Family::Other,
     }
 }
@@ -53,9 +62,8 @@ impl<const V6: bool> Plain<V6> {
 
     /// The packet, if it is that plain.
     #[inline(always)]
-    pub(crate) fn read(context: *mut xdp_md) -> Option<Self> {
-        let (start, end) = bounds(context);
-        if start.wrapping_add(ETHERNET + Self::HEADER + TCP_HEADER) > end {
+    pub(crate) fn read(Span { start, end }: Span) -> Option<Self> {
+        if V6 && start.wrapping_add(ETHERNET + IPV6 + TCP_HEADER) > end {
             return None;
         }
         let length = (end as usize - start as usize) as u32;
@@ -149,47 +157,90 @@ impl<const V6: bool> Plain<V6> {
         u32::from_be(unsafe { load32::<4>(self.transport()) })
     }
 
-    /// Sends it from and to others, one hop further.
+    /// Source and destination address, as they lie in the packet: of IPv4 in the first word.
     #[inline(always)]
-    pub(crate) fn send(&self, hop: &Hop, source: Address, destination: Address, ports: u32) {
-        let (old_source, old_destination) = (self.source(), self.destination());
-        let network = self.network();
-        write_addresses(self.start, hop);
-        let addresses = if V6 {
-            let delta = Delta::NONE
-                .replace64(old_source.0[0], source.0[0])
-                .replace64(old_source.0[1], source.0[1])
-                .replace64(old_destination.0[0], destination.0[0])
-                .replace64(old_destination.0[1], destination.0[1]);
-            // SAFETY: `read` checked all headers.
-            unsafe {
-                store8::<7>(network, load8::<7>(network).wrapping_sub(1));
-                store64::<8>(network, source.0[0]);
-                store64::<16>(network, source.0[1]);
-                store64::<24>(network, destination.0[0]);
-                store64::<32>(network, destination.0[1]);
-            }
-            delta
-        } else {
-            let delta = Delta::NONE
-                .replace32(old_source.v4_word(), source.v4_word())
-                .replace32(old_destination.v4_word(), destination.v4_word());
-            // SAFETY: `read` checked all headers.
-            unsafe {
-                store8::<8>(network, load8::<8>(network).wrapping_sub(1));
-                // The time to live is the first byte of its 16-bit word.
-                store16::<10>(network, delta.replace16(1, 0).apply(load16::<10>(network)));
-                store32::<12>(network, source.v4_word());
-                store32::<16>(network, destination.v4_word());
-            }
-            delta
-        };
-        let transport = self.transport();
-        let delta = addresses.replace32(self.ports(), ports);
+    pub(crate) fn addresses(&self) -> [u64; 4] {
+        let at = self.network();
         // SAFETY: `read` checked all headers.
         unsafe {
-            store32::<0>(transport, ports);
-            store16::<16>(transport, delta.apply(load16::<16>(transport)));
+            if V6 {
+                [load64::<8>(at), load64::<16>(at), load64::<24>(at), load64::<32>(at)]
+            } else {
+                [load64::<12>(at), 0, 0, 0]
+            }
+        }
+    }
+
+    /// The frame's first eight bytes, and its next four: both MAC addresses.
+    #[inline(always)]
+    pub(crate) fn frame(&self) -> [u64; 2] {
+        // SAFETY: `read` checked all headers.
+        unsafe { [load64::<0>(self.start), u64::from(load32::<8>(self.start))] }
+    }
+
+    /// What it becomes when it is sent from and to others, one hop further.
+    #[inline(always)]
+    pub(crate) fn outgoing(&self, hop: &Hop, source: Address, destination: Address, ports: u32) -> Outgoing {
+        let (old_source, old_destination) = (self.source(), self.destination());
+        let (network_delta, transport_delta, addresses) = if V6 {
+            let delta = ipv6_delta(old_source, source).and(ipv6_delta(old_destination, destination));
+            let [[first, second], [third, fourth]] = [source.0, destination.0];
+            (Delta::NONE, delta, [first, second, third, fourth])
+        } else {
+            let delta = ipv4_delta(old_source, source).and(ipv4_delta(old_destination, destination));
+            let both = u64::from(source.v4_word()) | u64::from(destination.v4_word()) << 32;
+            // The time to live is the first byte of its 16-bit word.
+            (delta.replace16(1, 0), delta, [both, 0, 0, 0])
+        };
+        let (to, from) = (hop.to & MAC, hop.from & MAC);
+        Outgoing {
+            frame: [to | from << 48, from >> 16],
+            addresses,
+            ports,
+            network_delta,
+            transport_delta: transport_delta.replace32(self.ports(), ports),
+        }
+    }
+
+    /// Makes it that; `apply` is that of [`Delta`], for changes that are folded or not.
+    #[inline(always)]
+    pub(crate) fn write(&self, new: &Outgoing, apply: impl Fn(Delta, u16) -> u16) {
+        let (network, transport) = (self.network(), self.transport());
+        // SAFETY: `read` checked all headers.
+        unsafe {
+            store64::<0>(self.start, new.frame[0]);
+            store32::<8>(self.start, new.frame[1] as u32);
+            if V6 {
+                store8::<7>(network, load8::<7>(network).wrapping_sub(1));
+                store64::<8>(network, new.addresses[0]);
+                store64::<16>(network, new.addresses[1]);
+                store64::<24>(network, new.addresses[2]);
+                store64::<32>(network, new.addresses[3]);
+            } else {
+                store8::<8>(network, load8::<8>(network).wrapping_sub(1));
+                store16::<10>(network, apply(new.network_delta, load16::<10>(network)));
+                store64::<12>(network, new.addresses[0]);
+            }
+            store32::<0>(transport, new.ports);
+            store16::<16>(transport, apply(new.transport_delta, load16::<16>(transport)));
         }
     }
 }
+
+/// What a packet becomes.
+#[derive(Clone, Copy)]
+pub(crate) struct Outgoing {
+    /// As of [`Plain::frame`].
+    pub(crate) frame: [u64; 2],
+    /// As of [`Plain::addresses`].
+    pub(crate) addresses: [u64; 4],
+    /// As of [`Plain::ports`].
+    pub(crate) ports: u32,
+    /// What is added to the checksum of the network header,
+    pub(crate) network_delta: Delta,
+    /// and to that of the transport header.
+    pub(crate) transport_delta: Delta,
+}
+
+/// The bits of a MAC address.
+const MAC: u64 = (1 << 48) - 1;

@@ -192,6 +192,7 @@ impl Work<'_> {
                 );
             }
         }
+        self.maps.control().changed();
         if paused {
             (self.grace)()?;
         }
@@ -200,14 +201,24 @@ impl Work<'_> {
                 put(&self.maps.servers[usize::from(*id)][word], server.words()[word]);
             }
         }
+        self.maps.control().changed();
         (self.grace)()
+    }
+
+    /// As the function of this name, of what packets of open flows depend on.
+    fn put(&self, word: &Word, value: u64) -> bool {
+        let written = put(word, value);
+        if written {
+            self.maps.control().changed();
+        }
+        written
     }
 
     fn states(&mut self) -> anyhow::Result<()> {
         for (id, (server, info)) in &self.desired.servers {
             let before = self.maps.servers.present(*id);
             let slot = self.maps.servers.get(usize::from(*id)).context("a server id beyond the map")?;
-            let mut written = put(&slot[STATE_WORD], server.words()[STATE_WORD]);
+            let mut written = self.put(&slot[STATE_WORD], server.words()[STATE_WORD]);
             let old = self.maps.server_info.read(usize::from(*id));
             if old != Some(*info) {
                 if old.is_none_or(|old| (old.label, old.service) != (info.label, info.service)) {
@@ -257,6 +268,9 @@ impl Work<'_> {
             }
             for word in [3, 0, 1] {
                 written |= put(&slot[word], words[word]);
+            }
+            if written {
+                self.maps.control().changed();
             }
             if old != Some(*info) {
                 written |= self.maps.service_info.write(usize::from(*id), *info);
@@ -324,14 +338,14 @@ impl Work<'_> {
                 free_stickies(self.maps, self.now, |row| gone.contains(&row.to.service));
         }
         for id in servers {
-            put(&self.maps.servers[usize::from(id)][STATE_WORD], 0);
+            self.put(&self.maps.servers[usize::from(id)][STATE_WORD], 0);
             set_weight(self.maps, id, 0);
             ensure!(self.maps.server_info.write(usize::from(id), NO_SERVER), "a server id beyond the map");
             self.done.servers += 1;
         }
         for id in services {
             for word in [1, 0, 2, 3] {
-                put(&self.maps.services[usize::from(id)][word], 0);
+                self.put(&self.maps.services[usize::from(id)][word], 0);
             }
             ensure!(self.maps.service_info.write(usize::from(id), NO_SERVICE), "a service id beyond the map");
             self.done.services += 1;

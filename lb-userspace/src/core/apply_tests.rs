@@ -6,6 +6,7 @@ use lb_common::maglev::Table;
 use lb_common::server::{ServerState, Servers as _};
 use lb_common::service::{EntryKind, find_entry};
 use lb_common::tcp::TcpState;
+use lb_common::word::Word;
 use proptest::prelude::*;
 
 use super::apply::{apply, differences};
@@ -125,8 +126,27 @@ fn populate(case: &Case, from: u32) {
     }
 }
 
+/// What decides where packets of open flows go, of the ids that there are here.
+fn deciding(maps: &Maps) -> Vec<u64> {
+    let services = maps.services.iter().take(64).flat_map(|slot| slot.each_ref().map(Word::load));
+    let servers = maps.servers.iter().take(64).flat_map(|slot| slot.each_ref().map(Word::load));
+    services.chain(servers).chain([maps.control().generation.load()]).collect()
+}
+
+/// Applies, and sees that what the program's cache keeps is of another era whenever something of [`deciding`] has changed: at the
+/// end, and where a packet that began before something is waited for.
 fn apply_at(case: &Case) -> anyhow::Result<super::Applied> {
-    apply(&case.maps, &case.desired(), NOW, &mut || Ok(()))
+    let control = case.maps.control();
+    let mut seen = (deciding(&case.maps), control.era());
+    let mut look = || {
+        let now = (deciding(&case.maps), control.era());
+        assert!(now.0 == seen.0 || now.1 != seen.1, "changed within an era");
+        seen = now;
+        Ok(())
+    };
+    let applied = apply(&case.maps, &case.desired(), NOW, &mut look);
+    look()?;
+    applied
 }
 
 proptest! {

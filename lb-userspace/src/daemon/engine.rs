@@ -370,6 +370,7 @@ impl Engine {
         self.maps.kernel.set_arm(number, link.index)?;
         arm.mac.store(lb_common::flow::mac_word(link.mac));
         arm.interface.store(u64::from(link.index) | u64::from(link.mtu.min(0xffff)) << 32);
+        self.maps.control().changed();
         Ok(())
     }
 

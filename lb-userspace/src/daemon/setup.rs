@@ -127,6 +127,7 @@ pub fn settle_adopted(maps: &Maps, geometry: &Geometry, sources: &[IpAddr]) -> a
     }
     control.snat.store(adopted.word());
     settle_times(maps, control.hz.load());
+    control.changed();
     Ok(())
 }
 

@@ -68,6 +68,7 @@ pub fn list(maps: &Maps) -> Vec<MapRecord> {
         users: match spec.users {
             Users::Both => "program and user space",
             Users::UserSpace => "user space",
+            Users::Program => "program",
         },
         description: spec.description,
     };
@@ -100,6 +101,12 @@ fn has_entries(spec: &MapSpec) -> anyhow::Result<()> {
     ensure!(
         spec.kind != MapKind::RingBuf,
         "{} is a ring buffer that the daemon empties into its log: there are no entries to show",
+        spec.name
+    );
+    ensure!(
+        spec.users != Users::Program,
+        "{} is the program's own and pinned nowhere: see `steadfast prog show` for the program, and `bpftool map dump` with \
+         the id of its map",
         spec.name
     );
     Ok(())

@@ -24,13 +24,18 @@ pub fn instructions() -> Result<Report> {
     Ok(Report { tables: vec![totals(&packets), by_file(&packets)], targets: Vec::new() })
 }
 
+/// The first packet of a conversation, the second, of which a decision is kept, and all others.
+const TURNS: [&str; 3] = [", first", ", second", ""];
+
 type Packets = Vec<(String, Taken)>;
 
 fn packets(pins: &Path) -> Result<Packets> {
     let world = World::up(pins, USUAL)?;
     let mut machine = Machine::load(&pins.join("maps"), &world.maps)?;
     let mut packets = Packets::new();
-    packets.push(("not ours".to_owned(), run(&mut machine, &management()?, None, Action::Pass)?));
+    for name in TURNS {
+        packets.push((format!("not ours{name}"), run(&mut machine, &management()?, None, Action::Pass)?));
+    }
     for service in Service::ALL {
         connection(&world, &mut machine, service, &mut packets)
             .with_context(|| format!("{}: a connection", service.label()))?;
@@ -58,7 +63,9 @@ fn connection(world: &World, machine: &mut Machine, service: Service, packets: &
         if from == From::Client || answers {
             let script = script(service, from, Flags::Ack, CLIENT_PORT)?;
             let listed = if from == From::Server { listed } else { None };
-            note(&format!("data {}", way(from)), run(machine, &script, listed, Action::Transmit)?);
+            for name in TURNS {
+                note(&format!("data {}{name}", way(from)), run(machine, &script, listed, Action::Transmit)?);
+            }
         }
     }
     note("FIN of the client", run(machine, &client(Flags::Fin, CLIENT_PORT)?, None, Action::Transmit)?);

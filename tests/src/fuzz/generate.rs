@@ -26,8 +26,33 @@ const DISTANCES: [i32; 20] = [
     -1_000, -0x7_ffff, -0x8_0000, -0x8_0001,
 ];
 
-/// The next step.
-pub(super) fn step(random: &mut Random, model: &Model) -> Step {
+/// The next step after these. What has come three times is decided by the cache of the program: then something changes, and it
+/// comes once more.
+pub(super) fn next(random: &mut Random, model: &Model, steps: &[Step]) -> Step {
+    let is_frame = |step: &&Step| matches!(step, Step::Frame(_));
+    let Some(latest) = steps.iter().rfind(is_frame) else { return step(random, model) };
+    let times = steps.iter().rev().take_while(|step| *step == latest).count();
+    let again = match times {
+        0 => random.one_in(2),
+        1 => random.one_in(6),
+        2 => !random.one_in(6),
+        _ => false,
+    };
+    if again {
+        return latest.clone();
+    }
+    if times > 2 && !random.one_in(3) {
+        let of = some_flow(random, model).and_then(|flow| server_number(flow.server));
+        return match of.filter(|_| !random.one_in(3)) {
+            Some(number) => Step::Server(number, STATES[random.below(STATES.len())]),
+            None => Step::Ticks(ticks(random)),
+        };
+    }
+    step(random, model)
+}
+
+/// Any step.
+fn step(random: &mut Random, model: &Model) -> Step {
     if !model.configured && random.one_in(3) {
         return Step::Configured(true);
     }

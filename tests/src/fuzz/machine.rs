@@ -37,6 +37,8 @@ pub(crate) const SIZES: Sizes = Sizes { flows: 64, half_open: 16, sticky: 16 };
 /// The program, and what its tables held after the last step.
 pub(crate) struct Machine {
     bench: Bench,
+    /// Whether servers change their states within an epoch, as nobody must.
+    pub(super) keeps_epoch: bool,
     /// What the daemon sees of it.
     maps: Maps,
     /// What the index of the program's services and servers is of.
@@ -71,6 +73,7 @@ impl Machine {
         Ok(Self {
             maps: bench.maps()?,
             bench,
+            keeps_epoch: false,
             site: None,
             begun: Ticks(0),
             tick: Ticks(0),
@@ -117,7 +120,10 @@ impl Machine {
             Step::Frame(frame) => return self.frame(model, frame),
             Step::Server(number, state) => {
                 let host = &SERVERS[*number];
-                self.bench.set_server(host, *state | same_port(model.settings.site.kind(host.service)));
+                self.bench.write_state(host, *state | same_port(model.settings.site.kind(host.service)));
+                if !self.keeps_epoch {
+                    self.bench.control().changed();
+                }
                 model.servers[*number].0 = *state;
             }
             Step::Busy(slots) => {

@@ -1,4 +1,4 @@
-//! Mistakes that the model makes on purpose, to see that the comparison finds them.
+//! Mistakes that the model, or who plays the daemon, makes on purpose, to see that the comparison finds them.
 
 use lb_common::server::ServerState;
 
@@ -37,11 +37,13 @@ pub enum Mistake {
     Scope,
     /// A server without a port of its own is reached at the service's first port, whatever was asked for.
     Port,
+    /// A server's new state does not begin a new epoch: what the program's cache says of its flows stays in force.
+    Epoch,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Near,
         Self::Stride,
         Self::Refresh,
@@ -57,6 +59,7 @@ impl Mistake {
         Self::Prefix,
         Self::Scope,
         Self::Port,
+        Self::Epoch,
     ];
 
     /// Makes it.
@@ -77,6 +80,8 @@ impl Mistake {
             Self::Unverified => settings.limits.unverified += 1,
             Self::Prefix => settings.site.kinds[0].by_prefix ^= true,
             Self::Scope => settings.site.kinds[0].by_port ^= true,
+            // Not the model's: see `Machine::step`.
+            Self::Epoch => {}
             Self::Port => {
                 let kind = &mut settings.site.kinds[0];
                 kind.server_port = kind.server_port.or(Some(kind.ports[0]));

@@ -42,7 +42,8 @@ use crate::lab::bpf_object;
 /// The index of the interface that a test run comes by.
 pub(super) const LOOPBACK: u64 = 1;
 pub(super) const HALF_OPEN: u32 = 64;
-const KEY: HashKey = HashKey([0x1111_2222_3333_4444, 0x5555_6666_7777_8888, 0x9999_aaaa_bbbb_cccc, 0xdddd]);
+const KEY: HashKey =
+    HashKey([0x1111_2222_3333_4444, 0x5555_6666_7777_8888, 0x9999_aaaa_bbbb_cccc, 0xd1b5_4a32_d192_ed03]);
 
 /// Every bit of a usable server.
 pub(crate) const USABLE: u16 =
@@ -172,6 +173,7 @@ impl Bench {
                 cell.store(word);
             }
         }
+        self.control().changed();
         Ok(())
     }
 
@@ -197,9 +199,7 @@ impl Bench {
                 mac: server.mac,
                 state: ServerState(USABLE),
             };
-            for (cell, word) in self.servers[usize::from(server.id)].iter().zip(entry.words()) {
-                cell.store(word);
-            }
+            self.put_server(server.id, &entry);
         }
         if std::mem::take(&mut self.schedules_changed) {
             for (service, table) in SERVICES.iter().zip(SCHEDULES.iter()) {
@@ -232,6 +232,7 @@ impl Bench {
         }
         control.carrying.store(0);
         control.layout.store(LAYOUT_VERSION);
+        control.changed();
     }
 
     /// Rows may still come over from older tables, until then.
@@ -249,6 +250,7 @@ impl Bench {
         let count = u8::try_from(sources).unwrap_or(u8::MAX);
         let snat = Snat { first_port: FIRST_PORT, ports: u32::from(ports), sources: count, sources_v6: 0 };
         self.control[0].snat.store(snat.word());
+        self.control().changed();
         self.tables.sources = sources;
     }
 
@@ -266,11 +268,13 @@ impl Bench {
         }
         let snat = Snat::from_word(control.snat.load());
         control.snat.store(Snat { sources_v6: snat.sources, ..snat }.word());
+        control.changed();
     }
 
     /// Sets how large a packet the interface takes.
     pub(crate) fn set_mtu(&self, mtu: u16) {
         self.control[0].arms[0].interface.store(LOOPBACK | u64::from(mtu) << 32);
+        self.control().changed();
     }
 
     /// As the maps are after [`Bench::unconfigure`] was undone.
@@ -297,9 +301,7 @@ impl Bench {
             scheduler: Scheduler::SourceHash,
             mss_clamp: MssClamp::None,
         };
-        for (cell, word) in self.services[usize::from(service.id)].iter().zip(entry.words()) {
-            cell.store(word);
-        }
+        self.put_service(service.id, &entry);
     }
 
     /// Has a service pick by another scheduler, from the table that it has, until the next reset.
@@ -312,6 +314,12 @@ impl Bench {
 
     /// Sets the state of a server.
     pub(crate) fn set_server(&self, server: &hospital::Host, state: u16) {
+        self.write_state(server, state);
+        self.control().changed();
+    }
+
+    /// As [`Bench::set_server`], within the epoch.
+    pub(crate) fn write_state(&self, server: &hospital::Host, state: u16) {
         let word = server::state_word(server.mac, ServerState(state));
         self.servers[usize::from(server.id)][server::STATE_WORD].store(word);
     }
@@ -326,7 +334,7 @@ impl Bench {
     }
 
     /// The settings.
-    pub(super) fn control(&self) -> &Control {
+    pub(crate) fn control(&self) -> &Control {
         &self.control[0]
     }
 
@@ -335,6 +343,7 @@ impl Bench {
         for (cell, word) in self.services[usize::from(id)].iter().zip(entry.words()) {
             cell.store(word);
         }
+        self.control().changed();
     }
 
     /// Makes the id a server's.
@@ -342,6 +351,7 @@ impl Bench {
         for (cell, word) in self.servers[usize::from(id)].iter().zip(entry.words()) {
             cell.store(word);
         }
+        self.control().changed();
     }
 
     /// Makes every arm the interface that test runs come by: whether a packet leaves by another is known before that.

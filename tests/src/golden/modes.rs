@@ -3,6 +3,7 @@
 //! A `World` has one service and one server; `Story` plays the same packets in each of them, with what must come out
 //! written down once (`modes/expected.rs`).
 
+mod again;
 mod expected;
 mod packet;
 mod story;
@@ -84,10 +85,10 @@ pub fn run() -> Result<BTreeSet<Reason>, String> {
     let mut bench = Bench::load_sized(sizes).map_err(|error| format!("{error:#}"))?;
     bench.schedule_the_server().map_err(|error| format!("{error:#}"))?;
     let (mut report, mut seen) = (String::new(), BTreeSet::new());
-    let stories = |world: &World| if world.is_udp { udp::ALL } else { story::ALL };
+    let stories = |world: &World| if world.is_udp { [udp::ALL, &[]] } else { [story::ALL, again::ALL] };
     for world in World::all() {
         bench.install(&world).map_err(|error| format!("{error:#}"))?;
-        for (name, play) in stories(&world) {
+        for (name, play) in stories(&world).into_iter().flatten() {
             bench.begin(&world);
             let mut story = Story::new(&bench, &world);
             match play(&mut story) {

@@ -129,7 +129,7 @@ impl World {
     }
 
     /// A client's segment.
-    fn segment(&self, port: u16, flags: u8, sequence: u32, acknowledgment: u32) -> Segment {
+    pub(super) fn segment(&self, port: u16, flags: u8, sequence: u32, acknowledgment: u32) -> Segment {
         Segment {
             source: (self.client(), port),
             destination: (self.service(), SERVICE_PORT),
@@ -144,7 +144,14 @@ impl World {
     }
 
     /// A server's segment to this client.
-    fn answer(&self, port: u16, snat: u16, flags: u8, sequence: u32, acknowledgment: u32) -> Segment {
+    pub(super) fn answer(
+        &self,
+        port: u16,
+        snat: u16,
+        flags: u8,
+        sequence: u32,
+        acknowledgment: u32,
+    ) -> Segment {
         Segment {
             source: (self.server(), self.server_port()),
             destination: self.seen_client(port, snat),
@@ -158,7 +165,7 @@ impl World {
         }
     }
 
-    fn client_sends(&self, segment: &Segment) -> Frame {
+    pub(super) fn client_sends(&self, segment: &Segment) -> Frame {
         self.client_frame(segment.packet())
     }
 
@@ -166,7 +173,7 @@ impl World {
         Frame { from: ROUTER_MAC, to: OWN_MAC, tags: self.tags, packet }
     }
 
-    fn server_sends(&self, segment: &Segment) -> Frame {
+    pub(super) fn server_sends(&self, segment: &Segment) -> Frame {
         self.server_frame(segment.packet())
     }
 
@@ -175,7 +182,7 @@ impl World {
     }
 
     /// The RST that answers a segment.
-    fn reset(&self, segment: &Segment) -> Frame {
+    pub(super) fn reset(&self, segment: &Segment) -> Frame {
         let acknowledges = segment.flags & ACK != 0;
         let (sequence, acknowledgment, flags) = if acknowledges {
             (segment.acknowledgment, 0, RST)

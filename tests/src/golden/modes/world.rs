@@ -157,7 +157,7 @@ impl World {
         if self.two_arms { OTHER_MAC } else { OWN_MAC }
     }
 
-    fn index(&self) -> Vec<IndexEntry> {
+    pub(super) fn index(&self) -> Vec<IndexEntry> {
         let entry = |address: IpAddr, port: u16, kind, id, service_port: u16| IndexEntry {
             address: Address::from(address),
             port: port.to_be(),
@@ -277,7 +277,10 @@ impl Bench {
     pub(super) fn come_by(&self, arm: usize) {
         let mtu = u64::from(MTU) << 32;
         let control = self.control();
-        control.arms[arm].interface.store(LOOPBACK | mtu);
-        control.arms[1 - arm].interface.store(ELSEWHERE | mtu);
+        let arms = [(arm, LOOPBACK | mtu), (1 - arm, ELSEWHERE | mtu)];
+        if arms.iter().any(|(arm, wanted)| control.arms[*arm].interface.load() != *wanted) {
+            arms.iter().for_each(|(arm, wanted)| control.arms[*arm].interface.store(*wanted));
+            control.changed();
+        }
     }
 }
