@@ -64,6 +64,8 @@ pub enum Kind {
     ToClient = 2,
     /// It is for the host.
     NotOurs = 3,
+    /// It is sent to a server in a frame for that, and else as it is.
+    Readdressed = 4,
 }
 
 /// `kind:4 | service:12 | server:16 | until:32`, most significant first; `until` in ticks.
@@ -147,7 +149,7 @@ mod tests {
         fn a_verdict_keeps_what_it_is_made_of(
             service in 0..u16::try_from(MAX_SERVICES).unwrap(), server in 0..u16::try_from(MAX_SERVERS).unwrap(), until in any::<u32>(),
         ) {
-            let kinds = [Kind::None, Kind::ToServer, Kind::ToClient, Kind::NotOurs];
+            let kinds = [Kind::None, Kind::ToServer, Kind::ToClient, Kind::NotOurs, Kind::Readdressed];
             for kind in kinds {
                 let verdict = Verdict::of(kind, service, server, Ticks(until));
                 prop_assert_eq!((verdict.service(), verdict.server()), (service, server));

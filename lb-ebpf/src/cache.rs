@@ -77,16 +77,20 @@ pub(crate) fn look<const V6: bool>(
     }
     let (service, server) = (verdict.service(), verdict.server());
     let sequences = &slot.words[SEQUENCE_WORD];
-    if verdict.is(Kind::ToServer) {
-        record(sequences, packet.sequence(), Direction::FromClient);
-        count::packet_in(service, server, packet.length);
-        count::reason(Reason::Forwarded);
-    } else {
+    if verdict.is(Kind::ToClient) {
         record(sequences, packet.sequence(), Direction::FromServer);
         count::packet_out(service, server, packet.length);
         count::reason(Reason::Returned);
+    } else {
+        record(sequences, packet.sequence(), Direction::FromClient);
+        count::packet_in(service, server, packet.length);
+        count::reason(Reason::Forwarded);
     }
-    packet.write(&outgoing::<V6>(entry), Delta::apply_folded);
+    if verdict.is(Kind::Readdressed) {
+        packet.readdress(&entry.new_frame);
+    } else {
+        packet.write(&outgoing::<V6>(entry), Delta::apply_folded);
+    }
     Some(Look::Done(Fast::Transmit))
 }
 

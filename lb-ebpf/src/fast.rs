@@ -1,5 +1,5 @@
-//! The shortest way: data of an established flow, in the modes that rewrite addresses, in and out by the first interface;
-//! and what is not ours.
+//! The shortest way: data of an established flow, in all modes but `tunnel`, in and out by the first interface; and what is
+//! not ours.
 //!
 //! It decides what the pipeline would, from the same rows, and writes nothing that the pipeline writes but sequence
 //! numbers. Whatever is not as plain as that, it leaves untouched, and the pipeline decides. The tests' packets take it
@@ -22,7 +22,7 @@ use lb_common::{
     ports::{Cells as _, Owner, PortCell},
     reason::Reason,
     server::{ServerState, Servers as _},
-    service::{EntryKind, Index as _, Spread, is_named, multiplied},
+    service::{EntryKind, INDEX_CAPACITY, Index as _, Spread, is_named, multiplied},
     table::{Found, Slots as _, find, find_at_home},
     tcp::{Direction, TcpState},
 };
@@ -68,8 +68,8 @@ fn decide<const V6: bool>(context: *mut xdp_md, span: Span) -> Fast {
     };
     let ports = packet.ports();
     let to = look(control, packet.destination(), (ports >> 16) as u16);
-    let from = if to == NOTHING { look(control, packet.source(), ports as u16) } else { NOTHING };
-    if to == NOTHING && from == NOTHING {
+    let from = if to.entry == NOTHING { look(control, packet.source(), ports as u16) } else { Seen::NOTHING };
+    if to.entry == NOTHING && from.entry == NOTHING {
         // By whatever interface it came.
         keep.not_ours(&packet);
         count::reason(Reason::NotOurs);
@@ -80,39 +80,69 @@ fn decide<const V6: bool>(context: *mut xdp_md, span: Span) -> Fast {
     if !by_first || !packet.goes_on() {
         return Fast::Undecided;
     }
-    if kind(to) == EntryKind::Service as u8 {
-        return from_client(context, control, &packet, (to >> 32) as u16, keep);
+    if to.is(EntryKind::Service) {
+        return from_client(context, control, &packet, to.id(), keep);
     }
-    if kind(from) == EntryKind::Endpoint as u8 {
-        return from_server(context, control, &packet, (from >> 32) as u16, keep);
+    if from.is(EntryKind::Endpoint) {
+        return from_server(context, control, &packet, from.id(), keep);
+    }
+    if from.is(EntryKind::NatEndpoint) {
+        return from_nat_server(context, control, &packet, from, keep);
     }
     Fast::Undecided
 }
 
-/// Nothing is at the place of what was looked for, so it is not in the index.
+/// Nothing is where what was looked for would be, so it is not in the index.
 const NOTHING: u64 = 0;
-/// Something else is.
+/// Other things are.
 const SOMETHING_ELSE: u64 = 1;
 
-#[inline(always)]
-const fn kind(entry: u64) -> u8 {
-    (entry >> 24) as u8
+/// What was seen in the index.
+#[derive(Clone, Copy)]
+struct Seen {
+    /// Its word about kind and id.
+    entry: u64,
+    /// The port of the service that a [`EntryKind::NatEndpoint`] answers for, as on the wire.
+    service_port: u16,
 }
 
-/// The index's word about an address and port, where one look tells.
+impl Seen {
+    const NOTHING: Self = Self { entry: NOTHING, service_port: 0 };
+
+    #[inline(always)]
+    const fn is(self, kind: EntryKind) -> bool {
+        (self.entry >> 24) as u8 == kind as u8
+    }
+
+    #[inline(always)]
+    const fn id(self) -> u16 {
+        (self.entry >> 32) as u16
+    }
+}
+
+/// Places of the index that are looked at here: of a few services and servers one is enough but for a freak of the secret.
+const PROBES: u32 = 3;
+
+/// What the index says of an address and port, where a few looks tell.
 #[inline(always)]
-fn look(control: &Control, address: Address, port: u16) -> u64 {
+fn look(control: &Control, address: Address, port: u16) -> Seen {
+    let something_else = Seen { entry: SOMETHING_ELSE, service_port: 0 };
     let in_force = control.index();
     if in_force.spread != Spread::Multiplied {
-        return SOMETHING_ELSE;
+        return something_else;
     }
     let place = multiplied(control.hash_key[3].load(), address, port);
-    let Some(slot) = ServiceIndex.entry(in_force.base() + place) else { return SOMETHING_ELSE };
-    let entry = slot[2].load();
-    if entry == NOTHING {
-        return NOTHING;
+    let mut probe = 0;
+    while probe < PROBES {
+        let at = place.wrapping_add(probe) & (INDEX_CAPACITY - 1);
+        let Some(slot) = ServiceIndex.entry(in_force.base() + at) else { return something_else };
+        let entry = slot[2].load();
+        if entry == NOTHING || is_named(slot, entry, address, port, TCP) {
+            return Seen { entry, service_port: slot[3].load() as u16 };
+        }
+        probe += 1;
     }
-    if is_named(slot, entry, address, port, TCP) { entry } else { SOMETHING_ELSE }
+    something_else
 }
 
 /// Whether a flow is established, and its deadline so new that it stays.
@@ -122,6 +152,17 @@ fn is_fresh(found: &Found<'_, FLOW_WORDS>, now: Ticks, idle: Ticks) -> bool {
     found.life.note() == TcpState::Established as u32
         && ahead.wrapping_add(REFRESH) > idle.0
         && ahead <= idle.0
+}
+
+/// The flow of this key.
+#[inline(always)]
+fn by_key(control: &Control, key: FlowKey, now: Ticks) -> Option<Found<'static, FLOW_WORDS>> {
+    let words = key.words();
+    let hash = hash3(&control.key(), words);
+    match find_at_home::<FLOW_WORDS, FlowKind, _>(&Flows, hash, words, now) {
+        Some(found) => Some(found),
+        None => find::<FLOW_WORDS, FlowKind, _>(&Flows, hash, words, now),
+    }
 }
 
 #[inline(always)]
@@ -136,15 +177,7 @@ fn from_client<const V6: bool>(
     let client = packet.source();
     let ports = packet.ports();
     let key = FlowKey { client, client_port: ports as u16, service_port: (ports >> 16) as u16, service };
-    let words = key.words();
-    let hash = hash3(&control.key(), words);
-    let found = match find_at_home::<FLOW_WORDS, FlowKind, _>(&Flows, hash, words, now) {
-        Some(found) => found,
-        None => match find::<FLOW_WORDS, FlowKind, _>(&Flows, hash, words, now) {
-            Some(found) => found,
-            None => return Fast::Undecided,
-        },
-    };
+    let Some(found) = by_key(control, key, now) else { return Fast::Undecided };
     let to = FlowServer::from_word(found.slot.words[SERVER_WORD].load());
     // With arm 0 above the address, as the first interface's is.
     let same_hop = found.slot.words[HOP_WORD].load() == packet.sender();
@@ -157,25 +190,20 @@ fn from_client<const V6: bool>(
     if !usable || server.endpoint != to.endpoint || server.arm != 0 {
         return Fast::Undecided;
     }
-    let (source, source_port) = match server.forwarding {
-        Forwarding::Snat => (control.source(to.source, server.address), to.snat_port),
-        Forwarding::Nat => (client, key.client_port),
-        Forwarding::Dr | Forwarding::Tunnel => return Fast::Undecided,
+    let (kind, source, source_port) = match server.forwarding {
+        Forwarding::Snat => (Kind::ToServer, control.source(to.source, server.address), to.snat_port),
+        Forwarding::Nat => (Kind::ToServer, client, key.client_port),
+        Forwarding::Dr => (Kind::Readdressed, client, key.client_port),
+        Forwarding::Tunnel => return Fast::Undecided,
     };
     record(&found.slot.words[SEQUENCE_WORD], packet.sequence(), Direction::FromClient);
     let hop = Hop { to: server.hop_word(), from: packet.receiver(), arm: SAME_ARM };
     let port = server.port_for(key.service_port);
     let ports = u32::from(source_port) | u32::from(port) << 16;
-    let decided = Decided {
-        kind: Kind::ToServer,
-        service,
-        server: to.server,
-        found: &found,
-        idle: entry.idle,
-        hop: packet.sender(),
-    };
+    let decided =
+        Decided { kind, service, server: to.server, found: &found, idle: entry.idle, hop: packet.sender() };
     let kept = keep.flow(context, packet, &decided);
-    send(packet, &packet.outgoing(&hop, source, server.address, ports), kept);
+    send(packet, kind, &packet.outgoing(&hop, source, server.address, ports), kept);
     count::packet_in(service, to.server, packet.length);
     count::reason(Reason::Forwarded);
     Fast::Transmit
@@ -190,8 +218,7 @@ fn from_server<const V6: bool>(
     keep: Keep,
 ) -> Fast {
     let world = World { control, now: now() };
-    let (server_address, ours, ports) = (packet.source(), packet.destination(), packet.ports());
-    let port = (ports >> 16) as u16;
+    let (ours, port) = (packet.destination(), (packet.ports() >> 16) as u16);
     let snat = world.snat();
     let Some(offset) = snat.offset(port) else { return Fast::Undecided };
     let Some(source) = world.source_number(snat.sources_like(ours), ours) else { return Fast::Undecided };
@@ -208,24 +235,52 @@ fn from_server<const V6: bool>(
     {
         return Fast::Undecided;
     }
-    let found = Found { index, slot, life };
+    answer(context, &world, packet, endpoint, &Found { index, slot, life }, keep)
+}
+
+/// From a server that answers clients by their own addresses.
+#[inline(always)]
+fn from_nat_server<const V6: bool>(
+    context: *mut xdp_md,
+    control: &'static Control,
+    packet: &Plain<V6>,
+    server: Seen,
+    keep: Keep,
+) -> Fast {
+    let world = World { control, now: now() };
+    let (client, client_port) = (packet.destination(), (packet.ports() >> 16) as u16);
+    let key = FlowKey { client, client_port, service_port: server.service_port, service: server.id() };
+    let Some(found) = by_key(control, key, world.now) else { return Fast::Undecided };
+    let endpoint = FlowServer::from_word(found.slot.words[SERVER_WORD].load()).endpoint;
+    answer(context, &world, packet, endpoint, &found, keep)
+}
+
+/// Sends a server's packet on to the flow's client.
+#[inline(always)]
+fn answer<const V6: bool>(
+    context: *mut xdp_md,
+    world: &World,
+    packet: &Plain<V6>,
+    endpoint: u16,
+    found: &Found<'_, FLOW_WORDS>,
+    keep: Keep,
+) -> Fast {
+    let slot = found.slot;
+    let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
     let client = Address([slot.words[0].load(), slot.words[1].load()]);
     let names = slot.words[2].load();
     let service_port = (names >> 16) as u16;
     let next_hop = slot.words[HOP_WORD].load();
     let service = (names >> 32) as u16;
     let Some(entry) = maps::service(service) else { return Fast::Undecided };
-    if next_hop >> ARM_SHIFT != 0
-        || entry.is_udp
-        || !is_fresh(&found, world.now, entry.idle)
-        || !found.still()
+    if next_hop >> ARM_SHIFT != 0 || entry.is_udp || !is_fresh(found, world.now, entry.idle) || !found.still()
     {
         return Fast::Undecided;
     }
     let Some(server) = ServerTable.present(to.server) else { return Fast::Undecided };
     let gone = server.endpoint != endpoint
-        || server.address != server_address
-        || server.port_for(service_port) != ports as u16
+        || server.address != packet.source()
+        || server.port_for(service_port) != packet.ports() as u16
         || server.state.has(ServerState::RESETS);
     if gone {
         return Fast::Undecided;
@@ -233,16 +288,10 @@ fn from_server<const V6: bool>(
     record(&slot.words[SEQUENCE_WORD], packet.sequence(), Direction::FromServer);
     let hop = Hop { to: next_hop, from: packet.receiver(), arm: SAME_ARM };
     let ports = u32::from(service_port) | (names as u32 & 0xffff) << 16;
-    let decided = Decided {
-        kind: Kind::ToClient,
-        service,
-        server: to.server,
-        found: &found,
-        idle: entry.idle,
-        hop: next_hop,
-    };
+    let decided =
+        Decided { kind: Kind::ToClient, service, server: to.server, found, idle: entry.idle, hop: next_hop };
     let kept = keep.flow(context, packet, &decided);
-    send(packet, &packet.outgoing(&hop, entry.address, client, ports), kept);
+    send(packet, Kind::ToClient, &packet.outgoing(&hop, entry.address, client, ports), kept);
     count::packet_out(service, to.server, packet.length);
     count::reason(Reason::Returned);
     Fast::Transmit
@@ -250,9 +299,13 @@ fn from_server<const V6: bool>(
 
 /// Makes a packet what it becomes, and keeps that.
 #[inline(always)]
-fn send<const V6: bool>(packet: &Plain<V6>, new: &Outgoing, kept: Option<&mut Entry>) {
+fn send<const V6: bool>(packet: &Plain<V6>, kind: Kind, new: &Outgoing, kept: Option<&mut Entry>) {
     if let Some(entry) = kept {
         cache::becomes::<V6>(entry, new);
     }
-    packet.write(new, Delta::apply);
+    if matches!(kind, Kind::Readdressed) {
+        packet.readdress(&new.frame);
+    } else {
+        packet.write(new, Delta::apply);
+    }
 }

@@ -202,14 +202,23 @@ impl<const V6: bool> Plain<V6> {
         }
     }
 
+    /// Sends it on as it is, in a frame with these MAC addresses.
+    #[inline(always)]
+    pub(crate) fn readdress(&self, frame: &[u64; 2]) {
+        // SAFETY: `read` checked all headers.
+        unsafe {
+            store64::<0>(self.start, frame[0]);
+            store32::<8>(self.start, frame[1] as u32);
+        }
+    }
+
     /// Makes it that; `apply` is that of [`Delta`], for changes that are folded or not.
     #[inline(always)]
     pub(crate) fn write(&self, new: &Outgoing, apply: impl Fn(Delta, u16) -> u16) {
         let (network, transport) = (self.network(), self.transport());
+        self.readdress(&new.frame);
         // SAFETY: `read` checked all headers.
         unsafe {
-            store64::<0>(self.start, new.frame[0]);
-            store32::<8>(self.start, new.frame[1] as u32);
             if V6 {
                 store8::<7>(network, load8::<7>(network).wrapping_sub(1));
                 store64::<8>(network, new.addresses[0]);

@@ -94,6 +94,9 @@ fn run(machine: &mut Machine, script: &Script, listed: Option<u64>, wanted: Acti
     Ok(taken)
 }
 
+const COLUMNS: [&str; 5] =
+    ["instructions", "look-ups in maps", "other calls of the kernel", "calls within", "atomic operations"];
+
 fn cell(number: u64) -> Rounds {
     Rounds(vec![number as f64])
 }
@@ -101,11 +104,13 @@ fn cell(number: u64) -> Rounds {
 fn totals(packets: &Packets) -> Table {
     let rows = packets.iter().map(|(name, taken)| Row {
         name: name.clone(),
-        cells: [taken.instructions, taken.lookups, taken.others].map(cell).to_vec(),
+        cells: [taken.instructions, taken.lookups, taken.others, taken.calls, taken.atomics]
+            .map(cell)
+            .to_vec(),
     });
     Table {
         title: "A packet in instructions, and calls of the kernel".to_owned(),
-        columns: ["instructions", "look-ups in maps", "other calls"].map(str::to_owned).to_vec(),
+        columns: COLUMNS.map(str::to_owned).to_vec(),
         rows: rows.collect(),
     }
 }

@@ -99,6 +99,10 @@ pub(super) struct Machine {
     counts: Vec<u64>,
     /// Calls of the kernel's functions, by number.
     helpers: BTreeMap<i32, u64>,
+    /// Calls of the program's own functions.
+    calls: u64,
+    /// Atomic operations.
+    atomics: u64,
     /// Source file of an instruction, from the first that it holds for.
     files: BTreeMap<usize, String>,
 }
@@ -125,6 +129,10 @@ pub(super) struct Taken {
     pub(super) lookups: u64,
     /// Other calls of the kernel's functions.
     pub(super) others: u64,
+    /// Calls of the program's own functions.
+    pub(super) calls: u64,
+    /// Atomic operations.
+    pub(super) atomics: u64,
     /// Instructions by source file.
     pub(super) by_file: BTreeMap<String, u64>,
 }
@@ -182,6 +190,8 @@ impl Machine {
             stack: Region::heap(FRAME * DEPTH / 8),
             jiffies: u64::from(data_path.now()?.0) << JIFFIES_SHIFT,
             helpers: BTreeMap::new(),
+            calls: 0,
+            atomics: 0,
             files,
         })
     }
@@ -193,6 +203,7 @@ impl Machine {
     pub(super) fn run(&mut self, frame: &[u8], interface: u32) -> Result<Taken> {
         self.counts.fill(0);
         self.helpers.clear();
+        (self.calls, self.atomics) = (0, 0);
         let start = self.packet.address() + HEADROOM as u64;
         ensure!(frame.len() + HEADROOM <= self.packet.bytes.get(), "a long frame");
         // SAFETY: the packet's memory is ours, and as long.
@@ -219,6 +230,8 @@ impl Machine {
             instructions: self.counts.iter().sum(),
             lookups,
             others: self.helpers.values().sum::<u64>() - lookups,
+            calls: self.calls,
+            atomics: self.atomics,
             by_file,
         })
     }
@@ -262,6 +275,7 @@ impl Machine {
             1 => registers[destination] = load(beside(registers[source]), width(code)),
             2 => store(beside(registers[destination]), width(code), i64::from(instruction.imm) as u64),
             3 if code & 0xe0 == 0xc0 => {
+                self.atomics += 1;
                 atomic(beside(registers[destination]), width(code), instruction.imm, source, registers)?;
             }
             3 => store(beside(registers[destination]), width(code), registers[source]),
@@ -286,6 +300,7 @@ impl Machine {
         let by = match instruction.code >> 4 {
             CALL if instruction.src_reg() == 1 => {
                 ensure!(callers.len() + 1 < DEPTH, "too many functions call each other");
+                self.calls += 1;
                 let [.., six, seven, eight, nine, frame] = *registers;
                 callers.push((at + 1, [six, seven, eight, nine, frame]));
                 registers[10] += FRAME as u64;
