@@ -385,8 +385,20 @@ impl Engine {
         self.resync_or_warn("the routes to the servers");
     }
 
-    /// A next hop has another MAC address, or none.
-    pub fn neighbour(&mut self, address: IpAddr, mac: Option<Mac>) {
+    /// Next hops have other MAC addresses, or none. However many there are, everything is compared once: that takes tens of
+    /// milliseconds at a large site, and a switch that goes takes all of its neighbours with it.
+    pub fn neighbours(&mut self, news: impl IntoIterator<Item = (IpAddr, Option<Mac>)>) {
+        let mut concerned = false;
+        for (address, mac) in news {
+            concerned |= self.note_neighbour(address, mac);
+        }
+        if concerned {
+            self.resync_or_warn("a neighbour");
+        }
+    }
+
+    /// Whether servers are behind it.
+    fn note_neighbour(&mut self, address: IpAddr, mac: Option<Mac>) -> bool {
         self.neighbours.insert(address, mac);
         let behind: Vec<String> = self
             .hops
@@ -395,7 +407,7 @@ impl Engine {
             .map(|(server, _)| server.to_string())
             .collect();
         if behind.is_empty() {
-            return;
+            return false;
         }
         match mac {
             Some(mac) => info!("{address} is at {}: the way to {}", mac_text(mac), behind.join(", ")),
@@ -405,7 +417,7 @@ impl Engine {
                 behind.join(", ")
             ),
         }
-        self.resync_or_warn("a neighbour");
+        true
     }
 
     /// Whether the MAC address of every next hop is known.

@@ -306,41 +306,55 @@ impl Outside {
         }
     }
 
-    /// Takes in what the kernel told.
+    /// Takes in what the kernel told, all of it together: a change of many addresses is told of one by one.
     ///
     /// # Errors
     /// The interface is gone.
-    pub async fn event(
+    pub async fn events(
         &mut self,
-        ArmEvent(number, event): ArmEvent,
+        events: impl IntoIterator<Item = ArmEvent>,
         engine: &mut Engine,
     ) -> anyhow::Result<()> {
-        match event {
-            NetEvent::Neighbour(event) => engine.neighbour(event.address, event.mac),
-            NetEvent::RouteChanged => self.follow_hops(engine).await,
-            NetEvent::AddressChanged => self.follow_addresses(engine).await,
-            NetEvent::Link(LinkEvent::Changed(link)) => {
-                let before = std::mem::replace(&mut self.arms[number].link, link.clone());
-                let came_up = link.up && !before.up;
-                let renumbered = link.mac != before.mac;
-                match (before.up, link.up) {
-                    (true, false) => warn!("{} has no link: nobody is reached through it", link.name),
-                    (false, true) => info!("{} has a link again", link.name),
-                    _ => {}
+        let (mut neighbours, mut routes, mut addresses) = (Vec::new(), false, false);
+        for ArmEvent(number, event) in events {
+            match event {
+                NetEvent::Neighbour(event) => neighbours.push((event.address, event.mac)),
+                NetEvent::RouteChanged => routes = true,
+                NetEvent::AddressChanged => addresses = true,
+                NetEvent::Link(event) => {
+                    let renewed = self.link_event(number, event, engine)?;
+                    (routes, addresses) = (routes || renewed, addresses || renewed);
                 }
-                engine.set_arm(u8::try_from(number)?, &link)?;
-                if came_up || renumbered {
-                    self.announced.clear();
-                    self.follow_addresses(engine).await;
-                    self.follow_hops(engine).await;
-                }
-            }
-            NetEvent::Link(LinkEvent::Removed) => {
-                let name = &self.arms[number].link.name;
-                anyhow::bail!("the interface {name} is gone: start again when it is back")
             }
         }
+        engine.neighbours(neighbours);
+        if addresses {
+            self.follow_addresses(engine).await;
+        }
+        if routes {
+            self.follow_hops(engine).await;
+        }
         Ok(())
+    }
+
+    /// Whether addresses and routes are to be looked at again.
+    fn link_event(&mut self, number: usize, event: LinkEvent, engine: &mut Engine) -> anyhow::Result<bool> {
+        let LinkEvent::Changed(link) = event else {
+            let name = &self.arms[number].link.name;
+            anyhow::bail!("the interface {name} is gone: start again when it is back")
+        };
+        let before = std::mem::replace(&mut self.arms[number].link, link.clone());
+        match (before.up, link.up) {
+            (true, false) => warn!("{} has no link: nobody is reached through it", link.name),
+            (false, true) => info!("{} has a link again", link.name),
+            _ => {}
+        }
+        engine.set_arm(u8::try_from(number)?, &link)?;
+        let renewed = link.up && !before.up || link.mac != before.mac;
+        if renewed {
+            self.announced.clear();
+        }
+        Ok(renewed)
     }
 }
 

@@ -294,7 +294,7 @@ async fn wait_for_neighbours(
     let until = Instant::now() + NEIGHBOURS_WAIT;
     while !engine.all_reachable() {
         match timeout_at(until, news.network.recv()).await {
-            Ok(Some(event)) => outside.event(event, engine).await?,
+            Ok(Some(event)) => outside.events([event], engine).await?,
             Ok(None) | Err(_) => break,
         }
     }
@@ -340,7 +340,10 @@ impl Daemon {
                     let others = std::iter::from_fn(|| news.health.try_recv().ok());
                     self.engine.health_news(std::iter::once(event).chain(others));
                 }
-                Some(event) = news.network.recv() => self.network_event(event).await?,
+                Some(event) = news.network.recv() => {
+                    let others = std::iter::from_fn(|| news.network.try_recv().ok());
+                    self.network_events(std::iter::once(event).chain(others)).await?;
+                }
                 Some(job) = jobs.recv() => {
                     let answer = self.engine.request(job.request);
                     // Whoever asked may be gone.
@@ -387,8 +390,8 @@ impl Daemon {
         }
     }
 
-    async fn network_event(&mut self, event: ArmEvent) -> anyhow::Result<()> {
-        match timeout(NETWORK_WAIT, self.outside.event(event, &mut self.engine)).await {
+    async fn network_events(&mut self, events: impl IntoIterator<Item = ArmEvent>) -> anyhow::Result<()> {
+        match timeout(NETWORK_WAIT, self.outside.events(events, &mut self.engine)).await {
             Ok(done) => done,
             Err(_) => {
                 self.network_is_silent();

@@ -50,7 +50,7 @@ impl World {
         let mut engine = engine(&directory, &maps, text, false);
         engine.set_hops((1..=9).map(|host| ([192, 0, 2, host].into(), hop(host))).collect());
         for host in 1..=9 {
-            engine.neighbour([192, 0, 2, host].into(), Some([2, 0, 0, 0, 0, host]));
+            engine.neighbours([([192, 0, 2, host].into(), Some([2, 0, 0, 0, 0, host]))]);
         }
         Self { directory, maps, engine }
     }
@@ -333,15 +333,30 @@ fn health_decides_who_is_served_and_is_shown_with_its_reason() {
 #[test]
 fn a_server_without_a_neighbour_is_told_apart_from_one_that_is_down() {
     let mut world = World::new(&two());
-    world.engine.neighbour([192, 0, 2, 1].into(), None);
+    world.engine.neighbours([([192, 0, 2, 1].into(), None)]);
     assert_eq!(world.bits("a"), ALL & !ServerState::REACHABLE);
-    world.engine.neighbour([192, 0, 2, 1].into(), Some([2, 0, 0, 0, 0, 77]));
+    world.engine.neighbours([([192, 0, 2, 1].into(), Some([2, 0, 0, 0, 0, 77]))]);
     assert_eq!(world.maps.servers.present(world.id("a")).unwrap().mac[5], 77);
     // Another way whose end has not been heard of yet: the old one is used until it has.
     world.engine.set_hops([([192, 0, 2, 1].into(), hop(99))].into());
     assert_eq!(world.maps.servers.present(world.id("a")).unwrap().mac[5], 77);
-    world.engine.neighbour([192, 0, 2, 99].into(), Some([2, 0, 0, 0, 0, 99]));
+    world.engine.neighbours([([192, 0, 2, 99].into(), Some([2, 0, 0, 0, 0, 99]))]);
     assert_eq!(world.maps.servers.present(world.id("a")).unwrap().mac[5], 99);
+}
+
+#[test]
+fn neighbours_that_go_together_are_taken_in_together() {
+    let mut world = World::new(&two());
+    let before = world.maps.control().epoch.load();
+    let gone = [1, 2].map(|host| ([192, 0, 2, host].into(), None));
+    world.engine.neighbours(gone);
+    for server in ["a", "b"] {
+        assert_eq!(world.bits(server), ALL & !ServerState::REACHABLE, "{server}");
+    }
+    assert_eq!(world.maps.control().epoch.load(), before + 2, "each server once");
+    let strangers = [77, 78].map(|host| ([192, 0, 2, host].into(), None));
+    world.engine.neighbours(strangers);
+    assert_eq!(world.maps.control().epoch.load(), before + 2);
 }
 
 #[test]
