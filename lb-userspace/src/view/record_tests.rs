@@ -410,6 +410,7 @@ fn a_key_that_is_none_is_refused_with_what_to_do() {
         ("SERVERS", "77", "entry 77 of SERVERS is not in use"),
         ("SERVICES", "Hyper", "known: Hyperspace"),
         ("AYA_LOGS", "0", "is a ring buffer"),
+        ("CACHE", "0", "is the program's own"),
         ("CONTROL", "x", "is a number"),
         ("REASONS", "x", "known: not-ip, truncated"),
     ] {

@@ -121,7 +121,7 @@ pub(super) fn script(service: Service, from: From, flags: Flags, first_port: u16
         sequence_at: 0,
         sequence_step: 0,
         listed: 0,
-        cut: 0,
+        cut: u32::from(service.mode != "tunnel"),
     })
 }
 

@@ -22,7 +22,7 @@ use lb_userspace::health::client_config;
 
 pub(super) use self::stand::start_haproxy;
 use self::{
-    load::{ADDRESSES, Load, Way},
+    load::{ADDRESSES, Load, Run, Way},
     napi::Napi,
     stand::{Contender, Stand},
     summary::Figures,
@@ -69,14 +69,26 @@ pub fn lab(options: Options) -> Result<Report> {
                 stand.set_napi(napi)?;
                 pauses.push(settle()?);
                 let percent = if round == 0 { options.percent * WARM / 100 } else { options.percent };
-                let sources = stand.clients(sources.clone())?;
-                let way = Way { sources: &sources, to: &stand.to, tls: &tls };
-                let run = stand.lab.in_ns(Ns::Client, || load::run(load, percent, &way))?;
-                let name = stand.contender.name();
-                let run = run.with_context(|| format!("{} through {name}, {}", load.name(), napi.name()))?;
+                let contender = stand.contender;
+                let mut serve = |numbers| -> Result<Run> {
+                    let sources = stand.clients(numbers)?;
+                    let way = Way { sources: &sources, to: &stand.to, tls: &tls };
+                    let run = stand.lab.in_ns(Ns::Client, || load::run(load, percent, &way))?;
+                    let through = contender.name();
+                    run.with_context(|| format!("{} through {through}, {}", load.name(), napi.name()))
+                };
+                let run = match serve(sources.clone()) {
+                    // Of a rival it is told, and tried once more; of us it is the end.
+                    Err(error) if !matches!(contender, Contender::Steadfast(_)) => {
+                        eprintln!("bench: {error:#}: once more");
+                        number += 1;
+                        serve(addresses(number - 1))?
+                    }
+                    outcome => outcome?,
+                };
                 // The first round is to warm up.
                 if round > 0 {
-                    figures.entry((napi, load, stand.contender)).or_default().add(run);
+                    figures.entry((napi, load, contender)).or_default().add(run);
                 }
             }
         }

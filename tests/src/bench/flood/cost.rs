@@ -49,7 +49,7 @@ fn packets(flood: Flood) -> Result<(Script, Reason)> {
     Ok(match flood {
         Flood::Syns => (from_client(Flags::Syn, 1)?, Reason::NewByScheduler),
         // The answer is shorter.
-        Flood::Acks => (Script { cut: 1, ..ack }, Reason::ResetNoFlow),
+        Flood::Acks => (ack, Reason::ResetNoFlow),
         Flood::Fragments => (patched(ack, FRAGMENT, &[0x20, 0])?, Reason::Fragment),
         Flood::Malformed => (patched(ack, DATA_OFFSET, &[0x40])?, Reason::BadHeader),
     })

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lb_common::{flow::FlowSlot, reason::Reason, sticky::StickySlot, word::Word};
 use lb_userspace::config::Tables as Limits;
 
@@ -172,8 +172,11 @@ impl Bed {
             let mut flow = point("flows", without.0, memory::of_slice(&maps.flows));
             let mut record = point("sticky", without.1, memory::of_slice(&maps.sticky));
             for round in 0..=rounds {
-                let packet = self.flow(*rows, round, repeat)?;
-                let known = if *rows > 1 { Some(self.known(*rows, round, repeat)?) } else { None };
+                let slots = self.slots;
+                let context = || format!("{rows} rows in {slots} slots");
+                let packet = self.flow(*rows, round, repeat).with_context(context)?;
+                let known = (*rows > 1).then(|| self.known(*rows, round, repeat)).transpose();
+                let known = known.with_context(context)?;
                 // The first is to warm up.
                 if round > 0 {
                     flow.rounds.0.push(packet);
