@@ -138,6 +138,14 @@ pub struct ServerInfo {
 const _: () = assert!(size_of::<ServiceInfo>() == 112);
 const _: () = assert!(size_of::<ServerInfo>() == 64 + 16 + 8 + 8 + 8 + 96);
 
+impl MapSpec {
+    /// Whether it is pinned, and so outlives the program and the daemon.
+    #[must_use]
+    pub const fn is_pinned(&self) -> bool {
+        !matches!(self.users, Users::Program)
+    }
+}
+
 const fn array(
     name: &'static str,
     value_size: usize,

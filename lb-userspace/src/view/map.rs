@@ -104,7 +104,7 @@ fn has_entries(spec: &MapSpec) -> anyhow::Result<()> {
         spec.name
     );
     ensure!(
-        spec.users != Users::Program,
+        spec.is_pinned(),
         "{} is the program's own and pinned nowhere: see `steadfast prog show` for the program, and `bpftool map dump` with \
          the id of its map",
         spec.name
