@@ -22,7 +22,7 @@ const ENTRY_BITS: u32 = 10;
 pub struct Entry {
     /// See [`tag`].
     pub tag: u64,
-    /// The first words of the addresses: see [`Headers`].
+    /// Source and destination address of IPv4; the first word of those of IPv6.
     pub addresses: u64,
     /// See [`Verdict`].
     pub verdict: u64,
