@@ -57,12 +57,15 @@ pub fn lab(options: Options) -> Result<Report> {
     }
     let mut figures = Figures::new();
     let mut number = 0;
+    let mut unused = || {
+        number += 1;
+        addresses(number - 1)
+    };
     let mut others = Rounds::default();
     for round in 0..=options.rounds {
         let mut pauses = Vec::new();
         for (napi, load) in plan() {
-            let sources = addresses(number);
-            number += 1;
+            let sources = unused();
             // Nobody is always the first.
             stands.rotate_left(1);
             for stand in &mut stands {
@@ -81,8 +84,7 @@ pub fn lab(options: Options) -> Result<Report> {
                     // Of a rival it is told, and tried once more; of us it is the end.
                     Err(error) if !matches!(contender, Contender::Steadfast(_)) => {
                         eprintln!("bench: {error:#}: once more");
-                        number += 1;
-                        serve(addresses(number - 1))?
+                        serve(unused())?
                     }
                     outcome => outcome?,
                 };

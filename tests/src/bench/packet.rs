@@ -79,25 +79,26 @@ impl Bench {
 
     /// Nanoseconds of a packet in one of the programs beside us, beyond those of `empty`.
     pub(super) fn floor(&mut self, program: Program, script: &Script, repeat: u32) -> Result<f64> {
-        self.least(script, repeat, |bench| bench.replay.run(program, script, repeat, TRANSMIT))
+        self.least(TRIES, script, repeat, |bench| bench.replay.run(program, script, repeat, TRANSMIT))
     }
 
     /// Nanoseconds of a packet in the balancer, beyond those of `empty`; all must be counted under this reason, also when they
     /// come again.
     pub(super) fn balancer(&mut self, script: &Script, repeat: u32, reason: Reason) -> Result<f64> {
-        self.least(script, repeat, |bench| bench.timed(script, repeat, reason, u64::from(repeat)))
+        self.least(TRIES, script, repeat, |bench| bench.timed(script, repeat, reason, u64::from(repeat)))
     }
 
-    /// The least of [`TRIES`], by turns with `empty`, of which the least counts, too: whatever else the machine does adds to a run and
+    /// The least of so many tries, by turns with `empty`, of which the least counts, too: whatever else the machine does adds to a run and
     /// takes nothing away.
     fn least(
         &mut self,
+        tries: usize,
         script: &Script,
         repeat: u32,
         run: impl Fn(&mut Self) -> Result<Duration>,
     ) -> Result<f64> {
         let (mut empty, mut time) = (Duration::MAX, Duration::MAX);
-        for _ in 0..TRIES {
+        for _ in 0..tries {
             empty = empty.min(self.replay.run(Program::Empty, script, repeat, TRANSMIT)?);
             time = time.min(run(self)?);
         }
@@ -107,9 +108,7 @@ impl Bench {
     /// Nanoseconds of a packet in the balancer, beyond those of `empty`, where packets cannot come again; at `least` so many must be
     /// counted under this reason.
     pub(super) fn mostly(&mut self, script: &Script, repeat: u32, reason: Reason, least: u64) -> Result<f64> {
-        let empty = self.replay.run(Program::Empty, script, repeat, TRANSMIT)?;
-        let time = self.timed(script, repeat, reason, least)?;
-        Ok(nanoseconds(time, repeat) - nanoseconds(empty, repeat))
+        self.least(1, script, repeat, |bench| bench.timed(script, repeat, reason, least))
     }
 
     fn timed(&mut self, script: &Script, repeat: u32, reason: Reason, least: u64) -> Result<Duration> {

@@ -1,13 +1,19 @@
 //! What comes again, and is decided by the exact-match cache where that is used, in every world of TCP: it must not be decided
 //! otherwise than the first time, nor by what is no longer so.
 
-use lb_common::{reason::Reason, server::ServerState};
+use lb_common::{
+    reason::Reason,
+    server::{Server, ServerState},
+    service::IndexEntry,
+};
 
 use super::{
     super::{
         bench::USABLE,
-        frame::Mac,
-        frame::flag::{ACK, FIN, PSH},
+        frame::{
+            Mac,
+            flag::{ACK, FIN, PSH, SYN},
+        },
     },
     packet::{Frame, Segment},
     story::{Play, Story, Told},
@@ -33,6 +39,9 @@ pub(super) const ALL: &[(&str, Play)] = &[
 /// As often as it takes for the cache to be asked, and once more.
 const OFTEN: u32 = 4;
 const PORT: u16 = 40_000;
+/// `XDP_DROP` and `XDP_PASS`.
+const DROP: u32 = 1;
+const PASS: u32 = 2;
 const OTHER_ROUTER: Mac = [2, 0, 0, 0, 0, 0xfd];
 const OTHER_SERVER: Mac = [2, 0, 0, 0, 0, 0x21];
 
@@ -77,7 +86,7 @@ fn server_moves(story: &mut Story<'_>) -> Told {
     used(story)?;
     let world = story.world;
     for (number, mac) in [(5, OTHER_SERVER), (6, SERVER_MAC), (7, OTHER_SERVER)] {
-        story.bench.put_server(SERVER, &lb_common::server::Server { mac, ..world.entry(USABLE) });
+        story.bench.put_server(SERVER, &Server { mac, ..world.entry(USABLE) });
         let asked = request(story, PORT, number);
         let wanted = Frame { to: mac, ..world.forwarded(&asked, 0) };
         for _ in 0..OFTEN {
@@ -149,7 +158,6 @@ fn closes(story: &mut Story<'_>) -> Told {
 }
 
 fn elsewhere(story: &mut Story<'_>) -> Told {
-    const PASS: u32 = 2;
     used(story)?;
     let world = story.world;
     let frame = world.client_sends(&request(story, PORT, 1));
@@ -161,7 +169,6 @@ fn elsewhere(story: &mut Story<'_>) -> Told {
 }
 
 fn last_hop(story: &mut Story<'_>) -> Told {
-    const DROP: u32 = 1;
     used(story)?;
     let world = story.world;
     let last = Segment { hops: 1, ..request(story, PORT, 1) };
@@ -171,15 +178,18 @@ fn last_hop(story: &mut Story<'_>) -> Told {
     exchange(story, PORT, 0, 2)
 }
 
+/// Puts an index in force.
+fn index(story: &Story<'_>, entries: &[IndexEntry]) -> Told {
+    story.bench.fill_index(entries).map_err(|error| format!("{error:#}"))
+}
+
 fn service_gone(story: &mut Story<'_>) -> Told {
-    const PASS: u32 = 2;
     used(story)?;
     let world = story.world;
-    let told = |error: anyhow::Error| format!("{error:#}");
-    story.bench.fill_index(&[]).map_err(told)?;
+    index(story, &[])?;
     let frame = world.client_sends(&request(story, PORT, 1));
     let ended = (0..OFTEN).try_for_each(|_| story.ends(0, &frame, Reason::NotOurs, PASS));
-    story.bench.fill_index(&world.index()).map_err(told)?;
+    index(story, &world.index())?;
     ended?;
     exchange(story, PORT, 0, 2)
 }
@@ -195,19 +205,16 @@ fn in_turns(story: &mut Story<'_>) -> Told {
 }
 
 fn not_ours(story: &mut Story<'_>) -> Told {
-    const PASS: u32 = 2;
     let world = story.world;
-    let told = |error: anyhow::Error| format!("{error:#}");
-    story.bench.fill_index(&[]).map_err(told)?;
-    let syn = world.client_sends(&world.segment(PORT, super::super::frame::flag::SYN, 0, 0));
+    index(story, &[])?;
+    let syn = world.client_sends(&world.segment(PORT, SYN, 0, 0));
     let ended = (0..OFTEN).try_for_each(|_| story.ends(0, &syn, Reason::NotOurs, PASS));
-    story.bench.fill_index(&world.index()).map_err(told)?;
+    index(story, &world.index())?;
     ended?;
     story.connect(PORT, 0, Reason::NewByScheduler)
 }
 
 fn not_configured(story: &mut Story<'_>) -> Told {
-    const PASS: u32 = 2;
     used(story)?;
     let frame = story.world.client_sends(&request(story, PORT, 1));
     story.bench.unconfigure();
