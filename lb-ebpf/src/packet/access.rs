@@ -39,7 +39,7 @@ macro_rules! access {
             unsafe {
                 asm!(
                     concat!("*(", $bpf, " *)({at} + {offset}) = {value}"),
-                    value = in(reg) u64::from(value),
+                    value = in(reg) value,
                     at = in(reg) at,
                     offset = const OFFSET,
                     options(nostack),

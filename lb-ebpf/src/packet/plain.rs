@@ -48,6 +48,22 @@ pub(crate) struct Plain<const V6: bool> {
     pub(crate) length: u32,
 }
 
+/// Accesses a field of the packet at its distance from the packet's beginning: all accesses go out from one register.
+macro_rules! ip {
+    ($access:ident, $packet:expr, $at:expr $(, $value:expr)?) => {
+        $access::<{ ETHERNET + $at }>($packet.start $(, $value)?)
+    };
+}
+macro_rules! tcp {
+    ($access:ident, $packet:expr, $at:expr $(, $value:expr)?) => {
+        if V6 {
+            $access::<{ ETHERNET + IPV6 + $at }>($packet.start $(, $value)?)
+        } else {
+            $access::<{ ETHERNET + IPV4 + $at }>($packet.start $(, $value)?)
+        }
+    };
+}
+
 /// The first byte, and the protocol, of an IPv4 header as it must be here; the rest of the second word is flags, a
 /// fragment's offset and the time to live.
 const VERSION_AND_LENGTH: u8 = 0x45;
@@ -68,33 +84,22 @@ impl<const V6: bool> Plain<V6> {
         }
         let length = (end as usize - start as usize) as u32;
         let packet = Self { start, length };
-        let network = packet.network();
         // SAFETY: all headers were checked.
         let (protocol_is_tcp, content) = unsafe {
             if V6 {
-                let content = u32::from(u16::from_be(load16::<4>(network))) + IPV6 as u32;
-                (load8::<0>(network) & 0xf0 == 0x60 && load8::<6>(network) == TCP, content)
+                let content = u32::from(u16::from_be(ip!(load16, packet, 4))) + IPV6 as u32;
+                (ip!(load8, packet, 0) & 0xf0 == 0x60 && ip!(load8, packet, 6) == TCP, content)
             } else {
-                let whole = load32::<6>(network) & FRAGMENT_AND_PROTOCOL == WHOLE_TCP;
-                let content = u32::from(u16::from_be(load16::<2>(network)));
-                (load8::<0>(network) == VERSION_AND_LENGTH && whole, content)
+                let whole = ip!(load32, packet, 6) & FRAGMENT_AND_PROTOCOL == WHOLE_TCP;
+                let content = u32::from(u16::from_be(ip!(load16, packet, 2)));
+                (ip!(load8, packet, 0) == VERSION_AND_LENGTH && whole, content)
             }
         };
         // SAFETY: as above.
-        let offset = unsafe { load8::<12>(packet.transport()) };
+        let offset = unsafe { tcp!(load8, packet, 12) };
         let headers = Self::HEADER as u32 + u32::from(offset >> 4) * 4;
         let sound = offset >= 0x50 && content >= headers && content <= length - ETHERNET as u32;
         if protocol_is_tcp && sound { Some(packet) } else { None }
-    }
-
-    #[inline(always)]
-    fn network(&self) -> *mut u8 {
-        self.start.wrapping_add(ETHERNET)
-    }
-
-    #[inline(always)]
-    fn transport(&self) -> *mut u8 {
-        self.start.wrapping_add(ETHERNET + Self::HEADER)
     }
 
     /// Whether it carries an acknowledgement and nothing that changes a connection's state, and may go on by another hop.
@@ -102,8 +107,8 @@ impl<const V6: bool> Plain<V6> {
     pub(crate) fn goes_on(&self) -> bool {
         // SAFETY: `read` checked all headers.
         let (flags, hops) = unsafe {
-            let hops = if V6 { load8::<7>(self.network()) } else { load8::<8>(self.network()) };
-            (load8::<13>(self.transport()), hops)
+            let hops = if V6 { ip!(load8, self, 7) } else { ip!(load8, self, 8) };
+            (tcp!(load8, self, 13), hops)
         };
         // ACK of FIN, SYN, RST and ACK.
         flags & 0x17 == 0x10 && hops > 1
@@ -124,9 +129,9 @@ impl<const V6: bool> Plain<V6> {
         // SAFETY: `read` checked all headers.
         unsafe {
             if V6 {
-                Address([load64::<8>(self.network()), load64::<16>(self.network())])
+                Address([ip!(load64, self, 8), ip!(load64, self, 16)])
             } else {
-                Address::from_v4_word(load32::<12>(self.network()))
+                Address::from_v4_word(ip!(load32, self, 12))
             }
         }
     }
@@ -136,9 +141,9 @@ impl<const V6: bool> Plain<V6> {
         // SAFETY: `read` checked all headers.
         unsafe {
             if V6 {
-                Address([load64::<24>(self.network()), load64::<32>(self.network())])
+                Address([ip!(load64, self, 24), ip!(load64, self, 32)])
             } else {
-                Address::from_v4_word(load32::<16>(self.network()))
+                Address::from_v4_word(ip!(load32, self, 16))
             }
         }
     }
@@ -147,26 +152,25 @@ impl<const V6: bool> Plain<V6> {
     #[inline(always)]
     pub(crate) fn ports(&self) -> u32 {
         // SAFETY: `read` checked all headers.
-        unsafe { load32::<0>(self.transport()) }
+        unsafe { tcp!(load32, self, 0) }
     }
 
     /// Host byte order.
     #[inline(always)]
     pub(crate) fn sequence(&self) -> u32 {
         // SAFETY: `read` checked all headers.
-        u32::from_be(unsafe { load32::<4>(self.transport()) })
+        u32::from_be(unsafe { tcp!(load32, self, 4) })
     }
 
     /// Source and destination address, as they lie in the packet: of IPv4 in the first word.
     #[inline(always)]
     pub(crate) fn addresses(&self) -> [u64; 4] {
-        let at = self.network();
         // SAFETY: `read` checked all headers.
         unsafe {
             if V6 {
-                [load64::<8>(at), load64::<16>(at), load64::<24>(at), load64::<32>(at)]
+                [ip!(load64, self, 8), ip!(load64, self, 16), ip!(load64, self, 24), ip!(load64, self, 32)]
             } else {
-                [load64::<12>(at), 0, 0, 0]
+                [ip!(load64, self, 12), 0, 0, 0]
             }
         }
     }
@@ -215,23 +219,22 @@ impl<const V6: bool> Plain<V6> {
     /// Makes it that; `apply` is that of [`Delta`], for changes that are folded or not.
     #[inline(always)]
     pub(crate) fn write(&self, new: &Outgoing, apply: impl Fn(Delta, u16) -> u16) {
-        let (network, transport) = (self.network(), self.transport());
         self.readdress(&new.frame);
         // SAFETY: `read` checked all headers.
         unsafe {
             if V6 {
-                store8::<7>(network, load8::<7>(network).wrapping_sub(1));
-                store64::<8>(network, new.addresses[0]);
-                store64::<16>(network, new.addresses[1]);
-                store64::<24>(network, new.addresses[2]);
-                store64::<32>(network, new.addresses[3]);
+                ip!(store8, self, 7, ip!(load8, self, 7).wrapping_sub(1));
+                ip!(store64, self, 8, new.addresses[0]);
+                ip!(store64, self, 16, new.addresses[1]);
+                ip!(store64, self, 24, new.addresses[2]);
+                ip!(store64, self, 32, new.addresses[3]);
             } else {
-                store8::<8>(network, load8::<8>(network).wrapping_sub(1));
-                store16::<10>(network, apply(new.network_delta, load16::<10>(network)));
-                store64::<12>(network, new.addresses[0]);
+                ip!(store8, self, 8, ip!(load8, self, 8).wrapping_sub(1));
+                ip!(store16, self, 10, apply(new.network_delta, ip!(load16, self, 10)));
+                ip!(store64, self, 12, new.addresses[0]);
             }
-            store32::<0>(transport, new.ports);
-            store16::<16>(transport, apply(new.transport_delta, load16::<16>(transport)));
+            tcp!(store32, self, 0, new.ports);
+            tcp!(store16, self, 16, apply(new.transport_delta, tcp!(load16, self, 16)));
         }
     }
 }
