@@ -193,7 +193,9 @@ const fn bytes(size: usize) -> u32 {
     size as u32
 }
 
-/// [`Control`].
+/// The section of the object in whose place [`CONTROL`] is put when the program is loaded.
+pub const CONTROL_SECTION: &str = ".data.CONTROL";
+/// [`Control`]. The program has it as a section, not as a map.
 pub const CONTROL: MapSpec = array("CONTROL", size_of::<Control>(), 1, "settings of the data path");
 /// [`IndexSlot`], two generations.
 pub const SERVICE_INDEX: MapSpec = array(

@@ -261,15 +261,25 @@ pub fn find<const N: usize, K: Kind<N>, S: Slots<N>>(
     key: [u64; 3],
     now: Ticks,
 ) -> Option<Found<'_, N>> {
-    let ways = Ways::of(slots, hash)?;
-    let mut way = 0;
-    while way < WAYS {
-        let slot = ways.slot(way);
-        let life = slot.life();
-        if holds::<N, K>(slot, life, key, now) {
-            return Some(Found { index: ways.index(way), slot, life });
+    const { assert!(K::KEY_MASK[1] == u64::MAX) };
+    let Places { first, second, .. } = Places::of(hash, slots.bucket_mask());
+    let mut which = 0;
+    while which < 2 {
+        let number = if which == 0 { first } else { second };
+        let bucket = slots.bucket(number)?;
+        let mut at = 0;
+        while at < BUCKET {
+            let slot = &bucket[at as usize];
+            // Nearly all others differ here, whatever state they are in: a branch that is always guessed right.
+            if slot.words[1].load() == key[1] {
+                let life = slot.life();
+                if holds::<N, K>(slot, life, key, now) {
+                    return Some(Found { index: number * BUCKET + at, slot, life });
+                }
+            }
+            at += 1;
         }
-        way += 1;
+        which += 1;
     }
     None
 }
@@ -529,7 +539,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
         let (mut best, mut best_life) = (0, Life::from_word(0));
         let mut best_age = 0;
         let mut way = 0;
-        while way < WAYS {
+        while way < WAYS && best_age < u32::MAX {
             let life = ways.slot(way).life();
             let age = match life.state() {
                 SlotState::Free => u32::MAX,

@@ -68,7 +68,7 @@ pub(crate) fn look<const V6: bool>(
     }
     let [frame, rest] = packet.frame();
     let rest = rest | u64::from(interface(context)) << 32;
-    if frame != entry.frame[0] || rest != entry.frame[1] || !packet.goes_on() || verdict.is_over(now()) {
+    if frame != entry.frame[0] || rest != entry.frame[1] || verdict.is_over(now()) {
         return unknown;
     }
     let slot = (&Flows).slot(entry.row)?;

@@ -78,7 +78,7 @@ fn fingerprint(first: u64, second: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn let_go(first: u64, second: u64, ports: u64, record: u64) -> u32 {
-    let Some(world) = World::now() else { return 0 };
+    let world = World::now();
     flow::release_of(&world, record, first, second, ports);
     1
 }
@@ -91,7 +91,7 @@ const NOT_OURS: u64 = u64::MAX;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn begin(index: u32, numbers: u64, record: u64, client: u64, ports: u64) -> u64 {
-    let Some(world) = World::now() else { return NOT_OURS };
+    let world = World::now();
     let Some(slot) = HalfOpen.slot(index) else { return NOT_OURS };
     let life = slot.life();
     let to = slot.words[SERVER_WORD].load();
@@ -125,7 +125,7 @@ extern "C" fn begin(index: u32, numbers: u64, record: u64, client: u64, ports: u
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn finish(index: u32, flow: u32, record: u64) -> u32 {
-    let Some(world) = World::now() else { return Reason::NotConfigured as u32 };
+    let world = World::now();
     let Some(slot) = HalfOpen.slot(index) else { return Reason::NotConfigured as u32 };
     let promoting = slot.life();
     let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
@@ -179,7 +179,7 @@ const RECORD_ATTEMPTS: u32 = 32;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn enter(half_open: u32) -> u32 {
-    let Some(world) = World::now() else { return FULL };
+    let world = World::now();
     let Some(from) = HalfOpen.slot(half_open) else { return FULL };
     let key = [from.words[0].load(), from.words[1].load(), from.words[2].load()];
     let Some(service) = maps::service((key[2] >> 32) as u16) else { return FULL };
@@ -210,7 +210,7 @@ extern "C" fn enter(half_open: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_gives_way(first: u64, second: u64, ports: u64, least: u32) -> u32 {
-    let Some(world) = World::now() else { return 0 };
+    let world = World::now();
     let hash = hash3(&world.key(), [first, second, ports & !IN_TABLE]);
     let weak = |slot: &Slot<FLOW_WORDS>| {
         maps::service((slot.words[2].load() >> 32) as u16)
@@ -277,7 +277,7 @@ extern "C" fn stick(first: u64, second: u64, to: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn hold_record(first: u64, second: u64, to: u64) -> u64 {
-    let Some(world) = World::now() else { return 0 };
+    let world = World::now();
     let Some(service) = maps::service(service_of(to as u32)) else { return 0 };
     let key = key_of(&service, first, second, to as u32);
     let hash = hash3(&world.key(), key.words());
@@ -301,7 +301,7 @@ const UNVERIFIED: u32 = WAYS / 2;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn unverified_gives_way(first: u64, second: u64, at: u32, least: u32) -> u32 {
-    let Some(world) = World::now() else { return 0 };
+    let world = World::now();
     let Some(service) = maps::service(service_of(at)) else { return 0 };
     let key = key_of(&service, first, second, at);
     let weak = |slot: &Slot<STICKY_WORDS>| !StickyServer::from_word(slot.words[2].load()).verified;
@@ -317,7 +317,7 @@ const LOOK_AGAIN: u64 = u64::MAX;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn make_record(first: u64, second: u64, to: u64) -> u64 {
-    let Some(world) = World::now() else { return 0 };
+    let world = World::now();
     let Some(service) = maps::service(service_of(to as u32)) else { return 0 };
     let key = key_of(&service, first, second, to as u32);
     let fresh = StickyServer {

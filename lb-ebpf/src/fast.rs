@@ -60,7 +60,10 @@ pub(crate) fn run(context: *mut xdp_md) -> Fast {
 #[inline(always)]
 fn decide<const V6: bool>(context: *mut xdp_md, span: Span) -> Fast {
     let Some(packet) = Plain::<V6>::read(span) else { return Fast::Undecided };
-    let Some(control) = maps::control() else { return Fast::Undecided };
+    if !packet.goes_on() || !maps::is_configured() {
+        return Fast::Undecided;
+    }
+    let control = maps::control();
     let keep = match cache::look(context, control, &packet) {
         Some(Look::Done(fast)) => return fast,
         Some(Look::Unknown(keep)) => keep,
@@ -77,7 +80,7 @@ fn decide<const V6: bool>(context: *mut xdp_md, span: Span) -> Fast {
     }
     let arm = &control.arms[0];
     let by_first = arm.interface.load() as u32 == interface(context) && arm.mac.load() == packet.receiver();
-    if !by_first || !packet.goes_on() {
+    if !by_first {
         return Fast::Undecided;
     }
     if to.is(EntryKind::Service) {

@@ -68,7 +68,7 @@ fn latest_place(first: u64, second: u64, ports: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn flow_at(first: u64, second: u64, ports: u64) -> u64 {
-    let Some(world) = World::now() else { return NOWHERE };
+    let world = World::now();
     let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
     let Some(found) = client.find_flow(&world) else { return NOWHERE };
     let closed = TcpState::from_note(found.life.note()).is_closed();
@@ -79,7 +79,7 @@ extern "C" fn flow_at(first: u64, second: u64, ports: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn half_open_at(first: u64, second: u64, ports: u64) -> u64 {
-    let Some(world) = World::now() else { return NOWHERE };
+    let world = World::now();
     let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
     client.find_half_open(&world).map_or(NOWHERE, |found| u64::from(found.index) | IN_HALF_OPEN)
 }
@@ -145,7 +145,7 @@ pub(crate) fn keep(world: &World, slot: &Slot<FLOW_WORDS>, life: Life, service: 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn change_state(index: u32, life: u64, to: u32) -> u32 {
-    let Some(world) = World::now() else { return 0 };
+    let world = World::now();
     let Some(slot) = Flows.slot(index) else { return 0 };
     let (life, to) = (Life::from_word(life), TcpState::from_note(to));
     let Some(service) = maps::service(service_of(slot)) else {
@@ -232,7 +232,7 @@ pub(crate) fn take_out(found: &Found<'_, FLOW_WORDS>) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn retire(index: u32, life: u64) -> u32 {
-    let Some(world) = World::now() else { return 0 };
+    let world = World::now();
     let Some(slot) = Flows.slot(index) else { return 0 };
     let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
     if !TcpState::from_note(Life::from_word(life).note()).is_closed() {

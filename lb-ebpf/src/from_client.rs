@@ -18,7 +18,7 @@ use crate::{
     establish::establish,
     flow,
     handshake::{Answer, FLAGS_SHIFT, SECOND_DATAGRAM, answered, decide, reason_of},
-    maps::{Flows, HalfOpen, ServerTable},
+    maps::{self, Flows, HalfOpen, ServerTable},
     open::open,
     packet::{End, Packet, Rewrite, Segment, answer_too_big, clamp_mss, encapsulate},
     pipeline::{Outcome, World},
@@ -134,7 +134,7 @@ fn settle(packet: &Packet, segment: &Segment, words: KeyWords) -> Result<Way, Re
         | Reason::Carrying
         | Reason::NotConfigured => Err(reason),
         reason => {
-            if segment.flags.opens() {
+            if segment.flags.opens() && maps::clamps_mss((words[2] >> 32) as u16) {
                 clamp_mss(packet.context, u32::from(to.server) | u32::from(packet.arm) << 16);
             }
             Ok(Way { to, reason })
@@ -149,7 +149,7 @@ fn unsettled(packet: &Packet, segment: &Segment, words: KeyWords) -> Answer {
     let [first, second, ports] = words;
     let answered = if segment.is_udp { answered(first, second, ports) } else { 0 };
     if segment.flags.opens() || (segment.is_udp && answered == 0) {
-        return Answer::from_word(open(words, packet.sequence(segment), packet.return_hop()));
+        return Answer::from_word(open(first, second, ports, packet.sequence(segment), packet.return_hop()));
     }
     let (numbers, answer) = if segment.is_udp {
         (SECOND_DATAGRAM, answered)

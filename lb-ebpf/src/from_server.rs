@@ -6,6 +6,7 @@ use lb_common::{
         Sequences,
     },
     life::SlotState,
+    mss::MssClamp,
     ports::{Cells as _, Owner, PortCell},
     reason::Reason,
     server::{ServerState, Servers as _},
@@ -126,7 +127,7 @@ fn answer_client(
     }
     if back.half_open {
         answer(world, packet, segment, back);
-        if segment.flags.is_syn_ack() {
+        if segment.flags.is_syn_ack() && !matches!(back.service.mss_clamp, MssClamp::None) {
             let arm = (next_hop >> ARM_SHIFT) as u8;
             clamp_mss(packet.context, u32::from(back.to.server) | u32::from(arm) << 16);
         }

@@ -52,7 +52,7 @@ pub(crate) fn finish(packet: &Packet, decided: u64) -> Result<Outcome, Reason> {
 #[inline(always)]
 fn decide(context: *mut xdp_md) -> Result<Sent, Reason> {
     let mut error = IcmpError::parse(context).ok_or(Reason::NotOurs)?;
-    let world = World::now().ok_or(Reason::NotConfigured)?;
+    let world = World::now();
     error.packet.arm = world.arm(interface(context))?;
     match world.entry(error.tuple.source, error.tuple.source_port, error.protocol) {
         Some(hit) if hit.is(EntryKind::Service) => to_server(&world, &error, hit.id),

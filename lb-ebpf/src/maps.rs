@@ -10,6 +10,7 @@ use lb_common::{
     control::{Control, LAYOUT_VERSION},
     flow::FLOW_WORDS,
     maps::{self, INNER_MAP, MMAPABLE, Traffic},
+    mss::MssClamp,
     picks,
     ports::Cells,
     schedule::LoadSlot,
@@ -22,8 +23,6 @@ use lb_common::{
 
 const MMAP: usize = MMAPABLE as usize;
 
-#[btf_map(name = "CONTROL")]
-static CONTROL: Array<Control, { maps::CONTROL.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "SERVICE_INDEX")]
 static SERVICE_INDEX: Array<IndexSlot, { maps::SERVICE_INDEX.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "SERVICES")]
@@ -63,6 +62,13 @@ static SERVER_COUNTERS: PerCpuArray<Traffic, { maps::SERVER_COUNTERS.max_entries
 #[btf_map(name = "CACHE")]
 static CACHE: PerCpuArray<Entry, { maps::CACHE.max_entries as usize }> = PerCpuArray::new();
 
+/// A section of its own, and the loader puts the map of that name in its place: its address is a constant of the program, where a
+/// look-up would take 17 instructions.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.CONTROL")]
+// SAFETY: integers, zero until the daemon has written them.
+static CONTROL: Control = unsafe { core::mem::zeroed() };
+
 /// Buckets of each table, less one; set when the program is loaded, with the sizes of the maps.
 #[unsafe(no_mangle)]
 static FLOW_BUCKET_MASK: u32 = maps::FLOWS.max_entries - 1;
@@ -77,17 +83,28 @@ fn constant(value: &'static u32) -> u32 {
     unsafe { core::ptr::read_volatile(value) }
 }
 
-/// The settings, once the daemon has made them.
+/// The settings.
 #[inline(always)]
-pub(crate) fn control() -> Option<&'static Control> {
-    let control = CONTROL.get(0)?;
-    if control.layout.load() == LAYOUT_VERSION { Some(control) } else { None }
+pub(crate) fn control() -> &'static Control {
+    &CONTROL
+}
+
+/// Whether the daemon has made the settings.
+#[inline(always)]
+pub(crate) fn is_configured() -> bool {
+    CONTROL.layout.load() == LAYOUT_VERSION
 }
 
 /// The service with this id, if the id is in use.
 #[inline(always)]
 pub(crate) fn service(id: u16) -> Option<Service> {
     Service::load(SERVICES.get(u32::from(id))?)
+}
+
+/// Whether a service wants to have the announced segments of SYNs lowered: asked before `clamp_mss` is called, which is seldom.
+#[inline(always)]
+pub(crate) fn clamps_mss(id: u16) -> bool {
+    service(id).is_some_and(|service| !matches!(service.mss_clamp, MssClamp::None))
 }
 
 /// The value at `index` of a service's scheduler table.

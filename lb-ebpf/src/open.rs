@@ -20,46 +20,20 @@ use lb_common::{
 
 use crate::{
     flow::{self, port_range},
-    from_client::{Client, IN_TABLE, KeyWords, serving},
+    from_client::{Client, IN_TABLE, serving},
     handshake::{Answer, REASON_SHIFT, owns_port},
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
     pipeline::World,
-    select::{asked_for, select},
+    select::{asked_for, chosen},
 };
 
 /// Decides on a SYN with this key, sequence number and sender's MAC address. Gives an [`Answer`].
 ///
-/// The steps are global functions, called one after the other from here, because the stacks of functions that call each
-/// other add up.
-#[inline(always)]
-pub(crate) fn open(words: KeyWords, sequence: u32, sender: u64) -> u64 {
-    let [first, second, ports] = words;
-    let answer = resume(first, second, ports, sequence, sender);
-    if answer != NOT_REPEATED {
-        return answer;
-    }
-    let selected = select(first, second, asked_for(ports), u32::from(ports as u16));
-    let reason = selected >> REASON_SHIFT;
-    if reason != Reason::NewBySticky as u64 && reason != Reason::NewByScheduler as u64 {
-        return selected;
-    }
-    let made = half_open(first, second, ports, u64::from(sequence) << 32 | selected & 0xffff_ffff, sender);
-    if made >> REASON_SHIFT == Reason::NewByScheduler as u64 {
-        made & !(0xff << REASON_SHIFT) | reason << REASON_SHIFT
-    } else {
-        made
-    }
-}
-
-/// Decides on a SYN as [`open`] if its flow is half-open; else [`NOT_REPEATED`].
-///
 /// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn resume(first: u64, second: u64, ports: u64, sequence: u32, sender: u64) -> u64 {
-    let Some(world) = World::now() else {
-        return Answer::word(0, Reason::NotConfigured);
-    };
+pub(crate) extern "C" fn open(first: u64, second: u64, ports: u64, sequence: u32, sender: u64) -> u64 {
+    let world = World::now();
     let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
     if let Some(half_open) = client.find_half_open(&world) {
         let answer = repeated(&world, &client, sequence, sender, &half_open);
@@ -70,7 +44,19 @@ extern "C" fn resume(first: u64, second: u64, ports: u64, sequence: u32, sender:
     if ports & IN_TABLE != 0 {
         end_flow_of_dead_server(&world, &client);
     }
-    if world.control.is_carrying(world.now) { Answer::word(0, Reason::Carrying) } else { NOT_REPEATED }
+    if world.control.is_carrying(world.now) {
+        return Answer::word(0, Reason::Carrying);
+    }
+    let selected = chosen(&world, first, second, asked_for(ports), u32::from(ports as u16));
+    let reason = selected >> REASON_SHIFT;
+    if reason != Reason::NewBySticky as u64 && reason != Reason::NewByScheduler as u64 {
+        return selected;
+    }
+    let FlowServer { server, endpoint, .. } = FlowServer::from_word(selected & 0xffff_ffff);
+    match half_open_flow(&world, &client, server, endpoint, sequence, sender) {
+        Ok(to) => to.word() | reason << REASON_SHIFT,
+        Err(reason) => Answer::word(0, reason),
+    }
 }
 
 /// A client that begins anew has no use for a flow whose server is gone: should that come back, the flow would take the new
@@ -83,22 +69,6 @@ fn end_flow_of_dead_server(world: &World, client: &Client) {
         && found.still()
     {
         flow::change_state(found.index, found.life.word(), TcpState::ServerReset as u32);
-    }
-}
-
-/// Makes a SYN's flow half-open. `numbers` are the server, its endpoint and the sequence number, as far up as a
-/// [`FlowServer`]'s word is not used yet. Gives an [`Answer`], with [`Reason::NewByScheduler`] if it could be made.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn half_open(first: u64, second: u64, ports: u64, numbers: u64, sender: u64) -> u64 {
-    let Some(world) = World::now() else {
-        return Answer::word(0, Reason::NotConfigured);
-    };
-    let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
-    let FlowServer { server, endpoint, .. } = FlowServer::from_word(numbers & 0xffff_ffff);
-    match half_open_flow(&world, &client, server, endpoint, (numbers >> 32) as u32, sender) {
-        Ok(to) => Answer::word(to.word(), Reason::NewByScheduler),
-        Err(reason) => Answer::word(0, reason),
     }
 }
 
@@ -243,7 +213,7 @@ const NO_PORT: u32 = u32::MAX;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32, ahead: u32) -> u32 {
-    let Some(world) = World::now() else { return NO_PORT };
+    let world = World::now();
     let range = port_range(world.snat(), endpoint, source as u8);
     if ahead > 0
         && let Some(cursor) = (&Ports).cursor(range.pair)
@@ -263,7 +233,7 @@ extern "C" fn reclaim_ports(endpoint: u16, source: u32) -> u32 {
     let mut probe = 0;
     while probe < PROBES {
         // Read again each time, instead of being kept on the stack.
-        let Some(world) = World::now() else { return 0 };
+        let world = World::now();
         let snat = world.snat();
         let range = port_range(snat, endpoint, source as u8);
         let Some(cursor) = (&Ports).cursor(range.pair) else { return retired };

@@ -61,7 +61,10 @@ pub(crate) fn run(context: *mut xdp_md) -> Outcome {
 #[inline(always)]
 fn decide(context: *mut xdp_md) -> Result<Outcome, Reason> {
     let (mut packet, parsed) = Packet::parse(context)?;
-    let world = World::now().ok_or(Reason::NotConfigured)?;
+    if !maps::is_configured() {
+        return Err(Reason::NotConfigured);
+    }
+    let world = World::now();
     packet.arm = world.arm(interface(context))?;
     let own = world.own_mac(packet.arm);
     if own != 0 && packet.receiver() != own {
@@ -108,9 +111,8 @@ pub(crate) enum Owner {
 
 impl World {
     #[inline(always)]
-    pub(crate) fn now() -> Option<Self> {
-        let control = maps::control()?;
-        Some(Self { control, now: now() })
+    pub(crate) fn now() -> Self {
+        Self { control: maps::control(), now: now() }
     }
 
     /// The secret of the tables.

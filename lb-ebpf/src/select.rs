@@ -52,11 +52,15 @@ pub(crate) const fn key_of(service: &Service, first: u64, second: u64, at: u32) 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn select(first: u64, second: u64, at: u32, asker: u32) -> u64 {
+    chosen(&World::now(), first, second, at, asker)
+}
+
+/// As [`select`].
+#[inline(always)]
+pub(crate) fn chosen(world: &World, first: u64, second: u64, at: u32, asker: u32) -> u64 {
     let id = service_of(at);
-    let Some(world) = World::now() else { return Answer::word(0, Reason::NotConfigured) };
     let Some(service) = maps::service(id) else { return Answer::word(0, Reason::NotConfigured) };
-    let record =
-        if service.persistence.0 == 0 { None } else { recorded(&world, &service, first, second, at) };
+    let record = if service.persistence.0 == 0 { None } else { recorded(world, &service, first, second, at) };
     let before = if takes_notes(&service) { latest(first, second, at) } else { NONE };
     let next = |attempt| {
         let skipped = u32::from(before != NONE);
@@ -123,7 +127,7 @@ fn recorded(world: &World, service: &Service, first: u64, second: u64, at: u32) 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn shared_record(first: u64, second: u64, id: u16) -> u32 {
-    let Some(world) = World::now() else { return NONE };
+    let world = World::now();
     let Some(service) = maps::service(id) else { return NONE };
     let key = service.sticky_key(id, Address([first, second]), 0).words();
     let Some(found) =
@@ -144,7 +148,7 @@ const NONE: u32 = NOBODY as u32;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn scheduled(first: u64, second: u64, id: u16, asker: u32, attempt: u32) -> u32 {
-    let Some(world) = World::now() else { return NONE };
+    let world = World::now();
     let Some(service) = maps::service(id) else { return NONE };
     let Some(size) = maps::schedule(id, 0) else { return NONE };
     let size = size as u32;
@@ -190,7 +194,7 @@ fn hash_of(world: &World, first: u64, second: u64, at: u32) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn latest(first: u64, second: u64, at: u32) -> u32 {
-    let Some(world) = World::now() else { return NONE };
+    let world = World::now();
     let hash = hash_of(&world, first, second, at);
     let Some(cell) = maps::latest_pick(hash) else { return NONE };
     noted(cell.load(), hash, world.now, lifetime(&world)).map_or(NONE, u32::from)
@@ -201,7 +205,7 @@ extern "C" fn latest(first: u64, second: u64, at: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn remember(first: u64, second: u64, at: u32, server: u16, useless: u32) -> u16 {
-    let Some(world) = World::now() else { return server };
+    let world = World::now();
     let hash = hash_of(&world, first, second, at);
     let Some(cell) = maps::latest_pick(hash) else { return server };
     let seen = cell.load();

@@ -48,7 +48,7 @@ pub(crate) extern "C" fn clamp_mss(context: *mut xdp_md, way: u32) -> u32 {
 /// The most that a SYN may say, between this server and a client behind this arm; or [`NO_LIMIT`].
 #[inline(always)]
 fn limit(server: u16, arm: u8) -> u32 {
-    let Some(world) = World::now() else { return NO_LIMIT };
+    let world = World::now();
     let Some(server) = ServerTable.present(server) else { return NO_LIMIT };
     let Some(service) = maps::service(server.service) else { return NO_LIMIT };
     let there = world.mtu(server.arm);

@@ -61,7 +61,7 @@ fn try_encapsulate(context: *mut xdp_md, server: u16, entropy: u32) -> Result<u8
         ETHERTYPE_IPV4 => inner_v4(network),
         _ => inner_v6(network, end).map_err(why)?,
     };
-    let world = World::now().ok_or(why(Reason::NotConfigured))?;
+    let world = World::now();
     let server = ServerTable.present(server).ok_or(why(Reason::NoNeighbour))?;
     let to_v4 = server.address.is_v4();
     let header = if to_v4 { IPV4 } else { IPV6 } as u32;

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use lb_common::{
     control::{Control, LAYOUT_VERSION, Snat},
-    maps::{self, MapSpec},
+    maps::{self, MapSpec, Users},
 };
 
 use super::{
@@ -128,8 +128,8 @@ fn bring_up(
     geometry: &Geometry,
 ) -> anyhow::Result<(Attached, Started)> {
     let mut object = program::load(pins, geometry)?;
-    for spec in &maps::ALL {
-        pinned::create_user_map(pins, spec, geometry.entries(spec))?;
+    for spec in maps::ALL.iter().filter(|spec| spec.users == Users::UserSpace) {
+        pinned::create(pins, spec, geometry.entries(spec))?;
     }
     if let Some((link, info)) = pinned_link(pins, target)? {
         let program_replaced = adopt(pins, &mut object, &link, info.program)?;

@@ -350,9 +350,9 @@ fn sum(counters: &Mutex<PerCpuArray<MapData, TrafficWords>>, id: u16) -> anyhow:
     Ok(traffic(sums))
 }
 
-/// Makes and pins a map that the program does not use.
-pub(super) fn create_user_map(pins: &Pins, spec: &MapSpec, entries: u32) -> anyhow::Result<()> {
-    if spec.users != maps::Users::UserSpace || pins.map(spec.name).exists() {
+/// Makes and pins an array that the loader of the program does not make, unless it is there.
+pub(super) fn create(pins: &Pins, spec: &MapSpec, entries: u32) -> anyhow::Result<()> {
+    if pins.map(spec.name).exists() {
         return Ok(());
     }
     let map = bpf::create_array(spec.name, spec.value_size, entries, spec.flags)

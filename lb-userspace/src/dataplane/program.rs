@@ -1,24 +1,31 @@
 //! The programs: the one that is attached, the one that tells the time, and others that are in the way.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, IntoRawFd as _, OwnedFd},
+    path::Path,
+    time::Duration,
+};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
+    maps::Map,
     programs::{ProgramError, ProgramInfo, Xdp, loaded_programs},
 };
 use jiff::Timestamp;
 use lb_common::{
-    maps::{self, Users},
+    maps::{self, MapSpec, Users},
     table::BUCKET,
 };
+use nix::{fcntl::OFlag, unistd::dup3_raw};
 use serde::Serialize;
 
 use super::{
     Geometry,
     bpf::{self, OpenFor},
     host::interfaces,
-    pinned::Pins,
+    pinned::{self, Access, Pins},
 };
 use crate::object::{CLOCK_PROGRAM, OBJECT, PROGRAM};
 
@@ -155,19 +162,50 @@ pub(super) fn load(pins: &Pins, geometry: &Geometry) -> anyhow::Result<Ebpf> {
             .map_max_entries(spec.name, geometry.entries(spec))
             .map_pin_path(spec.name, pins.map(spec.name));
     }
-    let mut object = loader.load(OBJECT).with_context(|| {
+    let of_memory = || {
         let megabytes = bytes(geometry) >> 20;
         format!("cannot create the maps (they take {megabytes} MiB of memory)")
-    })?;
+    };
+    pinned::create(pins, &maps::CONTROL, maps::CONTROL.max_entries).with_context(of_memory)?;
+    let mut object = loader.load(OBJECT).with_context(of_memory)?;
+    let control = pinned::open_map(pins, &maps::CONTROL, Access::ReadWrite)?;
+    put_control(&object, control.fd().as_fd())?;
     for name in [PROGRAM, CLOCK_PROGRAM] {
         xdp(&mut object, name)?.load().map_err(|error| refused(name, error))?;
     }
     Ok(object)
 }
 
+/// Has the program find its settings in this map: to be called before it is loaded. The loader itself would write what the object has
+/// in that section, zeros, over the settings of a running data path.
+///
+/// # Errors
+/// The object has no such section, or the kernel refuses.
+pub fn put_control(object: &Ebpf, control: BorrowedFd<'_>) -> anyhow::Result<()> {
+    let section = object.map(maps::CONTROL_SECTION).context("the object has no section of settings")?;
+    let Map::Array(section) = section else { bail!("the object's section of settings is no array") };
+    let place = section.fd().as_fd().as_raw_fd();
+    // SAFETY: the loader has the descriptor for as long as it lives, and only ever names it to the kernel; from now on it is one
+    // of the other map, of the same kind and size.
+    let same =
+        unsafe { dup3_raw(control, place, OFlag::O_CLOEXEC) }.context("cannot put the settings there")?;
+    // It is the loader's.
+    let _place = same.into_raw_fd();
+    Ok(())
+}
+
+/// A map for settings that is pinned nowhere.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn control() -> io::Result<OwnedFd> {
+    let MapSpec { name, value_size, max_entries, flags, .. } = maps::CONTROL;
+    bpf::create_array(name, value_size, max_entries, flags)
+}
+
 /// Memory of all maps with one value an entry.
 fn bytes(geometry: &Geometry) -> u64 {
-    let of = |spec: &maps::MapSpec| u64::from(spec.value_size) * u64::from(geometry.entries(spec));
+    let of = |spec: &MapSpec| u64::from(spec.value_size) * u64::from(geometry.entries(spec));
     maps::ALL.iter().map(of).sum()
 }
 

@@ -392,7 +392,9 @@ fn tables(data_path: &Maps) -> Result<BTreeMap<u32, Region<Word>>> {
 /// A map's values; none if it has none that are looked at here.
 fn values(pins: &Path, name: &str, map: &aya_obj::Map) -> Result<Option<Values>> {
     let size = (map.value_size() as usize).next_multiple_of(8);
-    if !matches!(map.section_kind(), EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps) {
+    let name = if name == maps::CONTROL_SECTION { maps::CONTROL.name } else { name };
+    let declared = matches!(map.section_kind(), EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps);
+    if !declared && name != maps::CONTROL.name {
         // The compiler's own: constants.
         let memory = Region::<Word>::heap(map.data().len().div_ceil(8));
         // SAFETY: the memory is ours, and as long.

@@ -28,7 +28,7 @@ use lb_common::{
     table::BUCKET,
     word::Word,
 };
-use lb_userspace::dataplane::{Region, region::Plain};
+use lb_userspace::dataplane::{Region, program, region::Plain};
 
 use super::{
     hospital::{
@@ -112,6 +112,8 @@ impl Bench {
             .override_global("STICKY_BUCKET_MASK", &masks[2], true)
             .load(&bytes)
             .with_context(|| format!("cannot create the maps of {}", path.display()))?;
+        let settings = program::control().context("cannot create a map for settings")?;
+        program::put_control(&ebpf, settings.as_fd())?;
         let mut bench = Self {
             control: region(&ebpf, maps::CONTROL, 1)?,
             index: region(&ebpf, maps::SERVICE_INDEX, maps::SERVICE_INDEX.max_entries)?,
@@ -479,7 +481,8 @@ pub(crate) const fn since(before: &Traffic, after: &Traffic) -> Traffic {
 }
 
 fn region<T: Plain>(ebpf: &Ebpf, spec: MapSpec, length: u32) -> Result<Region<T>> {
-    let Some(Map::Array(data)) = ebpf.map(spec.name) else { bail!("{} is no array", spec.name) };
+    let name = if spec.name == maps::CONTROL.name { maps::CONTROL_SECTION } else { spec.name };
+    let Some(Map::Array(data)) = ebpf.map(name) else { bail!("{name} is no array") };
     Region::map(data.fd().as_fd(), usize::try_from(length)?, true)
         .with_context(|| format!("cannot map {} into memory", spec.name))
 }
