@@ -11,6 +11,7 @@ pub mod instructions;
 pub mod lab;
 mod machine;
 pub mod packet;
+pub mod profile;
 mod replay;
 mod rows;
 pub mod scale;

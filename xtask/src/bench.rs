@@ -32,6 +32,8 @@ enum Suite {
     Packet,
     /// A packet in the program, in instructions, and where they come from: whatever else the machine does
     Instructions,
+    /// The source lines of what a packet executes, and the program as the kernel has it, in files below `target/profile`
+    Profile,
     /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
     Veth,
     /// A packet's cost and memory against services, servers, sticky records and flows
@@ -49,6 +51,7 @@ impl Suite {
         match self {
             Self::Packet => "packet",
             Self::Instructions => "instructions",
+            Self::Profile => "profile",
             Self::Veth => "veth",
             Self::Scale => "scale",
             Self::Flood => "flood",
@@ -89,12 +92,19 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
     if arguments.suite.needs_haproxy() {
         setup::haproxy::install(workspace)?;
     }
+    if arguments.suite == Suite::Profile {
+        ensure!(arguments.compare.is_none(), "--compare is of what is measured: profile gives files");
+        setup::bpftool::install(workspace)?;
+    }
     workspace.cargo().args(arguments.suite.build()).run()?;
     let program = workspace.program("release", "bench");
     let mut bench = Privilege::find().command(program, "to load the XDP program")?;
     bench.arg(arguments.suite.name()).args(["--rounds", &arguments.rounds.to_string()]);
     if let Some(path) = &arguments.json {
         bench.arg("--json").arg(path);
+    }
+    if arguments.suite == Suite::Profile {
+        bench.arg("--into").arg(workspace.target().join("profile"));
     }
     if let Some(directory) = &arguments.svg {
         bench.arg("--svg").arg(directory);

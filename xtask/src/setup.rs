@@ -1,5 +1,6 @@
 //! `cargo xtask setup`: what is missing, why it is needed, and its installation. Nothing is done twice.
 
+pub(crate) mod bpftool;
 pub(crate) mod haproxy;
 mod linker;
 mod nginx;

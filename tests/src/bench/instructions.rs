@@ -1,6 +1,6 @@
 //! What a packet takes of the program in instructions: a figure that another load on the machine does not change.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_common::reason::Action;
@@ -20,24 +20,32 @@ use super::{
 /// # Errors
 /// The kernel refused something, or a packet came to something else than it should.
 pub fn instructions() -> Result<Report> {
-    let packets = alone(|pins| packets(&pins.join("steadfast")))?;
+    let packets = alone(|pins| {
+        let pins = pins.join("steadfast");
+        let world = World::up(&pins, USUAL)?;
+        let mut machine = Machine::load(&pins.join("maps"), &world.maps)?;
+        packets(&world, &mut machine)
+    })?;
     Ok(Report { tables: vec![totals(&packets), by_file(&packets)], targets: Vec::new() })
 }
 
 /// The first packet of a conversation, the second, of which a decision is kept, and all others.
 const TURNS: [&str; 3] = [", first", ", second", ""];
 
-type Packets = Vec<(String, Taken)>;
+/// What packets took, by what they are.
+pub(super) type Packets = Vec<(String, Taken)>;
 
-fn packets(pins: &Path) -> Result<Packets> {
-    let world = World::up(pins, USUAL)?;
-    let mut machine = Machine::load(&pins.join("maps"), &world.maps)?;
+/// Has the machine run the commonest packets.
+///
+/// # Errors
+/// One came to something else than it should.
+pub(super) fn packets(world: &World, machine: &mut Machine) -> Result<Packets> {
     let mut packets = Packets::new();
     for name in TURNS {
-        packets.push((format!("not ours{name}"), run(&mut machine, &management()?, None, Action::Pass)?));
+        packets.push((format!("not ours{name}"), run(machine, &management()?, None, Action::Pass)?));
     }
     for service in Service::ALL {
-        connection(&world, &mut machine, service, &mut packets)
+        connection(world, machine, service, &mut packets)
             .with_context(|| format!("{}: a connection", service.label()))?;
     }
     Ok(packets)
@@ -121,7 +129,7 @@ fn by_file(packets: &Packets) -> Table {
     let mut files = BTreeMap::<String, Vec<u64>>::new();
     for (at, column) in columns.iter().enumerate() {
         let found = packets.iter().find(|(name, _)| name == column);
-        for (file, count) in found.iter().flat_map(|(_, taken)| &taken.by_file) {
+        for ((file, _), count) in found.iter().flat_map(|(_, taken)| &taken.by_line) {
             files.entry(shortened(file)).or_insert_with(|| vec![0; columns.len()])[at] += count;
         }
     }

@@ -42,6 +42,8 @@ const PACKET: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 const CONTEXT_WORDS: usize = 3;
 /// Bytes in front of a packet.
 const HEADROOM: usize = 256;
+/// Bits of a line's number that are the column (Documentation/bpf/btf.rst, `struct bpf_line_info`).
+const COLUMN_BITS: u32 = 10;
 /// No program of ours takes so many.
 const MOST: u32 = 1_000_000;
 
@@ -103,8 +105,8 @@ pub(super) struct Machine {
     calls: u64,
     /// Atomic operations.
     atomics: u64,
-    /// Source file of an instruction, from the first that it holds for.
-    files: BTreeMap<usize, String>,
+    /// Source file and line of an instruction, from the first that they hold for.
+    lines: BTreeMap<usize, (String, u32)>,
 }
 
 /// Registers, and where functions were called, with what is theirs again afterwards.
@@ -133,8 +135,8 @@ pub(super) struct Taken {
     pub(super) calls: u64,
     /// Atomic operations.
     pub(super) atomics: u64,
-    /// Instructions by source file.
-    pub(super) by_file: BTreeMap<String, u64>,
+    /// Instructions by source file and line.
+    pub(super) by_line: BTreeMap<(String, u32), u64>,
 }
 
 /// The kernel's functions that the program calls on the ways that are counted here (`enum bpf_func_id`).
@@ -173,11 +175,12 @@ impl Machine {
                 maps.insert(*number, values);
             }
         }
-        let mut files = BTreeMap::new();
+        let mut lines = BTreeMap::new();
         if let Some(btf) = &object.btf {
             let btf = btf.to_bytes();
             for line in &function.line_info.line_info {
-                files.insert(usize::try_from(line.insn_off)?, string(&btf, line.file_name_off)?);
+                let place = (string(&btf, line.file_name_off)?, line.line_col >> COLUMN_BITS);
+                lines.insert(usize::try_from(line.insn_off)?, place);
             }
         }
         Ok(Self {
@@ -192,7 +195,7 @@ impl Machine {
             helpers: BTreeMap::new(),
             calls: 0,
             atomics: 0,
-            files,
+            lines,
         })
     }
 
@@ -219,10 +222,11 @@ impl Machine {
         let frame =
             unsafe { std::slice::from_raw_parts(start as *const u8, (end - start) as usize) }.to_vec();
         let lookups = self.helpers.get(&MAP_LOOKUP).copied().unwrap_or_default();
-        let mut by_file = BTreeMap::new();
+        let mut by_line = BTreeMap::new();
+        let nowhere = ("?".to_owned(), 0);
         for (at, count) in self.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
-            let file = self.files.range(..=at).next_back().map_or("?", |(_, file)| file.as_str());
-            *by_file.entry(file.to_owned()).or_default() += count;
+            let line = self.lines.range(..=at).next_back().map_or(&nowhere, |(_, line)| line);
+            *by_line.entry(line.clone()).or_default() += count;
         }
         Ok(Taken {
             verdict,
@@ -232,7 +236,7 @@ impl Machine {
             others: self.helpers.values().sum::<u64>() - lookups,
             calls: self.calls,
             atomics: self.atomics,
-            by_file,
+            by_line,
         })
     }
 

@@ -15,6 +15,7 @@ use tests::bench::{
     instructions::instructions,
     lab::{self, lab},
     packet::{Options, packet},
+    profile::profile,
     scale::{self, scale},
     veth::{self, veth},
 };
@@ -45,6 +46,12 @@ enum Suite {
     },
     /// What a packet takes of the program in instructions, and where; one round says it all
     Instructions,
+    /// The source lines of what a packet executes, and the program as the kernel has it, in files
+    Profile {
+        /// Write them into this directory
+        #[arg(long, value_name = "DIR")]
+        into: PathBuf,
+    },
     /// Frames a second over a cable of veth devices, beside plain `XDP_TX`
     Veth {
         /// Frames of one kind in a round
@@ -85,6 +92,7 @@ impl Suite {
         match self {
             Self::Packet { .. } => "packet",
             Self::Instructions => "instructions",
+            Self::Profile { .. } => "profile",
             Self::Veth { .. } => "veth",
             Self::Scale { .. } => "scale",
             Self::Flood { .. } => "flood",
@@ -121,6 +129,7 @@ fn measure(arguments: &Arguments) -> Result<Report> {
     match arguments.suite {
         Suite::Packet { repeat } => packet(Options { rounds: arguments.rounds, repeat }),
         Suite::Instructions => instructions(),
+        Suite::Profile { ref into } => profile(into),
         Suite::Veth { frames } => veth(veth::Options { rounds: arguments.rounds, frames }),
         Suite::Scale { repeat, ref svg } => {
             scale(&scale::Options { rounds: arguments.rounds, repeat, svg: svg.clone() })
