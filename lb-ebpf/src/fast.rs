@@ -1,5 +1,5 @@
-//! The shortest way: data of an established flow, in all modes but `tunnel`, in and out by the first interface; and what is
-//! not ours.
+//! The shortest way: data of an established flow, in all modes but `tunnel`, in and out by the first interface; and what of
+//! the same kind is not ours.
 //!
 //! It decides what the pipeline would, from the same rows, and writes nothing that the pipeline writes but sequence
 //! numbers. Whatever is not as plain as that, it leaves untouched, and the pipeline decides. The tests' packets take it
