@@ -68,10 +68,15 @@ fn a_server_added_by_command_moves_nobody_and_takes_its_share_of_the_unknown() {
     );
     // Four standard deviations of a sample of 150.
     assert!((measured - planned.percent("Hyperspace")).abs() <= 14.2);
-    // Maglev hashing is not quite consistent: a few places change hands between the others (Eisenbud et al., figure 12).
+    // Maglev hashing is not quite consistent: a few places change hands between the others (Eisenbud et al., figure 12). They are what is
+    // planned beyond the new server's quarter; of them, too, four standard deviations.
     let elsewhere =
         moved(&picked, &landed).into_iter().filter(|(_, _, to)| *to != "Hyperspace_Srv_4").count();
-    assert!(elsewhere <= 7, "{elsewhere} of 150 unknown clients go to another of the old servers");
+    let expected = (planned.percent("Hyperspace") - 24.0).max(1.0) / 100.0 * 150.0;
+    assert!(
+        elsewhere as f64 <= 4.0f64.mul_add(expected.sqrt(), expected),
+        "{elsewhere} of 150 unknown clients go to another of the old servers, and {expected:.1} were expected"
+    );
 }
 
 #[test]
