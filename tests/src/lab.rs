@@ -65,7 +65,10 @@ pub use self::{
     services::Services,
     topology::{Arms, Family, Mode, Tags, Topology},
 };
-pub(crate) use self::{namespace::host_command, places::tool};
+pub(crate) use self::{
+    namespace::host_command,
+    places::{own_libraries, tool},
+};
 pub use nix::sys::signal::Signal;
 
 /// The name of the one lab that uses the system's directories.

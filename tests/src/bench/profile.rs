@@ -25,10 +25,10 @@ use super::{
     replay::Program,
     world::{World, alone},
 };
-use crate::lab::tool;
+use crate::lab::{own_libraries, tool};
 
 /// Packets in a row while the processor counts.
-const PACKETS: u32 = 50_000_000;
+const PACKETS: u32 = 50_000;
 
 /// Runs the suite; files go to this directory.
 ///
@@ -79,10 +79,7 @@ fn dump(program: &Path, directory: &Path) -> Result<()> {
 fn bpftool() -> Result<Command> {
     let program = tool("bpftool")?;
     let mut command = Command::new(&program);
-    if let Some(unpacked) = program.ancestors().nth(3) {
-        let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
-        command.env("LD_LIBRARY_PATH", unpacked.join(libraries));
-    }
+    command.envs(own_libraries(&program));
     Ok(command)
 }
 
@@ -131,7 +128,7 @@ fn machine_code(program: BorrowedFd<'_>) -> Result<Vec<u8>> {
     Ok(code)
 }
 
-/// What the processor counts while data comes again and again; or why it does not.
+/// What the processor counts while a SYN comes again and again; or why it does not.
 fn counted(mut bench: Bench, directory: &Path) -> Result<()> {
     let mut counter = bpftool()?
         .args(["prog", "profile", "pinned"])
@@ -143,7 +140,7 @@ fn counted(mut bench: Bench, directory: &Path) -> Result<()> {
         .context("cannot run bpftool")?;
     let script = script(SNAT, From::Client, Flags::Syn, CLIENT_PORT)?;
     while counter.try_wait()?.is_none() {
-        bench.replay.run(Program::Steadfast, &script, PACKETS / 1000, 3)?;
+        bench.replay.run(Program::Steadfast, &script, PACKETS, 3)?;
     }
     // A bpftool that was built without it says so, and succeeds.
     let said = fs::read_to_string(directory.join("profile.err"))?;

@@ -114,6 +114,12 @@ pub(crate) fn tool(name: &str) -> Result<PathBuf> {
         })
 }
 
+/// The variable by which a program that was unpacked finds the libraries that were unpacked with it.
+pub(crate) fn own_libraries(program: &Path) -> Option<(&'static str, PathBuf)> {
+    let libraries = format!("usr/lib/{}-linux-gnu", env::consts::ARCH);
+    program.ancestors().nth(3).map(|unpacked| ("LD_LIBRARY_PATH", unpacked.join(libraries)))
+}
+
 fn target_dir() -> Result<PathBuf> {
     let exe = env::current_exe().context("cannot tell where this program is")?;
     let target = exe.ancestors().skip(1).find(|dir| dir.join("CACHEDIR.TAG").is_file());

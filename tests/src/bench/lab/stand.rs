@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{constant::Constant, load::FILE, napi::Napi};
-use crate::lab::{Lab, LabOptions, Mode, Ns, PLAIN_PORT, Services, Topology, tool};
+use crate::lab::{Lab, LabOptions, Mode, Ns, PLAIN_PORT, Services, Topology, own_libraries, tool};
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 /// Hyperspace's, which all contenders balance.
@@ -208,10 +208,7 @@ pub(in crate::bench) fn start_haproxy(lab: &Lab, configuration: &str) -> Result<
     fs::write(&config, configuration)?;
     let mut haproxy = lab.command(Ns::Lb, &program, ["-db", "-f"]);
     haproxy.arg(&config);
-    if let Some(unpacked) = program.ancestors().nth(3) {
-        let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
-        haproxy.env("LD_LIBRARY_PATH", unpacked.join(libraries));
-    }
+    haproxy.envs(own_libraries(&program));
     let log = File::create(&log)?;
     haproxy.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     haproxy.spawn().context("cannot start HAProxy")
