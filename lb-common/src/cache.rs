@@ -10,13 +10,13 @@
 //!
 //! Each CPU has its own, so nobody else writes an entry while the program reads it.
 
-use crate::{clock::Ticks, service::MAX_SERVICES};
+use crate::clock::Ticks;
 
 /// Entries of a CPU, a power of two.
 pub const ENTRIES: u32 = 1 << ENTRY_BITS;
 const ENTRY_BITS: u32 = 10;
 
-/// An entry. All that is in a packet is as on the wire.
+/// An entry. All that is in a packet is as on the wire. The fields are as wide as they are used, so that each is one load.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Entry {
@@ -24,8 +24,10 @@ pub struct Entry {
     pub tag: u64,
     /// Source and destination address of IPv4; the first word of those of IPv6.
     pub addresses: u64,
-    /// See [`Verdict`].
-    pub verdict: u64,
+    /// A [`Kind`].
+    pub kind: u32,
+    /// The last tick that the flow's deadline stays in.
+    pub until: Ticks,
     /// The life of the flow's row.
     pub life: u64,
     /// Its return hop.
@@ -34,27 +36,39 @@ pub struct Entry {
     pub frame: [u64; 2],
     /// The index of the flow's row.
     pub row: u32,
-    /// The new ports.
-    pub ports: u32,
-    /// The new frame's first eight bytes, then its next four.
-    pub new_frame: [u64; 2],
-    /// The new addresses' first word.
-    pub new_addresses: u64,
-    /// What is added to the checksum of the network header, [folded](crate::checksum::Delta::folded),
-    pub network_delta: u32,
-    /// and to that of the transport header.
-    pub transport_delta: u32,
+    /// The service's id,
+    pub service: u16,
+    /// and the server's.
+    pub server: u16,
+    /// What is sent.
+    pub new: New,
     /// The other words of the addresses, of IPv6.
     pub more: [u64; 3],
-    /// The same of the new ones.
-    pub new_more: [u64; 3],
 }
 
 const _: () = assert!(size_of::<Entry>() == 144);
 
+/// What a packet becomes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct New {
+    /// The frame's first eight bytes, and its next four: both MAC addresses.
+    pub frame: u64,
+    /// See `frame`.
+    pub frame_end: u32,
+    /// Source and destination port.
+    pub ports: u32,
+    /// What is added to the checksum of the network header, [folded](crate::checksum::Delta::folded),
+    pub network_delta: u16,
+    /// and to that of the transport header.
+    pub transport_delta: u16,
+    /// Source and destination address: of IPv4 in the first word.
+    pub addresses: [u64; 4],
+}
+
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
+#[repr(u32)]
 pub enum Kind {
     /// Nothing is known.
     None = 0,
@@ -68,58 +82,12 @@ pub enum Kind {
     Readdressed = 4,
 }
 
-/// `kind:4 | service:12 | server:16 | until:32`, most significant first; `until` in ticks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict(pub u64);
-
-const SERVER_SHIFT: u32 = 32;
-const SERVICE_SHIFT: u32 = 48;
-const KIND_SHIFT: u32 = 60;
-
-const _: () = assert!(MAX_SERVICES as u64 <= 1 << (KIND_SHIFT - SERVICE_SHIFT));
-
-impl Verdict {
-    /// Of a flow.
+impl Entry {
+    /// Whether this is what becomes of a packet.
     #[inline(always)]
     #[must_use]
-    pub const fn of(kind: Kind, service: u16, server: u16, until: Ticks) -> Self {
-        Self(
-            until.0 as u64
-                | (server as u64) << SERVER_SHIFT
-                | (service as u64) << SERVICE_SHIFT
-                | (kind as u64) << KIND_SHIFT,
-        )
-    }
-
-    /// What becomes of the packet.
-    #[inline(always)]
-    #[must_use]
-    pub const fn is(self, kind: Kind) -> bool {
-        self.0 >> KIND_SHIFT == kind as u64
-    }
-
-    /// The service's id.
-    #[inline(always)]
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "a field is taken out of a packed word")]
-    pub const fn service(self) -> u16 {
-        (self.0 >> SERVICE_SHIFT) as u16 & (MAX_SERVICES - 1) as u16
-    }
-
-    /// The server's id.
-    #[inline(always)]
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "a field is taken out of a packed word")]
-    pub const fn server(self) -> u16 {
-        (self.0 >> SERVER_SHIFT) as u16
-    }
-
-    /// Whether the flow's deadline must be looked at again.
-    #[inline(always)]
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "a field is taken out of a packed word")]
-    pub const fn is_over(self, now: Ticks) -> bool {
-        Ticks(self.0 as u32).is_past(now)
+    pub const fn is(&self, kind: Kind) -> bool {
+        self.kind == kind as u32
     }
 }
 
@@ -134,30 +102,16 @@ pub const fn tag(ports: u32, is_v6: bool, era: u64) -> u64 {
 #[inline(always)]
 #[must_use]
 pub const fn place(addresses: u64, ports: u32) -> u32 {
-    let ports = (ports as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let ports = (ports as u64) << 32;
     ((addresses ^ ports).wrapping_mul(0xbf58_476d_1ce4_e5b9) >> (u64::BITS - ENTRY_BITS)) as u32
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::service::MAX_SERVERS;
     use proptest::prelude::*;
 
     proptest! {
-        #[test]
-        fn a_verdict_keeps_what_it_is_made_of(
-            service in 0..u16::try_from(MAX_SERVICES).unwrap(), server in 0..u16::try_from(MAX_SERVERS).unwrap(), until in any::<u32>(),
-        ) {
-            let kinds = [Kind::None, Kind::ToServer, Kind::ToClient, Kind::NotOurs, Kind::Readdressed];
-            for kind in kinds {
-                let verdict = Verdict::of(kind, service, server, Ticks(until));
-                prop_assert_eq!((verdict.service(), verdict.server()), (service, server));
-                prop_assert!(kinds.into_iter().all(|other| verdict.is(other) == (kind == other)));
-                prop_assert!(!verdict.is_over(Ticks(until)) && verdict.is_over(Ticks(until.wrapping_add(1))));
-            }
-        }
-
         #[test]
         fn ports_family_and_era_have_tags_of_their_own(ports in any::<[u32; 2]>(), eras in any::<[u32; 2]>(), v6 in any::<[bool; 2]>()) {
             let [one, other] = [0, 1].map(|at| (ports[at], v6[at], u64::from(eras[at] >> 1)));
@@ -167,7 +121,7 @@ mod tests {
 
     #[test]
     fn an_entry_of_zeros_is_none() {
-        assert!(Verdict(Entry::default().verdict).is(Kind::None));
+        assert!(Entry::default().is(Kind::None));
     }
 
     #[test]

@@ -131,6 +131,24 @@ impl FlowServer {
     }
 }
 
+/// A deadline is moved when it would move by at least this many ticks: one store a second at most, not one a packet.
+const REFRESH: u32 = 8;
+
+/// Whether a deadline, of a flow that may be silent for `idle`, stays where it is.
+#[inline(always)]
+#[must_use]
+pub const fn stays(deadline: Ticks, now: Ticks, idle: Ticks) -> bool {
+    let ahead = deadline.0.wrapping_sub(now.0);
+    ahead <= idle.0 && ahead.wrapping_add(REFRESH) > idle.0
+}
+
+/// The last tick in which it [`stays`].
+#[inline(always)]
+#[must_use]
+pub const fn stays_until(deadline: Ticks, idle: Ticks) -> Ticks {
+    Ticks(deadline.0.wrapping_sub(idle.0).wrapping_add(REFRESH - 1))
+}
+
 /// Sequence numbers last recorded, host byte order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sequences {
@@ -293,6 +311,15 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #[test]
+        fn a_deadline_stays_until_the_tick_that_is_said(now in any::<u32>(), idle in 8_u32..1 << 30, late in 0_u32..16) {
+            let (now, idle) = (Ticks(now), Ticks(idle));
+            let deadline = now.plus(idle);
+            let later = now.plus(Ticks(late));
+            prop_assert_eq!(stays(deadline, later, idle), late < REFRESH);
+            prop_assert_eq!(!stays_until(deadline, idle).is_past(later), late < REFRESH);
+        }
+
         #[test]
         fn packing_loses_nothing(
             client in any::<[u64; 2]>(), ports in any::<[u16; 3]>(), to in any::<[u16; 3]>(), source in any::<u8>(),

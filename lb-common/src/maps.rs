@@ -170,6 +170,14 @@ const fn table(name: &'static str, row_size: usize, rows: u32, description: &'st
     MapSpec { rows: BUCKET, ..array(name, value_size, rows / BUCKET, description) }
 }
 
+impl MapSpec {
+    /// What the object calls it.
+    #[must_use]
+    pub fn name_in_object(&self) -> &'static str {
+        if self.name == CONTROL.name { CONTROL_SECTION } else { self.name }
+    }
+}
+
 const fn counters(
     name: &'static str,
     value_size: usize,
@@ -195,7 +203,7 @@ const fn bytes(size: usize) -> u32 {
 
 /// The section of the object in whose place [`CONTROL`] is put when the program is loaded.
 pub const CONTROL_SECTION: &str = ".data.CONTROL";
-/// [`Control`]. The program has it as a section, not as a map.
+/// [`Control`]. See [`CONTROL_SECTION`].
 pub const CONTROL: MapSpec = array("CONTROL", size_of::<Control>(), 1, "settings of the data path");
 /// [`IndexSlot`], two generations.
 pub const SERVICE_INDEX: MapSpec = array(

@@ -5,11 +5,10 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    cache::{Entry, Kind, Verdict, place, tag},
-    checksum::Delta,
+    cache::{Entry, Kind, New, place, tag},
     clock::Ticks,
     control::Control,
-    flow::{FLOW_WORDS, HOP_WORD, SEQUENCE_WORD},
+    flow::{FLOW_WORDS, HOP_WORD, SEQUENCE_WORD, stays_until},
     reason::Reason,
     table::{Found, Slots as _},
     tcp::Direction,
@@ -18,9 +17,9 @@ use lb_common::{
 use crate::{
     count,
     fast::Fast,
-    flow::{REFRESH, record},
+    flow::record,
     maps::{self, Flows},
-    packet::{Outgoing, Plain, interface},
+    packet::{Plain, interface},
     pipeline::now,
 };
 
@@ -37,11 +36,9 @@ pub(crate) enum Look {
 pub(crate) struct Keep {
     entry: *mut Entry,
     tag: u64,
-    /// Whether the packet before in this place was of the same conversation.
-    again: bool,
 }
 
-/// Looks a packet up.
+/// Looks a packet up, if the daemon has made the settings.
 #[inline(always)]
 pub(crate) fn look<const V6: bool>(
     context: *mut xdp_md,
@@ -51,59 +48,53 @@ pub(crate) fn look<const V6: bool>(
     let (addresses, ports) = (packet.addresses(), packet.ports());
     let [first, second, third, fourth] = addresses;
     let at = maps::cached(place(first ^ second ^ third ^ fourth, ports))?;
+    if !maps::is_configured() {
+        return None;
+    }
     let tag = tag(ports, V6, control.era());
     // SAFETY: the value is this CPU's own for as long as the program runs.
     let entry = unsafe { &*at };
-    let again = entry.tag == tag;
-    let verdict = Verdict(entry.verdict);
-    let unknown = Some(Look::Unknown(Keep { entry: at, tag, again }));
+    let unknown = Some(Look::Unknown(Keep { entry: at, tag }));
     let [more, most, last] = if V6 { entry.more } else { [0; 3] };
     let other = first ^ entry.addresses | second ^ more | third ^ most | fourth ^ last;
-    if !again || other != 0 || verdict.is(Kind::None) {
+    if entry.tag != tag || other != 0 || entry.is(Kind::None) {
         return unknown;
     }
-    if verdict.is(Kind::NotOurs) {
+    if entry.is(Kind::NotOurs) {
         count::reason(Reason::NotOurs);
         return Some(Look::Done(Fast::Pass));
     }
-    let [frame, rest] = packet.frame();
-    let rest = rest | u64::from(interface(context)) << 32;
-    if frame != entry.frame[0] || rest != entry.frame[1] || verdict.is_over(now()) {
+    let (frame, rest) = framed(context, packet);
+    if frame != entry.frame[0] || rest != entry.frame[1] || entry.until.is_past(now()) {
         return unknown;
     }
     let slot = (&Flows).slot(entry.row)?;
     if slot.words[HOP_WORD].load() != entry.hop || slot.life().word() != entry.life {
         return unknown;
     }
-    let (service, server) = (verdict.service(), verdict.server());
     let sequences = &slot.words[SEQUENCE_WORD];
-    if verdict.is(Kind::ToClient) {
+    if entry.is(Kind::ToClient) {
         record(sequences, packet.sequence(), Direction::FromServer);
-        count::packet_out(service, server, packet.length);
+        count::packet_out(entry.service, entry.server, packet.length);
         count::reason(Reason::Returned);
     } else {
         record(sequences, packet.sequence(), Direction::FromClient);
-        count::packet_in(service, server, packet.length);
+        count::packet_in(entry.service, entry.server, packet.length);
         count::reason(Reason::Forwarded);
     }
-    if verdict.is(Kind::Readdressed) {
-        packet.readdress(&entry.new_frame);
+    if entry.is(Kind::Readdressed) {
+        packet.readdress(&entry.new);
     } else {
-        packet.write(&outgoing::<V6>(entry), Delta::apply_folded);
+        packet.write(&entry.new);
     }
     Some(Look::Done(Fast::Transmit))
 }
 
+/// A packet's MAC addresses and the interface that it came by, as in [`Entry::frame`].
 #[inline(always)]
-fn outgoing<const V6: bool>(entry: &Entry) -> Outgoing {
-    let [second, third, fourth] = if V6 { entry.new_more } else { [0; 3] };
-    Outgoing {
-        frame: entry.new_frame,
-        addresses: [entry.new_addresses, second, third, fourth],
-        ports: entry.ports,
-        network_delta: Delta::from_folded(entry.network_delta as u16),
-        transport_delta: Delta::from_folded(entry.transport_delta as u16),
-    }
+fn framed<const V6: bool>(context: *mut xdp_md, packet: &Plain<V6>) -> (u64, u64) {
+    let (frame, rest) = packet.frame();
+    (frame, u64::from(rest) | u64::from(interface(context)) << 32)
 }
 
 /// What was decided on a packet of a flow.
@@ -124,39 +115,40 @@ impl Keep {
     pub(crate) fn not_ours<const V6: bool>(self, packet: &Plain<V6>) {
         let Some(entry) = self.begin() else { return };
         headers(entry, packet);
-        entry.verdict = Verdict::of(Kind::NotOurs, 0, 0, Ticks(0)).0;
+        entry.kind = Kind::NotOurs as u32;
     }
 
-    /// Keeps what was decided on a packet of a flow, which is still as it came; what it becomes goes to where this says.
+    /// Keeps what was decided on a packet of a flow, which is still as it came, and what it becomes.
     #[inline(always)]
     pub(crate) fn flow<const V6: bool>(
         self,
         context: *mut xdp_md,
         packet: &Plain<V6>,
         decided: &Decided<'_>,
-    ) -> Option<&'static mut Entry> {
-        let entry = self.begin()?;
+        new: &New,
+    ) {
+        let Some(entry) = self.begin() else { return };
         headers(entry, packet);
-        let [frame, rest] = packet.frame();
-        entry.frame = [frame, rest | u64::from(interface(context)) << 32];
+        entry.frame = framed(context, packet).into();
         entry.row = decided.found.index;
         entry.life = decided.found.life.word();
         entry.hop = decided.hop;
-        // As long as the row's deadline stays: see `is_fresh`.
-        let deadline = decided.found.life.deadline().0;
-        let until = Ticks(deadline.wrapping_sub(decided.idle.0).wrapping_add(REFRESH - 1));
-        entry.verdict = Verdict::of(decided.kind, decided.service, decided.server, until).0;
-        Some(entry)
+        entry.until = stays_until(decided.found.life.deadline(), decided.idle);
+        entry.service = decided.service;
+        entry.server = decided.server;
+        entry.kind = decided.kind as u32;
+        becomes::<V6>(&mut entry.new, new);
     }
 
-    /// The entry, if it is this conversation's turn; else only its name is put there.
+    /// The entry, if the packet before in this place was of the same conversation; else only its name is put there.
     #[inline(always)]
     fn begin(self) -> Option<&'static mut Entry> {
         // SAFETY: as in `look`; a `Keep` is used once.
         let entry = unsafe { &mut *self.entry };
-        entry.verdict = 0;
+        let again = entry.tag == self.tag;
+        entry.kind = Kind::None as u32;
         entry.tag = self.tag;
-        if self.again { Some(entry) } else { None }
+        if again { Some(entry) } else { None }
     }
 }
 
@@ -169,15 +161,16 @@ fn headers<const V6: bool>(entry: &mut Entry, packet: &Plain<V6>) {
     }
 }
 
-/// Keeps what a packet becomes.
 #[inline(always)]
-pub(crate) fn becomes<const V6: bool>(entry: &mut Entry, new: &Outgoing) {
-    entry.ports = new.ports;
-    entry.new_frame = new.frame;
-    entry.network_delta = u32::from(new.network_delta.folded());
-    entry.transport_delta = u32::from(new.transport_delta.folded());
-    entry.new_addresses = new.addresses[0];
+fn becomes<const V6: bool>(entry: &mut New, new: &New) {
     if V6 {
-        entry.new_more = [new.addresses[1], new.addresses[2], new.addresses[3]];
+        *entry = *new;
+        return;
     }
+    entry.frame = new.frame;
+    entry.frame_end = new.frame_end;
+    entry.ports = new.ports;
+    entry.network_delta = new.network_delta;
+    entry.transport_delta = new.transport_delta;
+    entry.addresses[0] = new.addresses[0];
 }

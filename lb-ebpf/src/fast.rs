@@ -9,12 +9,12 @@ use aya_ebpf::bindings::xdp_md;
 use lb_common::{
     TCP,
     address::Address,
-    cache::{Entry, Kind},
-    checksum::Delta,
+    cache::Kind,
     clock::Ticks,
     control::Control,
     flow::{
         ARM_SHIFT, FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD,
+        stays,
     },
     forwarding::Forwarding,
     hash::hash3,
@@ -30,9 +30,9 @@ use lb_common::{
 use crate::{
     cache::{self, Decided, Keep, Look},
     count,
-    flow::{REFRESH, port_range, record},
+    flow::{port_range, record},
     maps::{self, Flows, Ports, ServerTable, ServiceIndex},
-    packet::{Family, Hop, Outgoing, Plain, Span, family, interface},
+    packet::{Family, Hop, Plain, Span, family, interface},
     pipeline::{SAME_ARM, World, now},
 };
 
@@ -60,7 +60,7 @@ pub(crate) fn run(context: *mut xdp_md) -> Fast {
 #[inline(always)]
 fn decide<const V6: bool>(context: *mut xdp_md, span: Span) -> Fast {
     let Some(packet) = Plain::<V6>::read(span) else { return Fast::Undecided };
-    if !packet.goes_on() || !maps::is_configured() {
+    if !packet.goes_on() {
         return Fast::Undecided;
     }
     let control = maps::control();
@@ -151,10 +151,7 @@ fn look(control: &Control, address: Address, port: u16) -> Seen {
 /// Whether a flow is established, and its deadline so new that it stays.
 #[inline(always)]
 fn is_fresh(found: &Found<'_, FLOW_WORDS>, now: Ticks, idle: Ticks) -> bool {
-    let ahead = found.life.deadline().0.wrapping_sub(now.0);
-    found.life.note() == TcpState::Established as u32
-        && ahead.wrapping_add(REFRESH) > idle.0
-        && ahead <= idle.0
+    found.life.note() == TcpState::Established as u32 && stays(found.life.deadline(), now, idle)
 }
 
 /// The flow of this key.
@@ -205,8 +202,13 @@ fn from_client<const V6: bool>(
     let ports = u32::from(source_port) | u32::from(port) << 16;
     let decided =
         Decided { kind, service, server: to.server, found: &found, idle: entry.idle, hop: packet.sender() };
-    let kept = keep.flow(context, packet, &decided);
-    send(packet, kind, &packet.outgoing(&hop, source, server.address, ports), kept);
+    let new = packet.outgoing(&hop, source, server.address, ports);
+    keep.flow(context, packet, &decided, &new);
+    if matches!(kind, Kind::Readdressed) {
+        packet.readdress(&new);
+    } else {
+        packet.write(&new);
+    }
     count::packet_in(service, to.server, packet.length);
     count::reason(Reason::Forwarded);
     Fast::Transmit
@@ -293,22 +295,10 @@ fn answer<const V6: bool>(
     let ports = u32::from(service_port) | (names as u32 & 0xffff) << 16;
     let decided =
         Decided { kind: Kind::ToClient, service, server: to.server, found, idle: entry.idle, hop: next_hop };
-    let kept = keep.flow(context, packet, &decided);
-    send(packet, Kind::ToClient, &packet.outgoing(&hop, entry.address, client, ports), kept);
+    let new = packet.outgoing(&hop, entry.address, client, ports);
+    keep.flow(context, packet, &decided, &new);
+    packet.write(&new);
     count::packet_out(service, to.server, packet.length);
     count::reason(Reason::Returned);
     Fast::Transmit
-}
-
-/// Makes a packet what it becomes, and keeps that.
-#[inline(always)]
-fn send<const V6: bool>(packet: &Plain<V6>, kind: Kind, new: &Outgoing, kept: Option<&mut Entry>) {
-    if let Some(entry) = kept {
-        cache::becomes::<V6>(entry, new);
-    }
-    if matches!(kind, Kind::Readdressed) {
-        packet.readdress(&new.frame);
-    } else {
-        packet.write(new, Delta::apply);
-    }
 }

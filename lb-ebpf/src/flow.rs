@@ -3,7 +3,10 @@
 use lb_common::{
     clock::Ticks,
     control::Snat,
-    flow::{FLOW_WORDS, FlowKey, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
+    flow::{
+        FLOW_WORDS, FlowKey, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences,
+        stays,
+    },
     life::{Life, SlotState},
     ports::{self, Cells as _, PortRange},
     sticky::{self, reference},
@@ -19,9 +22,6 @@ use crate::{
     pipeline::World,
     select::{self, asked_for},
 };
-
-/// A deadline is moved when it would move by at least this much: one store a second at most, not one a packet.
-pub(crate) const REFRESH: u32 = 8;
 
 /// The flow of a key's latest connection, and whether it is half-open.
 #[inline(always)]
@@ -124,7 +124,6 @@ pub(crate) fn record(word: &Word, sequence: u32, direction: Direction) -> u32 {
 /// Moves the deadline of a flow whose state stays.
 #[inline(always)]
 pub(crate) fn keep(world: &World, slot: &Slot<FLOW_WORDS>, life: Life, service: u16, state: TcpState) {
-    let ahead = life.deadline().0.wrapping_sub(world.now.0);
     // Closed flows live as long as is left to them: late packets do not keep them.
     if state.is_closed() {
         return;
@@ -132,9 +131,9 @@ pub(crate) fn keep(world: &World, slot: &Slot<FLOW_WORDS>, life: Life, service: 
     let Some(service) = maps::service(service) else {
         return;
     };
-    let idle = world.control.idle(state, service.idle).0;
-    if ahead.wrapping_add(REFRESH) <= idle || ahead > idle {
-        let deadline = world.now.plus(Ticks(idle));
+    let idle = world.control.idle(state, service.idle);
+    if !stays(life.deadline(), world.now, idle) {
+        let deadline = world.now.plus(idle);
         let _changed_by_another_core = !slot.exchange(life, life.with_deadline(deadline));
     }
 }

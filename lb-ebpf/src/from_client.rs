@@ -22,7 +22,7 @@ use crate::{
     open::open,
     packet::{End, Packet, Rewrite, Segment, answer_too_big, clamp_mss, encapsulate},
     pipeline::{Outcome, World},
-    select::{LOOK, asked_for, select},
+    select::{LOOK, asked_for, select, service_of},
 };
 
 /// What a client's segment is found by.
@@ -134,7 +134,7 @@ fn settle(packet: &Packet, segment: &Segment, words: KeyWords) -> Result<Way, Re
         | Reason::Carrying
         | Reason::NotConfigured => Err(reason),
         reason => {
-            if segment.flags.opens() && maps::clamps_mss((words[2] >> 32) as u16) {
+            if segment.flags.opens() && maps::clamps_mss(service_of(asked_for(words[2]))) {
                 clamp_mss(packet.context, u32::from(to.server) | u32::from(packet.arm) << 16);
             }
             Ok(Way { to, reason })

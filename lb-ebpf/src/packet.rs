@@ -22,7 +22,7 @@ use self::access::{ahead, load8, load8_anew, load16, load32, load64, same, store
 pub(crate) use self::{
     icmp_error::IcmpError,
     mss::clamp_mss,
-    plain::{Family, Outgoing, Plain, Span, family},
+    plain::{Family, Plain, Span, family},
     rewrite::{End, Rewrite},
     tunnel::{answer_too_big, encapsulate},
 };

@@ -15,8 +15,7 @@ fn declared(object: &Object) -> HashMap<&str, &aya_obj::Map> {
     let maps = object.maps.iter();
     maps.filter_map(|(name, map)| match map.section_kind() {
         EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps => Some((name.as_str(), map)),
-        _ if name == maps::CONTROL_SECTION => Some((maps::CONTROL.name, map)),
-        _ => None,
+        _ => ALL.iter().find(|spec| spec.name_in_object() == name).map(|spec| (spec.name, map)),
     })
     .collect()
 }

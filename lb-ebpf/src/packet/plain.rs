@@ -1,7 +1,12 @@
 //! Packets that need the least: TCP data right behind an untagged IP header without options, whole and sound.
 
 use aya_ebpf::bindings::xdp_md;
-use lb_common::{TCP, address::Address, checksum::Delta};
+use lb_common::{
+    TCP,
+    address::Address,
+    cache::New,
+    checksum::{Delta, apply_folded},
+};
 
 use super::{
     ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, Hop, IPV4, IPV6, MORE_FRAGMENTS, TCP_HEADER,
@@ -177,14 +182,14 @@ impl<const V6: bool> Plain<V6> {
 
     /// The frame's first eight bytes, and its next four: both MAC addresses.
     #[inline(always)]
-    pub(crate) fn frame(&self) -> [u64; 2] {
+    pub(crate) fn frame(&self) -> (u64, u32) {
         // SAFETY: `read` checked all headers.
-        unsafe { [load64::<0>(self.start), u64::from(load32::<8>(self.start))] }
+        unsafe { (load64::<0>(self.start), load32::<8>(self.start)) }
     }
 
     /// What it becomes when it is sent from and to others, one hop further.
     #[inline(always)]
-    pub(crate) fn outgoing(&self, hop: &Hop, source: Address, destination: Address, ports: u32) -> Outgoing {
+    pub(crate) fn outgoing(&self, hop: &Hop, source: Address, destination: Address, ports: u32) -> New {
         let (old_source, old_destination) = (self.source(), self.destination());
         let (network_delta, transport_delta, addresses) = if V6 {
             let delta = ipv6_delta(old_source, source).and(ipv6_delta(old_destination, destination));
@@ -197,29 +202,30 @@ impl<const V6: bool> Plain<V6> {
             (delta.replace16(1, 0), delta, [both, 0, 0, 0])
         };
         let (to, from) = (hop.to & MAC, hop.from & MAC);
-        Outgoing {
-            frame: [to | from << 48, from >> 16],
-            addresses,
+        New {
+            frame: to | from << 48,
+            frame_end: (from >> 16) as u32,
             ports,
-            network_delta,
-            transport_delta: transport_delta.replace32(self.ports(), ports),
+            network_delta: network_delta.folded(),
+            transport_delta: transport_delta.replace32(self.ports(), ports).folded(),
+            addresses,
         }
     }
 
-    /// Sends it on as it is, in a frame with these MAC addresses.
+    /// Sends it on as it is, in a frame with the new MAC addresses.
     #[inline(always)]
-    pub(crate) fn readdress(&self, frame: &[u64; 2]) {
+    pub(crate) fn readdress(&self, new: &New) {
         // SAFETY: `read` checked all headers.
         unsafe {
-            store64::<0>(self.start, frame[0]);
-            store32::<8>(self.start, frame[1] as u32);
+            store64::<0>(self.start, new.frame);
+            store32::<8>(self.start, new.frame_end);
         }
     }
 
-    /// Makes it that; `apply` is that of [`Delta`], for changes that are folded or not.
+    /// Makes it that.
     #[inline(always)]
-    pub(crate) fn write(&self, new: &Outgoing, apply: impl Fn(Delta, u16) -> u16) {
-        self.readdress(&new.frame);
+    pub(crate) fn write(&self, new: &New) {
+        self.readdress(new);
         // SAFETY: `read` checked all headers.
         unsafe {
             if V6 {
@@ -230,28 +236,13 @@ impl<const V6: bool> Plain<V6> {
                 ip!(store64, self, 32, new.addresses[3]);
             } else {
                 ip!(store8, self, 8, ip!(load8, self, 8).wrapping_sub(1));
-                ip!(store16, self, 10, apply(new.network_delta, ip!(load16, self, 10)));
+                ip!(store16, self, 10, apply_folded(new.network_delta, ip!(load16, self, 10)));
                 ip!(store64, self, 12, new.addresses[0]);
             }
             tcp!(store32, self, 0, new.ports);
-            tcp!(store16, self, 16, apply(new.transport_delta, tcp!(load16, self, 16)));
+            tcp!(store16, self, 16, apply_folded(new.transport_delta, tcp!(load16, self, 16)));
         }
     }
-}
-
-/// What a packet becomes.
-#[derive(Clone, Copy)]
-pub(crate) struct Outgoing {
-    /// As of [`Plain::frame`].
-    pub(crate) frame: [u64; 2],
-    /// As of [`Plain::addresses`].
-    pub(crate) addresses: [u64; 4],
-    /// As of [`Plain::ports`].
-    pub(crate) ports: u32,
-    /// What is added to the checksum of the network header,
-    pub(crate) network_delta: Delta,
-    /// and to that of the transport header.
-    pub(crate) transport_delta: Delta,
 }
 
 /// The bits of a MAC address.

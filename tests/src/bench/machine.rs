@@ -396,9 +396,11 @@ fn tables(data_path: &Maps) -> Result<BTreeMap<u32, Region<Word>>> {
 /// A map's values; none if it has none that are looked at here.
 fn values(pins: &Path, name: &str, map: &aya_obj::Map) -> Result<Option<Values>> {
     let size = (map.value_size() as usize).next_multiple_of(8);
-    let name = if name == maps::CONTROL_SECTION { maps::CONTROL.name } else { name };
-    let declared = matches!(map.section_kind(), EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps);
-    if !declared && name != maps::CONTROL.name {
+    let Some(spec) = maps::ALL.iter().find(|spec| spec.name_in_object() == name) else {
+        ensure!(
+            !matches!(map.section_kind(), EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps),
+            "an unknown map"
+        );
         // The compiler's own: constants.
         let memory = Region::<Word>::heap(map.data().len().div_ceil(8));
         // SAFETY: the memory is ours, and as long.
@@ -406,11 +408,10 @@ fn values(pins: &Path, name: &str, map: &aya_obj::Map) -> Result<Option<Values>>
             std::ptr::copy_nonoverlapping(map.data().as_ptr(), address(&memory) as *mut u8, map.data().len());
         }
         return Ok(Some(Values { memory, size, entries: 1 }));
-    }
-    let spec = maps::ALL.iter().find(|spec| spec.name == name).context("a map of no name")?;
+    };
     match spec.kind {
         MapKind::Array => {
-            let path = pins.join(name);
+            let path = pins.join(spec.name);
             let entries = MapInfo::from_pin(&path)?.max_entries();
             let memory =
                 Region::map(MapData::from_pin(&path)?.fd().as_fd(), size / 8 * entries as usize, true)?;

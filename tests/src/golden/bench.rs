@@ -481,7 +481,7 @@ pub(crate) const fn since(before: &Traffic, after: &Traffic) -> Traffic {
 }
 
 fn region<T: Plain>(ebpf: &Ebpf, spec: MapSpec, length: u32) -> Result<Region<T>> {
-    let name = if spec.name == maps::CONTROL.name { maps::CONTROL_SECTION } else { spec.name };
+    let name = spec.name_in_object();
     let Some(Map::Array(data)) = ebpf.map(name) else { bail!("{name} is no array") };
     Region::map(data.fd().as_fd(), usize::try_from(length)?, true)
         .with_context(|| format!("cannot map {} into memory", spec.name))
