@@ -8,6 +8,7 @@ mod constant;
 mod cpu;
 mod load;
 mod napi;
+mod one_core;
 mod stand;
 mod summary;
 mod wire;
@@ -24,6 +25,7 @@ pub(super) use self::stand::start_haproxy;
 use self::{
     load::{ADDRESSES, Load, Run, Way},
     napi::Napi,
+    one_core::OneCore,
     stand::{Contender, Stand},
     summary::Figures,
 };
@@ -76,7 +78,11 @@ pub fn lab(options: Options) -> Result<Report> {
                 let mut serve = |numbers| -> Result<Run> {
                     let sources = stand.clients(numbers)?;
                     let way = Way { sources: &sources, to: &stand.to, tls: &tls };
-                    let run = stand.lab.in_ns(Ns::Client, || load::run(load, percent, &way))?;
+                    let core = load.takes_turns().then(|| OneCore::of(&stand.lab)).transpose()?;
+                    let run = stand.lab.in_ns(Ns::Client, || {
+                        core.as_ref().map_or(Ok(()), OneCore::join)?;
+                        load::run(load, percent, &way)
+                    })?;
                     let through = contender.name();
                     run.with_context(|| format!("{} through {through}, {}", load.name(), napi.name()))
                 };

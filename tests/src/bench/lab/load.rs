@@ -93,6 +93,11 @@ impl Load {
         matches!(self, Self::Requests { tls: false } | Self::Connections { tls: false })
     }
 
+    /// Whether clients, balancer and servers are never at work at the same time.
+    pub(super) const fn takes_turns(self) -> bool {
+        matches!(self, Self::OneAtATime)
+    }
+
     const fn tls(self) -> bool {
         matches!(self, Self::Requests { tls: true } | Self::Connections { tls: true })
     }

@@ -18,7 +18,7 @@ use crate::lab::{Lab, LabOptions, Mode, Ns, PLAIN_PORT, Services, Topology, own_
 
 const READY_WITHIN: Duration = Duration::from_secs(20);
 /// Hyperspace's, which all contenders balance.
-const SERVERS: usize = 3;
+pub(super) const SERVERS: usize = 3;
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
