@@ -31,6 +31,9 @@ pub(super) const HANDSHAKE: Ticks = Ticks(10);
 /// How long a port rests.
 pub(super) const QUARANTINE: Ticks = Ticks(120);
 
+/// The service whose clients keep their addresses.
+pub(super) const WITHOUT_PORTS: u16 = 2;
+
 /// A client's connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Connection {
@@ -40,7 +43,7 @@ pub(super) struct Connection {
     pub(super) server: u16,
 }
 
-/// Maps with services 0 to 3.
+/// Maps with services 0 to 3, one of them [`WITHOUT_PORTS`].
 pub(super) fn maps() -> Maps {
     let maps = fake::maps(FakeKernel::default());
     // The hash spreads nothing with the small key that a fake map has.
@@ -52,7 +55,7 @@ pub(super) fn maps() -> Maps {
             address: Address([0, 1 + id]),
             persistence: PERSISTENCE,
             idle: IDLE,
-            forwarding: Forwarding::Snat,
+            forwarding: if id == u64::from(WITHOUT_PORTS) { Forwarding::Dr } else { Forwarding::Snat },
             by_prefix: false,
             by_port: false,
             is_udp: false,
@@ -86,14 +89,19 @@ impl Connection {
         let hash = hash3(&maps.key(), self.key().words());
         let (index, claimed) = claim_any::<FLOW_WORDS, Flows, _>(&maps.half_open, hash, now)?;
         let endpoint = self.server;
-        let range = PortRange { pair: u32::from(endpoint), count: 1024 };
-        let offset = claim(&PortMaps(maps), range, index, now, QUARANTINE)?;
+        let snat_port = if self.service == WITHOUT_PORTS {
+            0
+        } else {
+            let range = PortRange { pair: u32::from(endpoint), count: 1024 };
+            let offset = claim(&PortMaps(maps), range, index, now, QUARANTINE)?;
+            1024 + u16::try_from(offset).unwrap()
+        };
         let flow = Flow {
             key: self.key(),
             to: FlowServer {
                 server: self.server,
                 endpoint,
-                snat_port: (1024 + u16::try_from(offset).unwrap()).to_be(),
+                snat_port: snat_port.to_be(),
                 source: 0,
             },
             return_hop: [2; 6],
@@ -127,7 +135,9 @@ impl Connection {
             let_go(&maps.sticky, record, self.sticky_key(), now.plus(PERSISTENCE));
             return None;
         };
-        assert!(promote(cell_of(maps, &words).unwrap(), half_open, index, now));
+        if self.service != WITHOUT_PORTS {
+            assert!(promote(cell_of(maps, &words).unwrap(), half_open, index, now));
+        }
         let life = slot.life();
         assert!(slot.exchange(life, life.with_state(SlotState::Free)));
         Some(index)

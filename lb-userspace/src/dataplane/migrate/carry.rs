@@ -168,7 +168,7 @@ impl<'a> Carrier<'a> {
         for index in 0..self.old.flows.slots() {
             let moved = self.flows[index as usize];
             let row = self.old.flows.live(index).filter(|(life, words)| {
-                !Flows::expired(*life, now) && ports::old_owner(self.old, words) == Some(Owner::Flow(index))
+                !Flows::expired(*life, now) && ports::has_its_port(self.old, words, Owner::Flow(index))
             });
             self.flows[index as usize] = match (moved, row) {
                 (None, None) => None,
@@ -227,7 +227,7 @@ impl<'a> Carrier<'a> {
             let _gone = !hold(&found, now.plus(persistence(new, service)));
         }
         self.carried.flows += 1;
-        self.carried.ports += 1;
+        self.carried.ports += ports::of(&words);
         Some(Moved { seen: life, to, put: slot.life() })
     }
 
@@ -283,12 +283,11 @@ impl<'a> Carrier<'a> {
 
     /// A flow that the old program took out of its table.
     fn forget(&mut self, gone: Moved, now: Ticks) {
-        let there = self.new.flows.get(gone.to as usize).map(lb_common::table::Slot::life);
-        if let Some(there) = there.filter(|there| *there == gone.put)
-            && forget_flow(self.new, gone.to, there, now)
-        {
+        let Some(slot) = self.new.flows.get(gone.to as usize) else { return };
+        let (there, words) = (slot.life(), slot.read());
+        if there == gone.put && forget_flow(self.new, gone.to, there, now) {
             self.carried.flows -= 1;
-            self.carried.ports -= 1;
+            self.carried.ports -= ports::of(&words);
         }
     }
 
@@ -298,7 +297,7 @@ impl<'a> Carrier<'a> {
             let row = self.old.half_open.live(index).filter(|(life, words)| {
                 TcpState::from_note(life.note()) != TcpState::Promoting
                     && !Flows::expired(*life, now)
-                    && ports::old_owner(self.old, words) == Some(Owner::HalfOpen(index))
+                    && ports::has_its_port(self.old, words, Owner::HalfOpen(index))
             });
             if let (Some(moved), Some((life, _))) = (moved, row)
                 && moved.seen == life
@@ -334,7 +333,7 @@ impl<'a> Carrier<'a> {
             return None;
         }
         self.carried.half_open += 1;
-        self.carried.ports += 1;
+        self.carried.ports += ports::of(words);
         Some(Moved { seen: life, to, put: slot.life() })
     }
 
@@ -344,7 +343,7 @@ impl<'a> Carrier<'a> {
         let words = slot.read();
         if slot.exchange(moved.put, moved.put.with_state(SlotState::Free)) {
             self.carried.half_open -= 1;
-            self.carried.ports -= 1;
+            self.carried.ports -= ports::of(&words);
             if let Some(cell) = cell_of(self.new, &words) {
                 ports::take_back(cell, moved.to);
             }

@@ -15,13 +15,13 @@ use crate::dataplane::{Maps, sweep::cell_of};
 pub(super) fn place(old: Snat, new: Snat, index: u32) -> Option<u32> {
     let (pair, offset) = (index.checked_div(old.ports)?, index.checked_rem(old.ports)?);
     let (endpoint, source) =
-        (pair.checked_div(u32::from(old.sources))?, pair.checked_rem(u32::from(old.sources))?);
+        (pair.checked_div(u32::from(old.rows()))?, pair.checked_rem(u32::from(old.rows()))?);
     let port = u32::from(old.first_port) + offset;
     let offset = port.checked_sub(u32::from(new.first_port)).filter(|offset| *offset < new.ports)?;
-    if source >= u32::from(new.sources) {
+    if source >= u32::from(new.rows()) {
         return None;
     }
-    let pair = endpoint.checked_mul(u32::from(new.sources))? + source;
+    let pair = endpoint.checked_mul(u32::from(new.rows()))? + source;
     pair.checked_mul(new.ports)?.checked_add(offset)
 }
 
@@ -53,17 +53,29 @@ fn ports(new: &Maps) -> Snat {
     Snat::from_word(new.control().snat.load())
 }
 
-/// The old cell of a row's port.
-pub(super) fn old_owner(old: &Old, words: &[u64; FLOW_WORDS]) -> Option<Owner> {
+/// How many SNAT ports a row has.
+pub(super) fn of(words: &[u64; FLOW_WORDS]) -> usize {
+    usize::from(FlowServer::from_word(words[SERVER_WORD]).has_port())
+}
+
+/// Whether a row of the old tables still has the port that it says it has; where clients keep their addresses, none has one.
+pub(super) fn has_its_port(old: &Old, words: &[u64; FLOW_WORDS], row: Owner) -> bool {
     let to = FlowServer::from_word(words[SERVER_WORD]);
+    !to.has_port() || old_owner(old, to) == Some(row)
+}
+
+fn old_owner(old: &Old, to: FlowServer) -> Option<Owner> {
     let offset = old.snat.offset(to.snat_port)?;
     let pair = u32::from(to.endpoint).checked_mul(u32::from(old.snat.rows()))? + u32::from(to.source);
     let index = pair.checked_mul(old.snat.ports)?.checked_add(offset)?;
     Some(PortCell::from_word(old.cells.get(index as usize)?.load()).owner)
 }
 
-/// Gives the port of a row to its new slot. False if there is no such port now, or an established flow has it.
+/// Gives the port of a row, if it has one, to its new slot. False if there is no such port now, or an established flow has it.
 pub(super) fn give(new: &Maps, words: &[u64; FLOW_WORDS], owner: Owner, now: Ticks) -> bool {
+    if of(words) == 0 {
+        return true;
+    }
     let Some(cell) = cell_of(new, words) else { return false };
     let seen = cell.load();
     if matches!(PortCell::from_word(seen).owner, Owner::Flow(_)) {

@@ -20,7 +20,7 @@ use crate::dataplane::{
     region::{self, Plain},
     repair::suspects,
     sweep::{cell_of, forget_flow},
-    traffic::{self, Connection, ports_in_use, taken},
+    traffic::{self, Connection, WITHOUT_PORTS, ports_in_use, taken},
 };
 
 const NOW: Ticks = Ticks(10_000);
@@ -146,7 +146,7 @@ fn some_connection() -> impl Strategy<Value = Connection> {
     (0u8..12, 40_000u16..40_004, 0u16..3).prop_map(|(client, port, server)| Connection {
         client,
         port,
-        service: 1,
+        service: if port == 40_003 { WITHOUT_PORTS } else { 1 },
         server,
     })
 }
