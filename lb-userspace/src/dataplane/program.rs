@@ -171,9 +171,24 @@ pub(super) fn load(pins: &Pins, geometry: &Geometry) -> anyhow::Result<Ebpf> {
     let control = pinned::open_map(pins, &maps::CONTROL, Access::ReadWrite)?;
     put_control(&object, control.fd().as_fd())?;
     for name in [PROGRAM, CLOCK_PROGRAM] {
-        xdp(&mut object, name)?.load().map_err(|error| refused(name, error))?;
+        verify(xdp(&mut object, name)?).map_err(|error| refused(name, error))?;
     }
     Ok(object)
+}
+
+/// How often a program is offered to a kernel that was interrupted while it verified it; as libbpf has it (`PROG_LOAD_ATTEMPTS`).
+const ATTEMPTS: usize = 5;
+
+/// Has the kernel verify a program. That takes a second or more, and a signal to the thread ends it with `EAGAIN`.
+fn verify(program: &mut Xdp) -> Result<(), ProgramError> {
+    for _ in 1..ATTEMPTS {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
+            }
+            loaded => return loaded,
+        }
+    }
+    program.load()
 }
 
 /// Has the program find its settings in this map: to be called before it is loaded. The loader itself would write what the object has
