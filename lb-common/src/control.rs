@@ -9,7 +9,7 @@ use crate::word::Word;
 
 /// The version of everything in the shared maps. A daemon adopts maps of its own version, and carries over the rows of
 /// older ones.
-pub const LAYOUT_VERSION: u64 = 3;
+pub const LAYOUT_VERSION: u64 = 4;
 /// Source addresses of a family at most.
 pub const MAX_SOURCES: usize = 8;
 /// Interfaces at most.

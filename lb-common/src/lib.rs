@@ -1,6 +1,6 @@
 //! What crosses the kernel boundary, and the pure logic both sides share.
 //!
-//! Shared memory first: [`word`], [`life`] and [`table`] are the tables' algorithm, [`flow`], [`sticky`], [`ports`],
+//! Shared memory first: [`word`], [`life`], [`table`] and [`tags`] are the tables' algorithm, [`flow`], [`sticky`], [`ports`],
 //! [`service`], [`server`] and [`control`] what lies in them, [`maps`] their names, kinds and sizes. Then the
 //! decisions: [`choose`], [`schedule`], [`maglev`], [`picks`], [`cache`], [`tcp`], [`mss`], [`checksum`], [`hash`], [`clock`], and [`reason`], the outcome of every
 //! packet.
@@ -32,6 +32,7 @@ pub mod server;
 pub mod service;
 pub mod sticky;
 pub mod table;
+pub mod tags;
 pub mod tcp;
 pub mod word;
 

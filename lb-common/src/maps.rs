@@ -170,6 +170,11 @@ const fn table(name: &'static str, row_size: usize, rows: u32, description: &'st
     MapSpec { rows: BUCKET, ..array(name, value_size, rows / BUCKET, description) }
 }
 
+/// The [tags](crate::tags) of a table.
+const fn tags(name: &'static str, of: &MapSpec, description: &'static str) -> MapSpec {
+    array(name, size_of::<u64>(), of.max_entries, description)
+}
+
 impl MapSpec {
     /// What the object calls it.
     #[must_use]
@@ -221,6 +226,11 @@ pub const SERVERS: MapSpec = array("SERVERS", size_of::<ServerSlot>(), MAX_SERVE
 pub const FLOWS: MapSpec = table("FLOWS", size_of::<FlowSlot>(), 1 << 18, "established flows");
 /// [`FlowSlot`].
 pub const HALF_OPEN: MapSpec = table("HALF_OPEN", size_of::<FlowSlot>(), 1 << 16, "half-open flows");
+/// A bucket's [tags](crate::tags) by the number of the bucket.
+pub const FLOW_TAGS: MapSpec = tags("FLOW_TAGS", &FLOWS, "tags of the established flows' keys by bucket");
+/// As [`FLOW_TAGS`].
+pub const HALF_OPEN_TAGS: MapSpec =
+    tags("HALF_OPEN_TAGS", &HALF_OPEN, "tags of the half-open flows' keys by bucket");
 /// [`StickySlot`].
 pub const STICKY: MapSpec = table("STICKY", size_of::<StickySlot>(), 1 << 18, "sticky records");
 /// [`PortCell`](crate::ports::PortCell).
@@ -297,13 +307,15 @@ pub const LOGS: MapSpec = MapSpec {
 };
 
 /// Every map.
-pub const ALL: [MapSpec; 21] = [
+pub const ALL: [MapSpec; 23] = [
     CONTROL,
     SERVICE_INDEX,
     SERVICES,
     SERVERS,
     FLOWS,
     HALF_OPEN,
+    FLOW_TAGS,
+    HALF_OPEN_TAGS,
     STICKY,
     PORT_CELLS,
     PORT_CURSORS,

@@ -1,7 +1,7 @@
 //! The shared tables: open addressing, two buckets of four slots a key, no locks.
 //!
 //! A key of three words may lie in any of [`WAYS`] slots. There are no tombstones: a look-up reads all
-//! of them. Expiry is decided by whoever reads a slot or wants it, so nothing depends on a collector.
+//! of them, but for those of buckets whose [tags](crate::tags) say that it is not there. Expiry is decided by whoever reads a slot or wants it, so nothing depends on a collector.
 //!
 //! # Inserting a key once
 //! Two writers may insert one key at the same moment, on two cores. Each claims a vacancy, fills it,
@@ -10,7 +10,7 @@
 //! - another slot holds the key *live*: that one has won, the writer withdraws its own;
 //! - another slot earlier in the key's order holds it *pending*: the writer withdraws and looks again;
 //! - another slot later in the order holds it *pending*: the writer frees that one by compare-exchange
-//!   (its owner finds out when it confirms, and looks again). If that one changed first, the writer withdraws and looks again.
+//!   (its owner finds out when it confirms, and looks again). If that one was confirmed first, the writer withdraws and looks again.
 //!   A writer that has waited long enough does so with earlier ones, too.
 //!
 //! Then it confirms its own slot, pending to live, by compare-exchange. A key is therefore never live
@@ -23,6 +23,7 @@
 
 use crate::clock::Ticks;
 use crate::life::{Life, SlotState};
+use crate::tags::Tag;
 use crate::word::Word;
 
 /// Slots in a bucket.
@@ -105,6 +106,29 @@ pub trait Slots<const N: usize> {
     fn slot(&self, index: u32) -> Option<&Slot<N>> {
         let bucket = self.bucket(index / BUCKET)?;
         Some(&bucket[(index % BUCKET) as usize])
+    }
+
+    /// The [tags](crate::tags) of a bucket's keys, in a table that has them.
+    #[inline(always)]
+    fn tags(&self, _number: u32) -> Option<&Word> {
+        None
+    }
+
+    /// Whether a bucket may hold a key with this tag.
+    #[inline(always)]
+    fn may_hold(&self, number: u32, tag: Tag) -> bool {
+        match self.tags(number) {
+            Some(tags) => tag.may_be_in(tags.load()),
+            None => true,
+        }
+    }
+}
+
+/// Notes the key with this hash as that of the slot at `index`, which the caller has claimed.
+#[inline(always)]
+pub fn tag<const N: usize, S: Slots<N>>(slots: &S, index: u32, hash: u64) {
+    if let Some(tags) = slots.tags(index / BUCKET) {
+        Tag::of(hash).put(tags, index % BUCKET);
     }
 }
 
@@ -266,6 +290,10 @@ pub fn find<const N: usize, K: Kind<N>, S: Slots<N>>(
     let mut which = 0;
     while which < 2 {
         let number = if which == 0 { first } else { second };
+        which += 1;
+        if !slots.may_hold(number, Tag::of(hash)) {
+            continue;
+        }
         let bucket = slots.bucket(number)?;
         let mut at = 0;
         while at < BUCKET {
@@ -279,7 +307,6 @@ pub fn find<const N: usize, K: Kind<N>, S: Slots<N>>(
             }
             at += 1;
         }
-        which += 1;
     }
     None
 }
@@ -377,6 +404,7 @@ pub fn try_insert<const N: usize, K: Kind<N>, S: Slots<N>>(
     if matches!(seen.state(), SlotState::Live) {
         evicted(index, slot, seen);
     }
+    tag(slots, index, hash);
     fill(slot);
     let pending = claimed.with_state(SlotState::Pending).with_note(note).with_deadline(deadline);
     // Nobody else changes a claimed slot; the exchange is for its full barrier.
@@ -510,8 +538,10 @@ fn settle<const N: usize, K: Kind<N>>(
                 }
             } else if way < yields_to {
                 return Settled::Lost(None);
-            } else if !slot.exchange(life, life.with_state(SlotState::Free)) {
-                // It was confirmed, withdrawn or freed in this moment: whoever looks again will know.
+            } else if !slot.exchange(life, life.with_state(SlotState::Free))
+                && matches!(slot.life().state(), SlotState::Pending | SlotState::Live)
+            {
+                // It was confirmed in this moment, or is another's: whoever looks again will know.
                 return Settled::Lost(None);
             }
         }
@@ -560,6 +590,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
         }
         let claimed = best_life.claimed();
         if slots.slot(best)?.exchange(best_life, claimed) {
+            tag(slots, best, hash);
             return Some((best, claimed));
         }
     }

@@ -33,6 +33,7 @@ fn explore(interruptions: usize, model: impl Fn() + Sync + Send + 'static) {
 /// Two buckets; the hash 1 << 32 has its first four ways in bucket 0 and the others in bucket 1.
 const HASH: u64 = 1 << 32;
 const NOW: Ticks = Ticks(10);
+const SOON: Ticks = Ticks(50);
 const LATER: Ticks = Ticks(90);
 
 struct Table(Vec<Slot<STICKY_WORDS>>);
@@ -310,6 +311,100 @@ fn two_half_open_flows_never_claim_one_slot() {
         let other = thread::spawn(move || claim(&others));
         let (own, other) = (claim(&table), other.join().unwrap());
         assert!(own.is_some() && other.is_some() && own != other);
+    });
+}
+
+/// A table with tags.
+struct Tagged(Table, [Word; 2]);
+
+impl Tagged {
+    fn with_free(free: &[u32]) -> Arc<Self> {
+        Arc::new(Self(Table::with_free(free), [Word::new(0), Word::new(0)]))
+    }
+
+    /// The hash of a client: of one bucket, with a tag of its own.
+    const fn hash(client: u64) -> u64 {
+        HASH | client << 16
+    }
+
+    fn insert(&self, client: u64) -> Insert {
+        let words = row(client, 1);
+        insert_if_absent::<STICKY_WORDS, Stickies, _>(
+            self,
+            Self::hash(client),
+            &words,
+            0,
+            LATER,
+            NOW,
+            |_, _, _| {},
+        )
+    }
+
+    fn claim(&self, client: u64, deadline: Ticks) {
+        let (index, claimed) =
+            claim_any::<STICKY_WORDS, Stickies, _>(self, Self::hash(client), NOW).expect("there is room");
+        publish(self.0.at(index), claimed, &row(client, 1), 0, deadline);
+    }
+
+    fn holds(&self, client: u64) -> bool {
+        find::<STICKY_WORDS, Stickies, _>(self, Self::hash(client), row(client, 0), NOW).is_some()
+    }
+}
+
+impl Slots<STICKY_WORDS> for Tagged {
+    fn bucket(&self, number: u32) -> Option<&Bucket<STICKY_WORDS>> {
+        self.0.bucket(number)
+    }
+    fn bucket_mask(&self) -> u32 {
+        self.0.bucket_mask()
+    }
+    fn tags(&self, number: u32) -> Option<&Word> {
+        self.1.get(number as usize)
+    }
+}
+
+#[test]
+fn two_writers_of_neighbours_leave_a_tag_each() {
+    explore(3, || {
+        let table = Tagged::with_free(&[0, 1]);
+        let others = Arc::clone(&table);
+        let other = thread::spawn(move || others.insert(7));
+        let own = table.insert(8);
+        let inserted = [other.join().unwrap(), own];
+        for (client, outcome) in [7, 8].into_iter().zip(inserted) {
+            // Who lost a slot to the other three times may have given up.
+            assert_eq!(table.holds(client), matches!(outcome, Insert::Inserted(_)), "{inserted:?}");
+        }
+    });
+}
+
+#[test]
+fn one_who_takes_the_place_of_another_is_found_and_the_other_is_not() {
+    explore(3, || {
+        let table = Tagged::with_free(&[0, 1]);
+        table.claim(6, SOON);
+        table.claim(7, SOON);
+        let others = Arc::clone(&table);
+        let other = thread::spawn(move || others.claim(8, LATER));
+        table.claim(9, LATER);
+        other.join().unwrap();
+        assert_eq!([6, 7, 8, 9].map(|client| table.holds(client)), [false, false, true, true]);
+    });
+}
+
+#[test]
+fn who_knows_of_a_row_finds_it() {
+    explore(4, || {
+        let table = Tagged::with_free(&[0, 1]);
+        let told = Arc::new(Word::new(0));
+        let (others, tells) = (Arc::clone(&table), Arc::clone(&told));
+        let other = thread::spawn(move || {
+            others.claim(7, LATER);
+            tells.store(1);
+        });
+        let knows = told.load() == 1;
+        assert!(table.holds(7) || !knows);
+        other.join().unwrap();
     });
 }
 

@@ -15,14 +15,14 @@ pub(super) const KEY: HashKey =
     HashKey([0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210, 0x0f1e_2d3c_4b5a_6978, 0x8796_a5b4_c3d2_e1f0]);
 const SERVICE: u16 = 7;
 
-/// A table in a vector.
-pub(super) struct Memory<const N: usize>(Vec<Slot<N>>);
+/// A table in vectors: the slots, and the buckets' tags.
+pub(super) struct Memory<const N: usize>(Vec<Slot<N>>, Vec<Word>);
 
 impl<const N: usize> Memory<N> {
     pub(super) fn new(buckets: u32) -> Self {
         assert!(buckets.is_power_of_two());
         let slot = |_| Slot { life: Word::new(0), words: core::array::from_fn(|_| Word::new(0)) };
-        Self((0..buckets * BUCKET).map(slot).collect())
+        Self((0..buckets * BUCKET).map(slot).collect(), (0..buckets).map(|_| Word::new(0)).collect())
     }
 
     /// Every live slot's index, life and words.
@@ -49,6 +49,9 @@ impl<const N: usize> Slots<N> for Memory<N> {
     }
     fn bucket_mask(&self) -> u32 {
         u32::try_from(self.0.len()).unwrap() / BUCKET - 1
+    }
+    fn tags(&self, number: u32) -> Option<&Word> {
+        self.1.get(number as usize)
     }
 }
 

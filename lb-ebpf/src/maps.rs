@@ -33,6 +33,10 @@ static SERVERS: Array<ServerSlot, { maps::SERVERS.max_entries as usize }, MMAP> 
 static FLOWS: Array<Bucket<FLOW_WORDS>, { maps::FLOWS.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "HALF_OPEN")]
 static HALF_OPEN: Array<Bucket<FLOW_WORDS>, { maps::HALF_OPEN.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "FLOW_TAGS")]
+static FLOW_TAGS: Array<Word, { maps::FLOW_TAGS.max_entries as usize }, MMAP> = Array::new();
+#[btf_map(name = "HALF_OPEN_TAGS")]
+static HALF_OPEN_TAGS: Array<Word, { maps::HALF_OPEN_TAGS.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "STICKY")]
 static STICKY: Array<Bucket<STICKY_WORDS>, { maps::STICKY.max_entries as usize }, MMAP> = Array::new();
 #[btf_map(name = "PORT_CELLS")]
@@ -189,6 +193,10 @@ impl Slots<FLOW_WORDS> for Flows {
     fn bucket_mask(&self) -> u32 {
         constant(&FLOW_BUCKET_MASK)
     }
+    #[inline(always)]
+    fn tags(&self, number: u32) -> Option<&Word> {
+        FLOW_TAGS.get(number)
+    }
 }
 
 /// The half-open flows.
@@ -202,6 +210,10 @@ impl Slots<FLOW_WORDS> for HalfOpen {
     #[inline(always)]
     fn bucket_mask(&self) -> u32 {
         constant(&HALF_OPEN_BUCKET_MASK)
+    }
+    #[inline(always)]
+    fn tags(&self, number: u32) -> Option<&Word> {
+        HALF_OPEN_TAGS.get(number)
     }
 }
 

@@ -117,6 +117,15 @@ fn service_idle(service: u16) -> Ticks {
     maps::service(service).map_or(Ticks(1), |service| service.idle)
 }
 
+/// The same number, as far as the compiler knows another: what it has worked out from the first it works out again, instead of
+/// keeping it on the stack.
+#[inline(always)]
+fn anew(mut number: u64) -> u64 {
+    // SAFETY: nothing is done.
+    unsafe { core::arch::asm!("{number} = {number}", number = inout(reg) number, options(nomem, nostack)) };
+    number
+}
+
 /// Takes a half-open slot and a SNAT port.
 #[inline(always)]
 fn half_open_flow(
@@ -127,10 +136,11 @@ fn half_open_flow(
     sequence: u32,
     sender: u64,
 ) -> Result<FlowServer, Reason> {
-    let (index, claimed) = claim_any::<FLOW_WORDS, FlowKind, _>(&HalfOpen, client.hash, world.now)
-        .ok_or(Reason::HalfOpenBusy)?;
+    let hash = anew(client.hash);
+    let (index, claimed) =
+        claim_any::<FLOW_WORDS, FlowKind, _>(&HalfOpen, hash, world.now).ok_or(Reason::HalfOpenBusy)?;
     let slot = (&HalfOpen).slot(index).ok_or(Reason::HalfOpenBusy)?;
-    let Some((source, snat_port)) = port_for(world, server, endpoint, index, client.hash) else {
+    let Some((source, snat_port)) = port_for(world, server, endpoint, index, hash) else {
         release(slot, claimed);
         return Err(Reason::PortsExhausted);
     };

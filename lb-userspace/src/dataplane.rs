@@ -8,14 +8,13 @@ use lb_common::{
     address::Address,
     clock::Ticks,
     control::Control,
-    flow::FlowSlot,
     hash::HashKey,
     maps::{ServerInfo, ServiceInfo, Traffic},
     ports::Cells,
     schedule::LoadSlot,
     server::{ServerSlot, Servers},
     service::{Index, IndexSlot, Service, ServiceSlot},
-    sticky::{StickyKey, StickySlot},
+    sticky::{STICKY_WORDS, StickyKey, StickySlot},
     table::{BUCKET, Bucket, Slot, Slots},
     word::Word,
 };
@@ -27,6 +26,7 @@ pub mod census;
 pub mod clock;
 pub mod confirm;
 pub mod fake;
+pub mod flow_table;
 pub mod geometry;
 mod host;
 pub mod load;
@@ -43,6 +43,7 @@ mod traffic;
 mod watch;
 
 pub use clock::Clock;
+pub use flow_table::FlowTable;
 pub use geometry::Geometry;
 pub use load::DataPath;
 pub use region::Region;
@@ -127,9 +128,9 @@ pub struct Maps {
     /// Servers by id.
     pub servers: Region<ServerSlot>,
     /// Established flows.
-    pub flows: Region<FlowSlot>,
+    pub flows: FlowTable,
     /// Half-open flows.
-    pub half_open: Region<FlowSlot>,
+    pub half_open: FlowTable,
     /// Sticky records.
     pub sticky: Region<StickySlot>,
     /// SNAT ports.
@@ -179,19 +180,27 @@ impl Maps {
     }
 }
 
-impl<const N: usize> Slots<N> for Region<Slot<N>> {
-    fn bucket(&self, number: u32) -> Option<&Bucket<N>> {
-        self.get(number as usize * BUCKET as usize..)?.first_chunk()
+impl Slots<STICKY_WORDS> for Region<StickySlot> {
+    fn bucket(&self, number: u32) -> Option<&Bucket<STICKY_WORDS>> {
+        bucket_of(self, number)
     }
 
-    fn slot(&self, index: u32) -> Option<&Slot<N>> {
+    fn slot(&self, index: u32) -> Option<&StickySlot> {
         self.get(index as usize)
     }
 
-    #[expect(clippy::cast_possible_truncation, reason = "tables have fewer than 2^32 slots")]
     fn bucket_mask(&self) -> u32 {
-        (self.len() as u32 / BUCKET).wrapping_sub(1)
+        bucket_mask_of(self)
     }
+}
+
+fn bucket_of<const N: usize>(slots: &[Slot<N>], number: u32) -> Option<&Bucket<N>> {
+    slots.get(number as usize * BUCKET as usize..)?.first_chunk()
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "tables have fewer than 2^32 slots")]
+const fn bucket_mask_of<const N: usize>(slots: &[Slot<N>]) -> u32 {
+    (slots.len() as u32 / BUCKET).wrapping_sub(1)
 }
 
 /// The SNAT ports of [`Maps`].

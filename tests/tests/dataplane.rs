@@ -22,10 +22,14 @@ use aya::{
 use lb_common::{
     clock::Ticks,
     control::LAYOUT_VERSION,
+    flow::{FLOW_WORDS, Flows},
+    hash::{hash3, mix},
     life::{Life, SlotState},
     maps::{self, ALL, MapSpec, Traffic},
     reason::REASONS,
     sticky::StickyServer,
+    table::{BUCKET, Insert, insert_if_absent},
+    tcp::TcpState,
 };
 use lb_userspace::{
     config::XdpMode,
@@ -113,6 +117,8 @@ fn a_first_start_attaches_to_the_driver_and_makes_every_map_at_its_size() {
             let wanted = match spec.name {
                 "FLOWS" | "STICKY" => (1 << 12) / spec.rows,
                 "HALF_OPEN" => (1 << 11) / spec.rows,
+                "FLOW_TAGS" => (1 << 12) / BUCKET,
+                "HALF_OPEN_TAGS" => (1 << 11) / BUCKET,
                 "PORT_CELLS" => 4 * 4096,
                 "PORT_CURSORS" => 4,
                 _ => spec.max_entries,
@@ -344,10 +350,10 @@ where
 }
 
 #[test]
-fn maps_of_the_layout_before_are_carried_over() {
+fn maps_of_layout_2_are_carried_over() {
     in_namespaces(|pin_dir| {
         let path = in_use(pin_dir);
-        path.maps.control().layout.store(LAYOUT_VERSION - 1);
+        path.maps.control().layout.store(2);
         // Of service 0 to server 3.
         let record = [path.maps.sticky[5].life.load(), 0, 7, 3 << 16];
         drop(path);
@@ -355,14 +361,51 @@ fn maps_of_the_layout_before_are_carried_over() {
         put_older::<8>(pin_dir, &maps::HALF_OPEN, 1 << 11, None);
         put_older(pin_dir, &maps::STICKY, 1 << 12, Some(record));
         let error = open(pin_dir, Access::ReadOnly).map(drop).unwrap_err().to_string();
-        assert!(error.contains(&format!("layout {}", LAYOUT_VERSION - 1)), "{error}");
+        assert!(error.contains("layout 2"), "{error}");
         let (path, started) = start(pin_dir);
         let Started::Migrated(carried) = started else { panic!("{started:?}") };
-        assert_eq!((carried.layout, carried.sticky, carried.lost), (LAYOUT_VERSION - 1, 1, 0));
+        assert_eq!((carried.layout, carried.sticky, carried.lost), (2, 1, 0));
         assert!(has_record(&path));
         let row = path.maps.sticky.iter().find(|slot| slot.life().state() == SlotState::Live).unwrap();
         assert_eq!(StickyServer::from_word(row.words[2].load()).server, 3);
         assert_eq!(path.maps.control().layout.load(), LAYOUT_VERSION);
+    });
+}
+
+/// In layout 3 flows had no tags.
+#[test]
+fn flows_of_the_layout_before_get_their_tags() {
+    in_namespaces(|pin_dir| {
+        let path = in_use(pin_dir);
+        let (maps, now) = (&path.maps, path.maps.now().unwrap());
+        let later = Ticks(now.0.wrapping_add(10_000));
+        // The hash spreads nothing without a secret.
+        maps.control().hash_key.iter().zip(1..).for_each(|(word, value)| word.store(mix(value)));
+        for client in 0..500 {
+            let words = [0, client, 7, 3, 0, 0, 0];
+            let hash = hash3(&maps.key(), [0, client, 7]);
+            let note = TcpState::Established as u32;
+            let inserted = insert_if_absent::<FLOW_WORDS, Flows, _>(
+                &maps.flows,
+                hash,
+                &words,
+                note,
+                later,
+                now,
+                |_, _, _| {},
+            );
+            assert!(matches!(inserted, Insert::Inserted(_)), "{inserted:?}");
+        }
+        maps.control().layout.store(LAYOUT_VERSION - 1);
+        drop(path);
+        for spec in [&maps::FLOW_TAGS, &maps::HALF_OPEN_TAGS] {
+            fs::remove_file(pin_dir.join("maps").join(spec.name)).unwrap();
+        }
+        let (path, started) = start(pin_dir);
+        let Started::Migrated(carried) = started else { panic!("{started:?}") };
+        assert_eq!((carried.layout, carried.flows, carried.lost), (LAYOUT_VERSION - 1, 500, 0));
+        assert_eq!(path.maps.flows.untagged(&path.maps.key()).count(), 0);
+        assert!(path.maps.flows.all_tags().iter().any(|tags| tags.load() != 0));
     });
 }
 

@@ -16,7 +16,7 @@ const MOST: [(&str, f64, f64); 13] = [
     ("snat4 data to server, first", 580.0, 9.0),
     ("snat4 data to client, first", 630.0, 11.0),
     ("snat6 data to client, first", 710.0, 11.0),
-    ("snat4 SYN", 1900.0, 30.0),
+    ("snat4 SYN", 1800.0, 28.0),
     ("snat4 SYN-ACK", 1000.0, 12.0),
 ];
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::address::Address;
 use lb_common::clock::Ticks;
 use lb_common::control::Snat;
-use lb_common::flow::{Flow, FlowKey, FlowServer, FlowSlot, FlowSticky, Flows, Sequences};
+use lb_common::flow::{Flow, FlowKey, FlowServer, FlowSticky, Flows, Sequences};
 use lb_common::hash::hash3;
 use lb_common::ports::{Owner, PortCell, PortRange};
 use lb_common::server::{Server, Servers as _};
@@ -174,11 +174,17 @@ pub(crate) fn flow(
         state,
         deadline: now,
     };
-    let table: &crate::dataplane::Region<FlowSlot> = &maps.flows;
     let hash = hash3(&maps.key(), key.words());
     let deadline = now.plus(Ticks(100_000));
-    let inserted =
-        insert_if_absent::<7, Flows, _>(table, hash, &flow.pack(), state as u32, deadline, now, |_, _, _| {});
+    let inserted = insert_if_absent::<7, Flows, _>(
+        &maps.flows,
+        hash,
+        &flow.pack(),
+        state as u32,
+        deadline,
+        now,
+        |_, _, _| {},
+    );
     let Insert::Inserted(index) = inserted else { unreachable!("{inserted:?}") };
     let range = PortRange { pair: u32::from(endpoint), count: snat.ports };
     let cell = PortCell { owner: Owner::Flow(index), stamp: now };

@@ -16,7 +16,7 @@ use lb_common::{
     word::Word,
 };
 
-use super::{CountersOf, Kernel, Maps, Region};
+use super::{CountersOf, FlowTable, Kernel, Maps, Region};
 
 /// A kernel whose clock is set by hand and whose counters stay at zero.
 #[derive(Debug, Default)]
@@ -93,8 +93,8 @@ pub fn maps(kernel: FakeKernel) -> Maps {
         service_index: Region::heap(maps::SERVICE_INDEX.max_entries as usize),
         services: Region::heap(maps::SERVICES.max_entries as usize),
         servers: Region::heap(maps::SERVERS.max_entries as usize),
-        flows: Region::heap(4096),
-        half_open: Region::heap(4096),
+        flows: FlowTable::heap(4096),
+        half_open: FlowTable::heap(4096),
         sticky: Region::heap(4096),
         port_cells: Region::<Word>::heap(16 * 1024),
         port_cursors: Region::<Word>::heap(16),

@@ -47,9 +47,11 @@ impl Geometry {
     pub(super) fn entries(&self, map: &MapSpec) -> u32 {
         let pairs = self.endpoints * self.rows();
         match map.name {
-            name if name == maps::FLOWS.name => self.flows / map.rows,
-            name if name == maps::HALF_OPEN.name => self.half_open / map.rows,
-            name if name == maps::STICKY.name => self.sticky / map.rows,
+            name if name == maps::FLOWS.name || name == maps::FLOW_TAGS.name => self.flows / BUCKET,
+            name if name == maps::HALF_OPEN.name || name == maps::HALF_OPEN_TAGS.name => {
+                self.half_open / BUCKET
+            }
+            name if name == maps::STICKY.name => self.sticky / BUCKET,
             name if name == maps::PORT_CELLS.name => pairs * self.ports,
             name if name == maps::PORT_CURSORS.name => pairs,
             _ => map.max_entries,

@@ -46,8 +46,16 @@ use old::{ControlWords, Old};
 const LONGEST: Duration = Duration::from_secs(3);
 
 /// The maps that are made anew: the tables, and what says how they are to be read. All others are kept.
-pub(super) const REMADE: [&MapSpec; 6] =
-    [&maps::CONTROL, &maps::FLOWS, &maps::HALF_OPEN, &maps::STICKY, &maps::PORT_CELLS, &maps::PORT_CURSORS];
+pub(super) const REMADE: [&MapSpec; 8] = [
+    &maps::CONTROL,
+    &maps::FLOWS,
+    &maps::HALF_OPEN,
+    &maps::FLOW_TAGS,
+    &maps::HALF_OPEN_TAGS,
+    &maps::STICKY,
+    &maps::PORT_CELLS,
+    &maps::PORT_CURSORS,
+];
 
 /// Carries everything over into tables of the wanted sizes and today's layout.
 ///

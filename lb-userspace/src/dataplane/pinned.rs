@@ -19,7 +19,7 @@ use lb_common::{
 };
 
 use super::{
-    CountersOf, Kernel, Maps, Region,
+    CountersOf, FlowTable, Kernel, Maps, Region,
     bpf::{self, OpenFor},
     migrate::REMADE,
     region::Plain,
@@ -98,8 +98,8 @@ pub(super) fn open_at(pins: &Pins, access: Access) -> anyhow::Result<Maps> {
         service_index: region(pins, &maps::SERVICE_INDEX, access)?,
         services: region(pins, &maps::SERVICES, access)?,
         servers: region(pins, &maps::SERVERS, access)?,
-        flows: region(pins, &maps::FLOWS, access)?,
-        half_open: region(pins, &maps::HALF_OPEN, access)?,
+        flows: flow_table(pins, &maps::FLOWS, &maps::FLOW_TAGS, access)?,
+        half_open: flow_table(pins, &maps::HALF_OPEN, &maps::HALF_OPEN_TAGS, access)?,
         sticky: region(pins, &maps::STICKY, access)?,
         port_cells: region(pins, &maps::PORT_CELLS, access)?,
         port_cursors: region(pins, &maps::PORT_CURSORS, access)?,
@@ -110,6 +110,10 @@ pub(super) fn open_at(pins: &Pins, access: Access) -> anyhow::Result<Maps> {
         server_info: region(pins, &maps::SERVER_INFO, access)?,
         kernel: Box::new(PinnedKernel::open(pins, access)?),
     })
+}
+
+fn flow_table(pins: &Pins, rows: &MapSpec, tags: &MapSpec, access: Access) -> anyhow::Result<FlowTable> {
+    Ok(FlowTable::new(region(pins, rows, access)?, region(pins, tags, access)?))
 }
 
 /// # Errors

@@ -98,12 +98,7 @@ impl Connection {
         };
         let flow = Flow {
             key: self.key(),
-            to: FlowServer {
-                server: self.server,
-                endpoint,
-                snat_port: snat_port.to_be(),
-                source: 0,
-            },
+            to: FlowServer { server: self.server, endpoint, snat_port: snat_port.to_be(), source: 0 },
             return_hop: [2; 6],
             arm: 0,
             sequences: Sequences { client: 1, server: 2 },

@@ -83,6 +83,8 @@ pub(super) fn entries(maps: &Maps, spec: &MapSpec) -> usize {
         "SERVERS" => maps.servers.len(),
         "FLOWS" => maps.flows.len(),
         "HALF_OPEN" => maps.half_open.len(),
+        "FLOW_TAGS" => maps.flows.all_tags().len(),
+        "HALF_OPEN_TAGS" => maps.half_open.all_tags().len(),
         "STICKY" => maps.sticky.len(),
         "PORT_CELLS" => maps.port_cells.len(),
         "PORT_CURSORS" => maps.port_cursors.len(),

@@ -15,6 +15,8 @@ use lb_common::{
     server::{Server, ServerState, Servers as _},
     service::{INDEX_CAPACITY, Service},
     sticky::{Sticky, StickySlot},
+    table::BUCKET,
+    tags::tags_of,
     word::Word,
 };
 use serde_json::{Value, json};
@@ -38,6 +40,8 @@ pub(super) fn decode(snapshot: &Snapshot<'_>, spec: &MapSpec, index: usize) -> a
         "ARMS" => maps.control().arms.get(index).and_then(arm),
         "FLOWS" => maps.flows.get(index).and_then(|slot| flow_slot(snapshot, index, slot)),
         "HALF_OPEN" => maps.half_open.get(index).and_then(|slot| flow_slot(snapshot, index, slot)),
+        "FLOW_TAGS" => maps.flows.all_tags().get(index).and_then(|word| tags(index, word)),
+        "HALF_OPEN_TAGS" => maps.half_open.all_tags().get(index).and_then(|word| tags(index, word)),
         "STICKY" => maps.sticky.get(index).and_then(|slot| sticky(snapshot, index, slot)),
         "PORT_CELLS" => maps.port_cells.get(index).and_then(|word| port_cell(snapshot, index, word)),
         "PORT_CURSORS" => maps.port_cursors.get(index).and_then(|word| port_cursor(snapshot, index, word)),
@@ -324,6 +328,18 @@ fn server_load(snapshot: &Snapshot<'_>, index: usize, slot: &LoadSlot) -> Option
             "open": open,
             "weight": weight,
             "raw": hex_of(&words),
+        })
+    })
+}
+
+fn tags(index: usize, word: &Word) -> Option<Value> {
+    let value = word.load();
+    (value != 0).then(|| {
+        json!({
+            "index": index,
+            "first_slot": index * BUCKET as usize,
+            "tags": tags_of(value).map(|tag| format!("{tag:04x}")),
+            "raw": hex_of(&[value]),
         })
     })
 }

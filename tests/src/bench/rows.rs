@@ -7,14 +7,14 @@ use lb_common::{
     address::Address,
     clock::Ticks,
     control::Snat,
-    flow::{Flow, FlowKey, FlowServer, FlowSlot, FlowSticky, Flows, Sequences},
+    flow::{Flow, FlowKey, FlowServer, FlowSticky, Flows, Sequences},
     hash::hash3,
     ports::{Owner, PortCell, PortRange},
     sticky::{Stickies, StickyKey, StickyServer},
     table::{Insert, Slot, insert_if_absent},
     tcp::TcpState,
 };
-use lb_userspace::dataplane::{Maps, Region};
+use lb_userspace::dataplane::Maps;
 
 use super::{
     frames::{CLIENT_PORT, FIRST_SEQUENCE, NEXT_HOP, VIP_PORT, client, narrow},
@@ -107,11 +107,10 @@ pub(super) fn establish_at(place: &Place<'_>, conversations: Range<u32>) -> Resu
             state: TcpState::Established,
             deadline,
         };
-        let table: &Region<FlowSlot> = &place.maps.flows;
         let hash = hash3(&hash_key, key.words());
         let note = TcpState::Established as u32;
         let inserted = insert_if_absent::<7, Flows, _>(
-            table,
+            &place.maps.flows,
             hash,
             &flow.pack(),
             note,

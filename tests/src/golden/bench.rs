@@ -28,7 +28,7 @@ use lb_common::{
     table::BUCKET,
     word::Word,
 };
-use lb_userspace::dataplane::{Region, program, region::Plain};
+use lb_userspace::dataplane::{FlowTable, Region, program, region::Plain};
 
 use super::{
     hospital::{
@@ -104,6 +104,8 @@ impl Bench {
         let ebpf = EbpfLoader::new()
             .map_max_entries(maps::FLOWS.name, sizes.flows / BUCKET)
             .map_max_entries(maps::HALF_OPEN.name, sizes.half_open / BUCKET)
+            .map_max_entries(maps::FLOW_TAGS.name, sizes.flows / BUCKET)
+            .map_max_entries(maps::HALF_OPEN_TAGS.name, sizes.half_open / BUCKET)
             .map_max_entries(maps::STICKY.name, sizes.sticky / BUCKET)
             .map_max_entries(maps::PORT_CELLS.name, CELLS)
             .map_max_entries(maps::PORT_CURSORS.name, PAIRS)
@@ -120,8 +122,8 @@ impl Bench {
             services: region(&ebpf, maps::SERVICES, maps::SERVICES.max_entries)?,
             servers: region(&ebpf, maps::SERVERS, maps::SERVERS.max_entries)?,
             tables: Tables {
-                flows: region(&ebpf, maps::FLOWS, sizes.flows)?,
-                half_open: region(&ebpf, maps::HALF_OPEN, sizes.half_open)?,
+                flows: flow_table(&ebpf, maps::FLOWS, maps::FLOW_TAGS, sizes.flows)?,
+                half_open: flow_table(&ebpf, maps::HALF_OPEN, maps::HALF_OPEN_TAGS, sizes.half_open)?,
                 sticky: region(&ebpf, maps::STICKY, sizes.sticky)?,
                 cells: region(&ebpf, maps::PORT_CELLS, CELLS)?,
                 cursors: region(&ebpf, maps::PORT_CURSORS, PAIRS)?,
@@ -478,6 +480,10 @@ pub(crate) const fn since(before: &Traffic, after: &Traffic) -> Traffic {
         flows: after.flows - before.flows,
         resets: after.resets - before.resets,
     }
+}
+
+fn flow_table(ebpf: &Ebpf, rows: MapSpec, tags: MapSpec, slots: u32) -> Result<FlowTable> {
+    Ok(FlowTable::new(region(ebpf, rows, slots)?, region(ebpf, tags, slots / BUCKET)?))
 }
 
 fn region<T: Plain>(ebpf: &Ebpf, spec: MapSpec, length: u32) -> Result<Region<T>> {

@@ -3,12 +3,11 @@
 use std::net::Ipv4Addr;
 
 use lb_common::{
-    flow::FlowSlot,
     maglev::{self, SIZES},
     reason::Reason,
     tcp::TcpState,
 };
-use lb_userspace::dataplane::Region;
+use lb_userspace::dataplane::FlowTable;
 
 use super::{
     Case, Given, Then,
@@ -331,7 +330,7 @@ fn many_ports() -> Vec<Case> {
 
 /// Clients' ports whose half-open flows lie in the same slots as this one's.
 fn neighbours(who: Who) -> impl Iterator<Item = Who> {
-    let table = Region::<FlowSlot>::heap(HALF_OPEN as usize);
+    let table = FlowTable::heap(HALF_OPEN as usize);
     let slots = move |who: Who| {
         let mut slots: Vec<_> = who.flow_slots(&Bench::key(), &table).collect();
         slots.sort_unstable();

@@ -9,13 +9,14 @@ use lb_common::{
     life::{Life, SlotState},
     ports::{Owner, PortCell},
     sticky::{MADE_AT_TICKS, Sticky, StickyKey, StickyServer, StickySlot, reference},
-    table::{Slot, Slots, WAYS, candidate},
+    table::{Slot, Slots, WAYS, candidate, tag},
     tcp::TcpState,
     word::Word,
 };
-use lb_userspace::dataplane::Region;
+use lb_userspace::dataplane::{FlowTable, Region};
 
 use super::{
+    bench::Bench,
     frame::Mac,
     hospital::{ENDPOINTS, FIRST_PORT, PORTS, address, span::SLACK, v4},
 };
@@ -52,11 +53,7 @@ impl Who {
     }
 
     /// The slots of the half-open table and the flow table that this flow may lie in.
-    pub(super) fn flow_slots(
-        self,
-        key: &HashKey,
-        table: &Region<FlowSlot>,
-    ) -> impl Iterator<Item = usize> + use<> {
+    pub(super) fn flow_slots(self, key: &HashKey, table: &FlowTable) -> impl Iterator<Item = usize> + use<> {
         ways(hash3(key, self.flow_key().words()), table.bucket_mask())
     }
 }
@@ -189,8 +186,8 @@ impl Row {
 
 /// The tables' memory.
 pub(crate) struct Tables {
-    pub(crate) flows: Region<FlowSlot>,
-    pub(crate) half_open: Region<FlowSlot>,
+    pub(crate) flows: FlowTable,
+    pub(crate) half_open: FlowTable,
     pub(crate) sticky: Region<StickySlot>,
     pub(crate) cells: Region<Word>,
     pub(crate) cursors: Region<Word>,
@@ -208,7 +205,8 @@ impl Tables {
             clear(slot);
         }
         self.sticky.iter().for_each(clear);
-        for word in self.cells.iter().chain(self.cursors.iter()) {
+        let tags = self.flows.all_tags().iter().chain(self.half_open.all_tags().iter());
+        for word in tags.chain(self.cells.iter()).chain(self.cursors.iter()) {
             word.store(0);
         }
     }
@@ -216,8 +214,13 @@ impl Tables {
     /// All rows, with times from `epoch`.
     ///
     /// # Errors
-    /// A key is live in two slots.
+    /// A key is live in two slots, or where the program would not find it.
     pub(super) fn read(&self, epoch: Ticks) -> Result<Rows, String> {
+        for (table, name) in [(&self.flows, "FLOWS"), (&self.half_open, "HALF_OPEN")] {
+            if let Some(index) = table.untagged(&Bench::key()).next() {
+                return Err(format!("slot {index} of {name} is live without its tag"));
+            }
+        }
         let mut rows = Rows::new();
         let mut add = |row: Row, name: &'static str, index: usize| {
             let key = if row == Row::Unsettled { Key::Unsettled(name, index) } else { row.key() };
@@ -291,7 +294,7 @@ impl Tables {
         let (pair, offset) = (index / usize::from(PORTS), index % usize::from(PORTS));
         let pair = u16::try_from(pair).unwrap_or(u16::MAX);
         let cell = PortCell::from_word(word);
-        let who = |table: &Region<FlowSlot>, slot: u32| {
+        let who = |table: &FlowTable, slot: u32| {
             let slot = table.slot(slot)?;
             let live = slot.life().state() == SlotState::Live;
             live.then(|| Who::of_flow(FlowKey::from_words(&slot.read())))
@@ -344,10 +347,11 @@ impl Tables {
         }
     }
 
-    fn put_flow(&self, table: &Region<FlowSlot>, row: &FlowRow, key: &HashKey, epoch: Ticks) {
+    fn put_flow(&self, table: &FlowTable, row: &FlowRow, key: &HashKey, epoch: Ticks) {
         let flow_key = row.who.flow_key();
         let same = |slot: &FlowSlot| Who::of_flow(FlowKey::from_words(&slot.read())) == row.who;
-        let slot = place(table, hash3(key, flow_key.words()), same);
+        let hash = hash3(key, flow_key.words());
+        let slot = place(table, hash, same);
         let sticky = self.sticky.iter().enumerate().find(|(_, slot)| {
             slot.life().state() == SlotState::Live && sticky_row(slot, epoch).who == row.who.sticky()
         });
@@ -376,11 +380,12 @@ impl Tables {
             state: row.state,
             deadline: after(row.expires, epoch),
         };
+        tag(table, u32::try_from(slot).expect("a small table"), hash);
         fill(&table[slot], &flow.pack(), u32::from(row.state as u8), flow.deadline);
     }
 
     /// The slot of a flow; of nobody's, one that never comes up.
-    fn slot_of(&self, table: &Region<FlowSlot>, who: Option<Who>) -> u32 {
+    fn slot_of(&self, table: &FlowTable, who: Option<Who>) -> u32 {
         let found = who.and_then(|who| {
             table.iter().position(|slot| {
                 slot.life().state() == SlotState::Live
@@ -468,11 +473,12 @@ fn free<const N: usize>(table: &Region<Slot<N>>) -> impl Iterator<Item = (usize,
 }
 
 /// The slot where a key is, else the first free one of its slots.
-fn place<const N: usize>(table: &Region<Slot<N>>, hash: u64, same: impl Fn(&Slot<N>) -> bool) -> usize {
+fn place<const N: usize>(table: &impl Slots<N>, hash: u64, same: impl Fn(&Slot<N>) -> bool) -> usize {
     let slots: Vec<_> = ways(hash, table.bucket_mask()).collect();
-    let there =
-        slots.iter().find(|slot| table[**slot].life().state() == SlotState::Live && same(&table[**slot]));
-    let free = slots.iter().find(|slot| table[**slot].life().state() == SlotState::Free);
+    let at =
+        |index: usize| table.slot(u32::try_from(index).expect("a small table")).expect("a slot of the table");
+    let there = slots.iter().find(|slot| at(**slot).life().state() == SlotState::Live && same(at(**slot)));
+    let free = slots.iter().find(|slot| at(**slot).life().state() == SlotState::Free);
     *there.or(free).expect("one of a key's eight slots is free")
 }
 

@@ -97,7 +97,7 @@ impl Old {
             bail!("there is no reader for layout {layout}");
         }
         // Layout 1 had no trial and no carrying: words of the control map that were zero. Its rows, and those of layout 2,
-        // are today's but for the third word of a sticky record.
+        // are today's but for the third word of a sticky record. Up to layout 3 flows had no tags.
         let table = |spec: &MapSpec| if layout < 3 { row_by_row(spec) } else { *spec };
         let flows: Region<FlowSlot> = pinned::region(pins, &table(&maps::FLOWS), Access::ReadWrite)?;
         let half_open: Region<FlowSlot> = pinned::region(pins, &table(&maps::HALF_OPEN), Access::ReadWrite)?;

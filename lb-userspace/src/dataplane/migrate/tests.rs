@@ -6,7 +6,7 @@ use lb_common::{
     ports::PortCell,
     service::Service,
     sticky::{STICKY_WORDS, StickyServer, StickySlot},
-    table::Slot,
+    table::{BUCKET, Slot},
     word::Word,
 };
 use proptest::prelude::*;
@@ -16,6 +16,7 @@ use super::{
     *,
 };
 use crate::dataplane::{
+    FlowTable,
     fake::{FakeKernel, maps as fake_maps},
     region::{self, Plain},
     repair::suspects,
@@ -32,12 +33,18 @@ fn twice<T: Plain>(length: usize) -> (Region<T>, Region<T>) {
     (region::of_file(&file, length).unwrap(), region::of_file(&file, length).unwrap())
 }
 
+/// The same of a table of flows, whose tags nobody else sees.
+fn flows_twice(length: usize) -> (FlowTable, Region<FlowSlot>) {
+    let (rows, others) = twice::<FlowSlot>(length);
+    (FlowTable::new(rows, Region::heap(length / BUCKET as usize)), others)
+}
+
 /// Tables in use, as the program sees them, and as the migration does.
 fn in_use() -> (Maps, Old) {
     let mut maps = traffic::maps();
     let (flows, half_open, sticky, cells, cursors);
-    (maps.flows, flows) = twice::<FlowSlot>(4096);
-    (maps.half_open, half_open) = twice::<FlowSlot>(4096);
+    (maps.flows, flows) = flows_twice(4096);
+    (maps.half_open, half_open) = flows_twice(4096);
     (maps.sticky, sticky) = twice::<StickySlot>(4096);
     (maps.port_cells, cells) = twice::<Word>(16 * 1024);
     (maps.port_cursors, cursors) = twice::<Word>(16);
@@ -66,8 +73,8 @@ fn wanted(from: &Maps, flows: usize, sticky: usize) -> Maps {
         }
     }
     maps.control().snat.store(Snat { first_port: 1000, ports: 1100, sources: 1, sources_v6: 0 }.word());
-    maps.flows = Region::heap(flows);
-    maps.half_open = Region::heap(2048);
+    maps.flows = FlowTable::heap(flows);
+    maps.half_open = FlowTable::heap(2048);
     maps.sticky = Region::heap(sticky);
     maps.port_cells = Region::heap(24 * 1100);
     maps.port_cursors = Region::heap(24);
@@ -103,6 +110,9 @@ fn assert_same(old: &Maps, new: &Maps) {
     assert_eq!(records(old), records(new));
     assert_eq!(ports_in_use(old), ports_in_use(new));
     assert_eq!(taken(&new.flows), flows(&new.flows).len());
+    for table in [&new.flows, &new.half_open] {
+        assert_eq!(table.untagged(&new.key()).next(), None);
+    }
     assert!(suspects(new).is_empty(), "{:?}", suspects(new));
 }
 

@@ -5,18 +5,21 @@ use std::net::IpAddr;
 use lb_common::{
     address::Address,
     clock::Ticks,
-    flow::{Flow as PackedFlow, FlowKey, FlowServer, FlowSlot, FlowSticky, Sequences, StickyRef},
+    flow::{Flow as PackedFlow, FlowKey, FlowServer, FlowSticky, Sequences, StickyRef},
+    hash::hash3,
     life::{Life, SlotState},
     ports::{Owner as PackedOwner, PortCell},
     sticky::{MADE_AT_TICKS, Sticky, StickyServer},
-    table::Slot,
+    table::{Slot, tag},
     tcp::TcpState,
     word::Word,
 };
 
+use lb_userspace::dataplane::FlowTable;
+
 use super::Machine;
 use crate::{
-    golden::bench::Verdict,
+    golden::bench::{Bench, Verdict},
     model::{Cell, Chosen, Flow, Hold, Key, Model, Owner, Record, State, is_set},
 };
 
@@ -80,14 +83,11 @@ impl Machine {
     /// Writes all of the model's rows into empty tables.
     pub(super) fn write(&self, model: &Model) {
         let tables = &self.bench.tables;
-        for (slot, row) in tables.flows.iter().zip(&model.flows) {
-            if let Some(row) = row {
-                self.put_flow(slot, row, model);
-            }
-        }
-        for (slot, row) in tables.half_open.iter().zip(&model.half_open) {
-            if let Some(row) = row {
-                self.put_flow(slot, row, model);
+        for (table, rows) in [(&tables.flows, &model.flows), (&tables.half_open, &model.half_open)] {
+            for (index, row) in (0..).zip(rows) {
+                if let Some(row) = row {
+                    self.put_flow(table, index, row, model);
+                }
             }
         }
         for (slot, row) in tables.sticky.iter().zip(&model.sticky) {
@@ -109,7 +109,7 @@ impl Machine {
         }
     }
 
-    fn put_flow(&self, slot: &FlowSlot, row: &Flow, model: &Model) {
+    fn put_flow(&self, table: &FlowTable, index: u32, row: &Flow, model: &Model) {
         let record = row.hold.map(|hold| StickyRef {
             slot: u32::try_from(hold.slot).unwrap_or(u32::MAX),
             version: u8::try_from(hold.version).unwrap_or(u8::MAX),
@@ -134,7 +134,8 @@ impl Machine {
             state: packed_state(row.state),
             deadline: self.stamp(row.until, model),
         };
-        fill(slot, &flow.pack(), flow.state as u32, flow.deadline);
+        tag(table, index, hash3(&Bench::key(), flow.key.words()));
+        fill(&table[index as usize], &flow.pack(), flow.state as u32, flow.deadline);
     }
 
     fn cell_word(&self, cell: Cell, model: &Model) -> u64 {

@@ -6,7 +6,7 @@ use lb_userspace::dataplane::{Maps, Region, fake::FakeKernel};
 
 use super::{
     super::rows::{CELLS, PAIRS},
-    Bench, region,
+    Bench, flow_table, region,
 };
 
 impl Bench {
@@ -22,8 +22,13 @@ impl Bench {
             service_index: region(ebpf, maps::SERVICE_INDEX, maps::SERVICE_INDEX.max_entries)?,
             services: region(ebpf, maps::SERVICES, maps::SERVICES.max_entries)?,
             servers: region(ebpf, maps::SERVERS, maps::SERVERS.max_entries)?,
-            flows: region(ebpf, maps::FLOWS, slots(tables.flows.len()))?,
-            half_open: region(ebpf, maps::HALF_OPEN, slots(tables.half_open.len()))?,
+            flows: flow_table(ebpf, maps::FLOWS, maps::FLOW_TAGS, slots(tables.flows.len()))?,
+            half_open: flow_table(
+                ebpf,
+                maps::HALF_OPEN,
+                maps::HALF_OPEN_TAGS,
+                slots(tables.half_open.len()),
+            )?,
             sticky: region(ebpf, maps::STICKY, slots(tables.sticky.len()))?,
             port_cells: region(ebpf, maps::PORT_CELLS, CELLS)?,
             port_cursors: region(ebpf, maps::PORT_CURSORS, PAIRS)?,
