@@ -5,6 +5,7 @@
 //! for their time: `-- --ignored`.
 
 use std::{
+    fs,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
@@ -22,20 +23,22 @@ const CHANGES: Duration = Duration::from_secs(60);
 
 type Endured = fn(&mut Busy) -> Result<()>;
 
-const TRIALS: [(&str, Endured); 5] = [
+const TRIALS: [(&str, Endured); 6] = [
     ("deaths", twenty_deaths_of_the_daemon),
     ("replacements", replacements_of_the_program::<6>),
     ("fifty-replacements", replacements_of_the_program::<50>),
     ("changes", a_minute_of_changes),
+    ("tables", tables_of_other_sizes),
     ("interface", an_interface_that_goes_down_and_comes_back),
 ];
 
 /// What is run without being asked for: as much as fits into two minutes.
-const USUAL: [(&str, Mode, Family); 4] = [
+const USUAL: [(&str, Mode, Family); 5] = [
     ("deaths", Mode::Snat, Family::V4),
     ("replacements", Mode::Tunnel, Family::V6),
     ("changes", Mode::Snat, Family::V4),
     ("interface", Mode::Nat, Family::V6),
+    ("tables", Mode::Dr, Family::V4),
 ];
 
 fn twenty_deaths_of_the_daemon(busy: &mut Busy) -> Result<()> {
@@ -87,6 +90,24 @@ fn a_minute_of_changes(busy: &mut Busy) -> Result<()> {
         rounds += 1;
     }
     println!("{rounds} rounds of 7 changes");
+    Ok(())
+}
+
+/// Everything is carried over, the rows of flows without a SNAT port as well.
+fn tables_of_other_sizes(busy: &mut Busy) -> Result<()> {
+    let path = busy.site.config_path();
+    let text = fs::read_to_string(&path)?;
+    for (flows, half_open, sticky) in [(65_536, 4096, 16_384), (1 << 20, 65_536, 131_072), (8192, 1024, 4096)]
+    {
+        let tables =
+            format!("node:\n  tables: {{ flows: {flows}, half_open: {half_open}, sticky: {sticky} }}\n");
+        busy.site.write_config(&text.replacen("node:\n", &tables, 1))?;
+        busy.site.kill_daemon(Signal::SIGTERM)?;
+        busy.site.start_daemon(&[])?;
+        let log = busy.site.daemon_log();
+        let carried = log.lines().rev().find(|line| line.contains("were carried over"));
+        ensure!(carried.is_some_and(|line| line.ends_with(" 0 were lost")), "{carried:?}");
+    }
     Ok(())
 }
 
