@@ -38,7 +38,7 @@ const USUAL: [(&str, Mode, Family); 5] = [
     ("replacements", Mode::Tunnel, Family::V6),
     ("changes", Mode::Snat, Family::V4),
     ("interface", Mode::Nat, Family::V6),
-    ("tables", Mode::Dr, Family::V4),
+    ("tables", Mode::Nat, Family::V4),
 ];
 
 fn twenty_deaths_of_the_daemon(busy: &mut Busy) -> Result<()> {
