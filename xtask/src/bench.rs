@@ -21,6 +21,9 @@ pub(crate) struct Arguments {
     /// Draw the curves of scale into this directory
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
+    /// Hundredths of the usual number of requests, connections and downloads of lab
+    #[arg(long)]
+    percent: Option<u32>,
     /// Build this revision as well, run both by turns, and print the ratios of the two
     #[arg(long, value_name = "REV")]
     compare: Option<String>,
@@ -87,6 +90,11 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
         "--svg is of scale: {} draws no curves",
         arguments.suite.name()
     );
+    ensure!(
+        arguments.percent.is_none() || arguments.suite == Suite::Lab,
+        "--percent is of lab: {} has no requests",
+        arguments.suite.name()
+    );
     setup::setup(workspace)?;
     build::objects(workspace)?;
     if arguments.suite.needs_haproxy() {
@@ -108,6 +116,9 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
     }
     if let Some(directory) = &arguments.svg {
         bench.arg("--svg").arg(directory);
+    }
+    if let Some(percent) = arguments.percent {
+        bench.args(["--percent", &percent.to_string()]);
     }
     if let Some(revision) = &arguments.compare {
         bench.arg("--beside").arg(build_other(workspace, arguments.suite, revision)?);
