@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     layout::{Host, Ns},
+    network::UNMERGED,
     topology::{
         Arms, CLIENT_SIDE, FAR_SIDE, Family, HOP, Mode, SERVER_SIDE, Topology, Vlan, address, clients,
         network,
@@ -182,8 +183,9 @@ fn of_far(lines: &mut String, family: Family) -> std::fmt::Result {
 /// them, in that order.
 pub(super) fn narrow_hop(topology: Topology, far: &str) -> [String; 2] {
     let mtu = Topology::NARROW_MTU;
-    let mut near_lines =
-        format!("link add hop0 mtu {mtu} type veth peer name hop1 mtu {mtu} netns {far}\nlink set hop0 up\n");
+    let mut near_lines = format!(
+        "link add hop0 mtu {mtu} {UNMERGED} type veth peer name hop1 mtu {mtu} {UNMERGED} netns {far}\nlink set hop0 up\n"
+    );
     let mut far_lines = String::from("link set hop1 up\n");
     for &family in topology.families() {
         let length = if family == Family::V4 { "24" } else { "64 nodad" };

@@ -13,7 +13,13 @@ use super::{
 };
 
 /// Checksums must be complete on the wire, as they are between machines; offloads leave them to a card that is not there.
-const OFFLOADS: [&str; 10] = ["tx", "off", "tso", "off", "gso", "off", "gro", "off", "sg", "off"];
+///
+/// GRO is on for the NAPI that comes with it, and [`UNMERGED`]. A card has a connection's frames in one queue; a veth device
+/// without NAPI has them in that of whichever core sent them, so that they overtake each other, and two cores receive
+/// them at once. A server of Linux may then find no socket yet for what follows the handshake's last segment, and reset it.
+const OFFLOADS: [&str; 10] = ["tx", "off", "tso", "off", "gso", "off", "gro", "on", "sg", "off"];
+/// No two frames are merged into one of this length.
+pub(super) const UNMERGED: &str = "gro_max_size 1";
 /// A tag that is left to a card stands beside the frame, where the program at the other end of a veth does not see it.
 const TAG_OFFLOADS: [&str; 2] = ["tx-vlan-hw-insert", "tx-vlan-stag-hw-insert"];
 
@@ -39,7 +45,7 @@ pub(super) fn add_hosts(topology: Topology, fabric: &str, hosts: &[(&Host, Strin
             let mtu = topology.mtu();
             writeln!(
                 links,
-                "link add {port} mtu {mtu} type veth peer name {interface} address {mac} mtu {mtu} netns {name}"
+                "link add {port} mtu {mtu} {UNMERGED} type veth peer name {interface} address {mac} mtu {mtu} {UNMERGED} netns {name}"
             )?;
             writeln!(links, "link set {port} master {bridge} up")?;
         }

@@ -27,8 +27,7 @@ impl Napi {
         }
     }
 
-    /// Sets it of an interface of the calling thread's namespace, on a thread that ends with it. A veth device without an
-    /// XDP program has no NAPI, and stays as it is.
+    /// Sets it of an interface of the calling thread's namespace, on a thread that ends with it.
     ///
     /// # Errors
     /// /sys cannot be seen, or the kernel refuses.
@@ -39,9 +38,6 @@ impl Napi {
         mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>).context("no /sys")?;
         let path = format!("/sys/class/net/{interface}/threaded");
         let value = if self == Self::Threaded { "1" } else { "0" };
-        match fs::write(&path, value) {
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-            outcome => outcome.with_context(|| format!("cannot write {value} to {path}")),
-        }
+        fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))
     }
 }
