@@ -602,7 +602,7 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
 pub fn weakest<const N: usize, S: Slots<N>>(
     slots: &S,
     hash: u64,
-    weak: impl Fn(&Slot<N>) -> bool,
+    weak: impl Fn(&Slot<N>, Life) -> bool,
     least: u32,
     now: Ticks,
 ) -> Option<Found<'_, N>> {
@@ -613,7 +613,7 @@ pub fn weakest<const N: usize, S: Slots<N>>(
     while way < WAYS {
         let slot = ways.slot(way);
         let life = slot.life();
-        if matches!(life.state(), SlotState::Live) && weak(slot) {
+        if matches!(life.state(), SlotState::Live) && weak(slot, life) {
             count += 1;
             let age = if life.deadline().is_past(now) {
                 u32::MAX

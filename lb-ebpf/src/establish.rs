@@ -204,7 +204,8 @@ extern "C" fn enter(half_open: u32) -> u32 {
 }
 
 /// Has the flow whose answers are not seen that would expire first make way, if there are so many where the flow of this key
-/// may lie.
+/// may lie. Where one is enough there is no room: then one that both sides have closed makes way as well. One that an RST
+/// closed does not: its sender may take it back.
 ///
 /// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
@@ -212,9 +213,10 @@ extern "C" fn enter(half_open: u32) -> u32 {
 extern "C" fn flow_gives_way(first: u64, second: u64, ports: u64, least: u32) -> u32 {
     let world = World::now();
     let hash = hash3(&world.key(), [first, second, ports & !IN_TABLE]);
-    let weak = |slot: &Slot<FLOW_WORDS>| {
-        maps::service((slot.words[2].load() >> 32) as u16)
-            .is_some_and(|service| !service.forwarding.sees_answers())
+    let weak = |slot: &Slot<FLOW_WORDS>, life: Life| {
+        (least == 1 && matches!(TcpState::from_note(life.note()), TcpState::TimeWait))
+            || maps::service((slot.words[2].load() >> 32) as u16)
+                .is_some_and(|service| !service.forwarding.sees_answers())
     };
     let Some(found) = weakest(&Flows, hash, weak, least, world.now) else { return 0 };
     u32::from(flow::take_out(&found))
@@ -304,7 +306,7 @@ extern "C" fn unverified_gives_way(first: u64, second: u64, at: u32, least: u32)
     let world = World::now();
     let Some(service) = maps::service(service_of(at)) else { return 0 };
     let key = key_of(&service, first, second, at);
-    let weak = |slot: &Slot<STICKY_WORDS>| !StickyServer::from_word(slot.words[2].load()).verified;
+    let weak = |slot: &Slot<STICKY_WORDS>, _: Life| !StickyServer::from_word(slot.words[2].load()).verified;
     let found = weakest(&StickyTable, hash3(&world.key(), key.words()), weak, least, world.now);
     let Some(found) = found else { return 0 };
     u32::from(found.slot.exchange(found.life, found.life.with_state(SlotState::Free)))

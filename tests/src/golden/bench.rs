@@ -42,6 +42,7 @@ use crate::lab::bpf_object;
 /// The index of the interface that a test run comes by.
 pub(super) const LOOPBACK: u64 = 1;
 pub(super) const HALF_OPEN: u32 = 64;
+pub(super) const FLOWS: u32 = 1024;
 const KEY: HashKey =
     HashKey([0x1111_2222_3333_4444, 0x5555_6666_7777_8888, 0x9999_aaaa_bbbb_cccc, 0xd1b5_4a32_d192_ed03]);
 
@@ -90,7 +91,7 @@ impl Bench {
     /// # Errors
     /// It is not built, or the kernel refuses it.
     pub(super) fn load() -> Result<Self> {
-        Self::load_sized(Sizes { flows: 1024, half_open: HALF_OPEN, sticky: 64 })
+        Self::load_sized(Sizes { flows: FLOWS, half_open: HALF_OPEN, sticky: 64 })
     }
 
     /// Loads the built object with tables of these sizes.

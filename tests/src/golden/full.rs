@@ -8,13 +8,13 @@ use super::{
     frame::flag,
     handshake::establishes,
     hospital::{SRV_1, SRV_2, span},
-    rows::{FlowRow, Full, Held, Key, Row, StickyRow},
+    rows::{FlowRow, Full, Held, Key, PortOwner, Row, StickyRow},
 };
 
 /// The cases.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    [flows(), stickies()].into_iter().flatten().collect()
+    [flows(), closed_flows(), stickies()].into_iter().flatten().collect()
 }
 
 fn flows() -> Vec<Case> {
@@ -74,9 +74,48 @@ fn flows() -> Vec<Case> {
                 Then::Becomes(c.port_of_flow()),
                 Then::Becomes(Row::Port(super::rows::PortRow {
                     since: -900,
-                    ..c.snat(c.snat_port + 1).cell(super::rows::PortOwner::Nobody)
+                    ..c.snat(c.snat_port + 1).cell(PortOwner::Nobody)
                 })),
             ]),
+    ]
+}
+
+/// Another connection of the same client, whose flow lies where this one's may.
+fn beside(c: &Connection) -> Connection {
+    let mut others = (c.port + 1..).map(|port| c.on_port(port).snat(c.snat_port + 1));
+    others.find(|other| other.who().first_slot() == c.who().first_slot()).expect("one of 256 buckets")
+}
+
+fn closed_flows() -> Vec<Case> {
+    let c = Connection::to(SRV_1);
+    let old = beside(&c);
+    let full = |name, state| {
+        case(name)
+            .given(old.in_state(state, span::CLOSED))
+            .given([Given::Full(Full::Flows)])
+            .given(c.after_syn_ack())
+    };
+    let overflow = FlowRow {
+        client_sequence: c.flow().client_sequence,
+        state: TcpState::Established,
+        expires: span::IDLE,
+        held: Held::Record,
+        ..c.syn_received()
+    };
+    vec![
+        full("a flow that both sides have closed makes way in a full flow table", TcpState::TimeWait)
+            .sends(&c.ack(), Reason::Established, c.forwarded(&c.ack()))
+            .leaves([
+                Then::Goes(Key::HalfOpen(c.who())),
+                Then::Goes(Key::Flow(old.who())),
+                Then::Appears(Row::Flow(c.flow())),
+                Then::Becomes(Row::Sticky(c.sticky(1))),
+                Then::Becomes(c.port_of_flow()),
+                Then::Becomes(Row::Port(old.cell(PortOwner::Nobody))),
+            ]),
+        full("a flow that an RST closed keeps its place in a full flow table", TcpState::ClientReset)
+            .sends(&c.ack(), Reason::FlowTableFull, c.forwarded(&c.ack()))
+            .leaves([Then::Becomes(Row::HalfOpen(overflow)), Then::Becomes(Row::Sticky(c.sticky(0)))]),
     ]
 }
 

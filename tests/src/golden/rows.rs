@@ -9,14 +9,14 @@ use lb_common::{
     life::{Life, SlotState},
     ports::{Owner, PortCell},
     sticky::{MADE_AT_TICKS, Sticky, StickyKey, StickyServer, StickySlot, reference},
-    table::{Slot, Slots, WAYS, candidate, tag},
+    table::{BUCKET, Slot, Slots, WAYS, candidate, tag},
     tcp::TcpState,
     word::Word,
 };
 use lb_userspace::dataplane::{FlowTable, Region};
 
 use super::{
-    bench::Bench,
+    bench::{Bench, FLOWS},
     frame::Mac,
     hospital::{ENDPOINTS, FIRST_PORT, PORTS, address, span::SLACK, v4},
 };
@@ -55,6 +55,11 @@ impl Who {
     /// The slots of the half-open table and the flow table that this flow may lie in.
     pub(super) fn flow_slots(self, key: &HashKey, table: &FlowTable) -> impl Iterator<Item = usize> + use<> {
         ways(hash3(key, self.flow_key().words()), table.bucket_mask())
+    }
+
+    /// The slot of an empty flow table that this flow is put in.
+    pub(super) fn first_slot(self) -> u32 {
+        candidate(hash3(&Bench::key(), self.flow_key().words()), FLOWS / BUCKET - 1, 0)
     }
 }
 

@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::{
-    Cell, Flow, Key, Model, Owner, Record, Site,
+    Cell, Flow, Key, Model, Owner, Record, Site, State,
     parse::{IPV4, network},
 };
 use crate::golden::{
@@ -170,7 +170,8 @@ impl Model {
         }
     }
 
-    /// The same of flows: one whose answers are not seen finds four of its kind there, or another finds no room.
+    /// The same of flows: one whose answers are not seen finds four of its kind there, or another finds no room. To the other one
+    /// that both sides have closed makes way as well.
     pub(super) fn unverified_flow_makes_way(&mut self, key: Key) {
         let site = self.settings.site;
         let slots = flow_slots(key, self.flows.len());
@@ -180,7 +181,8 @@ impl Model {
         }
         let weak = |slot: usize| {
             let flow = self.flows[slot].as_ref()?;
-            (!site.kind(flow.key.service).sees_answers()).then_some(flow.until)
+            let over = verified && flow.state == State::TimeWait;
+            (over || !site.kind(flow.key.service).sees_answers()).then_some(flow.until)
         };
         let least = if verified { 1 } else { self.settings.limits.unverified };
         if let Some(first) = self.first_to_expire(&slots, weak, least) {
