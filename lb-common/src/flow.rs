@@ -134,6 +134,20 @@ impl FlowServer {
 /// A deadline is moved when it would move by at least this many ticks: one store a second at most, not one a packet.
 const REFRESH: u32 = 8;
 
+/// Since when a flow has been over that leaves its table at `now`: since it was closed, `idle_closed` before its deadline; since
+/// it expired; or since now, if it is taken out while it is open.
+#[inline(always)]
+#[must_use]
+pub const fn over_since(life: Life, idle_closed: Ticks, now: Ticks) -> Ticks {
+    let deadline = life.deadline();
+    let ended = if TcpState::from_note(life.note()).is_closed() {
+        Ticks(deadline.0.wrapping_sub(idle_closed.0))
+    } else {
+        deadline
+    };
+    if ended.is_past(now) { ended } else { now }
+}
+
 /// Whether a deadline, of a flow that may be silent for `idle`, stays where it is.
 #[inline(always)]
 #[must_use]
@@ -318,6 +332,21 @@ mod tests {
             let later = now.plus(Ticks(late));
             prop_assert_eq!(stays(deadline, later, idle), late < REFRESH);
             prop_assert_eq!(!stays_until(deadline, idle).is_past(later), late < REFRESH);
+        }
+
+        #[test]
+        fn a_flow_is_over_since_it_was_closed_or_expired_and_never_later_than_now(
+            now in any::<u32>(), ahead in 0_u32..2000, age in 0_u32..2000,
+        ) {
+            let (now, idle) = (Ticks(now), Ticks(1000));
+            let in_state = |state: TcpState, deadline| Life::from_word(0).with_note(state as u32).with_deadline(deadline);
+            let past = Ticks(now.0.wrapping_sub(age));
+            for closed in [TcpState::TimeWait, TcpState::ClientReset, TcpState::ServerReset] {
+                prop_assert_eq!(over_since(in_state(closed, past.plus(idle)), idle, now), past);
+            }
+            prop_assert_eq!(over_since(in_state(TcpState::Established, past), idle, now), past);
+            prop_assert_eq!(over_since(in_state(TcpState::ClientFin, now.plus(Ticks(ahead))), idle, now), now);
+            prop_assert_eq!(over_since(in_state(TcpState::TimeWait, now.plus(Ticks(1000 + ahead))), idle, now), now);
         }
 
         #[test]

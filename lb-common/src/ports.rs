@@ -2,17 +2,27 @@
 //!
 //! A cell says who has the port, so handing one out is claiming a cell, and the return packet's flow is one
 //! array read away. Ports go round: a cursor walks the array, so that a port rests as long as possible before it
-//! is used again, and never less than [`QUARANTINE_SECONDS`]: a server in TIME-WAIT answers a
-//! reused port by other rules (RFC 9293 section 3.6.1, RFC 6191) and the client would wait a second.
+//! is used again, and [`QUARANTINE_SECONDS`] if it can: a server in TIME-WAIT answers a
+//! reused port by other rules (RFC 9293 section 3.6.1, RFC 6191), and the client may have to wait a second.
 //!
 //! A half-open flow's port may be taken by another half-open flow when nothing else is left, oldest first; the
-//! port of an established flow never.
+//! port of an open flow never. Where there is neither, a port that has rested for [`least_rest`] will do: a second's wait is less than
+//! a connection that is not made.
 
 use crate::clock::Ticks;
 use crate::word::Word;
 
-/// How long a port rests after its flow has ended.
+/// How long a port rests after its flow has ended, unless ports are short.
 pub const QUARANTINE_SECONDS: u64 = 120;
+
+/// How long a port rests if nothing else is left: a sixty-fourth of the quarantine, nearly two seconds. By then segments of
+/// the connection before have arrived, or are lost.
+#[inline(always)]
+#[must_use]
+pub const fn least_rest(quarantine: Ticks) -> Ticks {
+    Ticks(quarantine.0 / 64)
+}
+
 /// Cells that are looked at for one flow before the source is called exhausted.
 pub const PROBES: u32 = 16;
 

@@ -5,7 +5,7 @@ use lb_common::{
     control::Snat,
     flow::{
         FLOW_WORDS, FlowKey, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences,
-        stays,
+        over_since, stays,
     },
     life::{Life, SlotState},
     ports::{self, Cells as _, PortRange},
@@ -239,10 +239,8 @@ pub(crate) extern "C" fn retire(index: u32, life: u64) -> u32 {
         release_record(&world, slot);
     }
     if let Some(cell) = cell_of(&world, &to) {
-        // An expired flow's port has rested since its deadline.
-        let deadline = Life::from_word(life).deadline();
-        let ended = if deadline.is_past(world.now) { deadline } else { world.now };
-        ports::give_back(cell, index, ended);
+        let idle_closed = world.control.idle(TcpState::TimeWait, Ticks(0));
+        ports::give_back(cell, index, over_since(Life::from_word(life), idle_closed, world.now));
     }
     1
 }

@@ -17,7 +17,7 @@ use crate::{
     count,
     establish::establish,
     flow,
-    handshake::{Answer, FLAGS_SHIFT, SECOND_DATAGRAM, answered, decide, reason_of},
+    handshake::{Answer, FLAGS_SHIFT, REASON_SHIFT, SECOND_DATAGRAM, answered, decide, reason_of},
     maps::{self, Flows, HalfOpen, ServerTable},
     open::open,
     packet::{End, Packet, Rewrite, Segment, answer_too_big, clamp_mss, encapsulate},
@@ -96,6 +96,9 @@ pub(crate) type KeyWords = [u64; 3];
 /// not an open one with a usable server. Without it nobody has to look again.
 pub(crate) const IN_TABLE: u64 = 1 << 63;
 
+/// In the third word of a key, for [`open`]: there was no SNAT port that has rested for the quarantine, another will do.
+pub(crate) const HURRIED: u64 = 1 << 62;
+
 /// The way of a segment of an open flow with a usable server; else the words of its key.
 #[inline(always)]
 fn open_flow(world: &World, packet: &Packet, segment: &Segment, key: FlowKey) -> Result<Way, KeyWords> {
@@ -149,7 +152,12 @@ fn unsettled(packet: &Packet, segment: &Segment, words: KeyWords) -> Answer {
     let [first, second, ports] = words;
     let answered = if segment.is_udp { answered(first, second, ports) } else { 0 };
     if segment.flags.opens() || (segment.is_udp && answered == 0) {
-        return Answer::from_word(open(first, second, ports, packet.sequence(segment), packet.return_hop()));
+        let mut answer = open(first, second, ports, packet.sequence(segment), packet.return_hop());
+        if answer >> REASON_SHIFT == Reason::PortsExhausted as u64 {
+            let ports = ports | HURRIED;
+            answer = open(first, second, ports, packet.sequence(segment), packet.return_hop());
+        }
+        return Answer::from_word(answer);
     }
     let (numbers, answer) = if segment.is_udp {
         (SECOND_DATAGRAM, answered)

@@ -8,10 +8,10 @@ use lb_common::{
     control::MAX_SOURCES,
     flow::{
         FLOW_WORDS, FlowKey, FlowServer, FlowSticky, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD,
-        STICKY_WORD, Sequences,
+        STICKY_WORD, Sequences, over_since,
     },
-    life::SlotState,
-    ports::{Cells as _, Owner, PROBES, PortCell, QUARANTINE_SECONDS, claim},
+    life::{Life, SlotState},
+    ports::{Cells as _, Owner, PROBES, PortCell, QUARANTINE_SECONDS, claim, least_rest},
     reason::Reason,
     server::{ServerState, Servers as _},
     table::{Found, Kind as _, Slots as _, claim_any, publish_filled, release},
@@ -20,7 +20,7 @@ use lb_common::{
 
 use crate::{
     flow::{self, port_range},
-    from_client::{Client, IN_TABLE, serving},
+    from_client::{Client, HURRIED, IN_TABLE, serving},
     handshake::{Answer, REASON_SHIFT, owns_port},
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
     pipeline::World,
@@ -53,7 +53,7 @@ pub(crate) extern "C" fn open(first: u64, second: u64, ports: u64, sequence: u32
         return selected;
     }
     let FlowServer { server, endpoint, .. } = FlowServer::from_word(selected & 0xffff_ffff);
-    match half_open_flow(&world, &client, server, endpoint, sequence, sender) {
+    match half_open_flow(&world, &client, server, endpoint, sequence, sender, ports & HURRIED != 0) {
         Ok(to) => to.word() | reason << REASON_SHIFT,
         Err(reason) => Answer::word(0, reason),
     }
@@ -135,12 +135,13 @@ fn half_open_flow(
     endpoint: u16,
     sequence: u32,
     sender: u64,
+    hurried: bool,
 ) -> Result<FlowServer, Reason> {
     let hash = anew(client.hash);
     let (index, claimed) =
         claim_any::<FLOW_WORDS, FlowKind, _>(&HalfOpen, hash, world.now).ok_or(Reason::HalfOpenBusy)?;
     let slot = (&HalfOpen).slot(index).ok_or(Reason::HalfOpenBusy)?;
-    let Some((source, snat_port)) = port_for(world, server, endpoint, index, hash) else {
+    let Some((source, snat_port)) = port_for(world, server, endpoint, index, hash, hurried) else {
         release(slot, claimed);
         return Err(Reason::PortsExhausted);
     };
@@ -160,10 +161,17 @@ fn half_open_flow(
 
 /// The source address and SNAT port (as on the wire) of a new flow to a server; zeros in the modes that need none.
 #[inline(always)]
-fn port_for(world: &World, server: u16, endpoint: u16, slot: u32, hash: u64) -> Option<(u8, u16)> {
+fn port_for(
+    world: &World,
+    server: u16,
+    endpoint: u16,
+    slot: u32,
+    hash: u64,
+    hurried: bool,
+) -> Option<(u8, u16)> {
     let server = ServerTable.present(server)?;
     if server.forwarding.takes_port() {
-        any_port(world, server.address, endpoint, slot, hash)
+        any_port(world, server.address, endpoint, slot, hash, hurried)
     } else {
         Some((0, 0))
     }
@@ -171,7 +179,14 @@ fn port_for(world: &World, server: u16, endpoint: u16, slot: u32, hash: u64) -> 
 
 /// A SNAT port towards an endpoint (as on the wire) and its source address, from the one that the hash says first.
 #[inline(always)]
-fn any_port(world: &World, server: Address, endpoint: u16, slot: u32, hash: u64) -> Option<(u8, u16)> {
+fn any_port(
+    world: &World,
+    server: Address,
+    endpoint: u16,
+    slot: u32,
+    hash: u64,
+    hurried: bool,
+) -> Option<(u8, u16)> {
     let snat = world.snat();
     let sources = u32::from(snat.sources_like(server));
     if sources == 0 || snat.ports == 0 {
@@ -181,7 +196,7 @@ fn any_port(world: &World, server: Address, endpoint: u16, slot: u32, hash: u64)
     let mut attempt = 0;
     while attempt < sources && attempt < MAX_SOURCES as u32 {
         let source = (first + attempt) % sources;
-        let offset = port_of_source(endpoint, source, slot, snat.ports);
+        let offset = port_of_source(endpoint, source, slot, snat.ports, hurried);
         if offset != NO_PORT {
             return Some((source as u8, snat.first_port.wrapping_add(offset as u16).to_be()));
         }
@@ -194,16 +209,18 @@ fn any_port(world: &World, server: Address, endpoint: u16, slot: u32, hash: u64)
 /// ports; when the cursor comes round to it, the next free one may be thousands further.
 const PLACES: u32 = 8;
 
-/// As [`claim_port`], in [`PLACES`] spread over the range, one after the other.
+/// As [`claim_port`], in [`PLACES`] spread over the range, one after the other. Whoever is `hurried` begins where the cursor
+/// has come round to by then: there ports have rested longest.
 #[inline(always)]
-fn port_of_source(endpoint: u16, source: u32, slot: u32, ports: u32) -> u32 {
+fn port_of_source(endpoint: u16, source: u32, slot: u32, ports: u32, hurried: bool) -> u32 {
     let stride = if ports / PLACES > PROBES { ports / PLACES } else { PROBES };
     let mut place = 0;
     while place < PLACES {
         // A claim has moved the cursor by one itself.
-        let mut offset = claim_port(endpoint, source, slot, if place == 0 { 0 } else { stride - 1 });
-        if offset == NO_PORT && reclaim_ports(endpoint, source) > 0 {
-            offset = claim_port(endpoint, source, slot, 0);
+        let ahead = if place == 0 && !hurried { 0 } else { stride - 1 };
+        let mut offset = claim_port(endpoint, source, slot, ahead, hurried);
+        if offset == NO_PORT && reclaim_ports(endpoint, source, hurried) > 0 {
+            offset = claim_port(endpoint, source, slot, 0, hurried);
         }
         if offset != NO_PORT {
             return offset;
@@ -222,7 +239,7 @@ const NO_PORT: u32 = u32::MAX;
 /// A global function with numbers for arguments: the verifier checks it once, by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32, ahead: u32) -> u32 {
+extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32, ahead: u32, hurried: bool) -> u32 {
     let world = World::now();
     let range = port_range(world.snat(), endpoint, source as u8);
     if ahead > 0
@@ -230,15 +247,21 @@ extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32, ahead: u32) -> u
     {
         cursor.fetch_add(u64::from(ahead));
     }
-    let quarantine = Ticks(world.control.quarantine.load() as u32);
-    claim(&Ports, range, slot, world.now, quarantine).unwrap_or(NO_PORT)
+    claim(&Ports, range, slot, world.now, rest(&world, hurried)).unwrap_or(NO_PORT)
 }
 
-/// Retires expired flows that still have the next ports to be tried, so that ports come back also when nobody sweeps the
-/// flow table. Gives how many.
+/// How long a port must have rested.
+#[inline(always)]
+fn rest(world: &World, hurried: bool) -> Ticks {
+    let quarantine = Ticks(world.control.quarantine.load() as u32);
+    if hurried { least_rest(quarantine) } else { quarantine }
+}
+
+/// Retires flows that are over and still have the next ports to be tried, so that ports come back also when nobody sweeps the
+/// flow table: expired ones, and for whoever is `hurried` closed ones. Gives how many.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn reclaim_ports(endpoint: u16, source: u32) -> u32 {
+extern "C" fn reclaim_ports(endpoint: u16, source: u32, hurried: bool) -> u32 {
     let mut retired = 0;
     let mut probe = 0;
     while probe < PROBES {
@@ -253,21 +276,31 @@ extern "C" fn reclaim_ports(endpoint: u16, source: u32) -> u32 {
         let offset = (cursor.load().wrapping_add(u64::from(probe)) % u64::from(snat.ports)) as u32;
         let Some(cell) = (&Ports).cell(range.index(offset)) else { return retired };
         if let Owner::Flow(flow) = PortCell::from_word(cell.load()).owner {
-            retired += retire_expired(&world, flow);
+            retired += retire_over(&world, flow, hurried);
         }
         probe += 1;
     }
     retired
 }
 
+/// Retires a flow if it has expired, or for whoever is `hurried` if both sides closed it as long ago as a port must rest. One
+/// that an RST closed has to expire: its sender may take the RST back.
 #[inline(always)]
-fn retire_expired(world: &World, index: u32) -> u32 {
+fn retire_over(world: &World, index: u32, hurried: bool) -> u32 {
     let Some(slot) = (&Flows).slot(index) else { return 0 };
     let life = slot.life();
-    if !matches!(life.state(), SlotState::Live) || !FlowKind::expired(life, world.now) {
+    let over = FlowKind::expired(life, world.now) || hurried && has_rested(world, life);
+    if !matches!(life.state(), SlotState::Live) || !over {
         return 0;
     }
     u32::from(flow::take_out(&Found { index, slot, life }))
+}
+
+#[inline(always)]
+fn has_rested(world: &World, life: Life) -> bool {
+    let closed = matches!(TcpState::from_note(life.note()), TcpState::TimeWait);
+    let over = over_since(life, world.control.idle(TcpState::TimeWait, Ticks(0)), world.now);
+    closed && world.now.since(over).0 >= rest(world, true).0
 }
 
 /// A flow that found no room in the flow table lives on in the half-open table: its packets keep it.

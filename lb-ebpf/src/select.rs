@@ -60,7 +60,7 @@ pub(crate) extern "C" fn select(first: u64, second: u64, at: u32, asker: u32) ->
 pub(crate) fn chosen(world: &World, first: u64, second: u64, at: u32, asker: u32) -> u64 {
     let id = service_of(at);
     let Some(service) = maps::service(id) else { return Answer::word(0, Reason::NotConfigured) };
-    let record = if service.persistence.0 == 0 { None } else { recorded(world, &service, first, second, at) };
+    let record = if service.persistence.0 == 0 { NONE } else { recorded(world, &service, first, second, at) };
     let before = if takes_notes(&service) { latest(first, second, at) } else { NONE };
     let next = |attempt| {
         let skipped = u32::from(before != NONE);
@@ -68,6 +68,7 @@ pub(crate) fn chosen(world: &World, first: u64, second: u64, at: u32, asker: u32
             if attempt < skipped { before } else { scheduled(first, second, id, asker, attempt - skipped) };
         if picked == NONE { None } else { Some(picked as u16) }
     };
+    let record = if record == NONE { None } else { Some(record as u16) };
     let (mut number, mut server, reason) = match choose(&ServerTable, id, record, next) {
         Choice::Sticky(number, server) => (number, server, Reason::NewBySticky),
         Choice::Scheduled(number, server) => (number, server, Reason::NewByScheduler),
@@ -110,17 +111,17 @@ fn takes_new(number: u16, service: u16) -> Option<Server> {
     if server.service == service && server.state.has(ServerState::TAKES_NEW) { Some(server) } else { None }
 }
 
-/// The server of the client's sticky record.
+/// The server of the client's sticky record, or [`NONE`]. No `Option`: its empty half is undefined, and the verifier sees it
+/// copied about.
 #[inline(always)]
-fn recorded(world: &World, service: &Service, first: u64, second: u64, at: u32) -> Option<u16> {
+fn recorded(world: &World, service: &Service, first: u64, second: u64, at: u32) -> u32 {
     let key = key_of(service, first, second, at).words();
     let found = find::<STICKY_WORDS, Stickies, _>(&StickyTable, hash3(&world.key(), key), key, world.now);
     let Some(found) = found else {
-        let shared = if service.by_port { shared_record(first, second, service_of(at)) } else { NONE };
-        return if shared == NONE { None } else { Some(shared as u16) };
+        return if service.by_port { shared_record(first, second, service_of(at)) } else { NONE };
     };
     let to = StickyServer::from_word(found.slot.words[2].load());
-    if found.still() { Some(to.server) } else { None }
+    if found.still() { u32::from(to.server) } else { NONE }
 }
 
 /// The server of the record that a client got when one was for all ports of the service, or [`NONE`]. As [`scheduled`].

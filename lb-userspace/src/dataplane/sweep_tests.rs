@@ -36,14 +36,13 @@ fn a_silent_flow_frees_its_port_and_starts_its_records_timeout() {
 }
 
 #[test]
-fn a_freed_port_rests_before_it_is_used_again() {
+fn a_freed_port_has_rested_since_its_flow_expired() {
     let maps = traffic::maps();
     let flow = established(&maps, connection(1, 1), NOW);
     let words = maps.flows[flow as usize].read();
-    let late = NOW.plus(Ticks(IDLE.0 + 1));
-    sweep(&maps, late);
+    sweep(&maps, NOW.plus(Ticks(IDLE.0 + 9)));
     let cell = PortCell::from_word(cell_of(&maps, &words).unwrap().load());
-    assert_eq!(cell, PortCell { owner: Owner::Free, stamp: late });
+    assert_eq!(cell, PortCell { owner: Owner::Free, stamp: NOW.plus(IDLE) });
 }
 
 #[test]

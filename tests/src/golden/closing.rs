@@ -7,7 +7,7 @@ use super::{
     connection::{Connection, SERVER_ISN, reset_answer},
     frame::{Frame, flag},
     hospital::{FIRST_PORT, OTHER_ROUTER, SRV_1, span},
-    rows::{FlowRow, Key, PortOwner, Row},
+    rows::{FlowRow, Key, PortOwner, PortRow, Row},
 };
 
 const FIN: u8 = flag::FIN | flag::ACK;
@@ -158,17 +158,17 @@ fn forgeries() -> Vec<Case> {
 fn reuse() -> Vec<Case> {
     let c = connection();
     let anew = c.snat(FIRST_PORT + 1);
-    let replaced = |name, given: Vec<Given>, first: Reason| {
+    let replaced = |name, given: Vec<Given>, closed_at: i64| {
         case(name)
             .given(given)
-            .sends(&c.syn(), first, anew.forwarded(&c.syn()))
+            .sends(&c.syn(), Reason::NewBySticky, anew.forwarded(&c.syn()))
             .sends(&anew.syn_ack(), Reason::Returned, anew.returned(&anew.syn_ack()))
             .sends(&anew.ack(), Reason::Established, anew.forwarded(&anew.ack()))
             .sends(&anew.request(), Reason::Forwarded, anew.forwarded(&anew.request()))
             .leaves([
                 Then::Becomes(Row::Flow(anew.flow())),
                 Then::Appears(anew.port_of_flow()),
-                Then::Becomes(Row::Port(c.cell(PortOwner::Nobody))),
+                Then::Becomes(Row::Port(PortRow { since: closed_at, ..c.cell(PortOwner::Nobody) })),
             ])
     };
     let old = FlowRow { state: TcpState::TimeWait, made_at: -5_000, expires: 300, ..c.flow() };
@@ -177,12 +177,12 @@ fn reuse() -> Vec<Case> {
     let reset = c.in_state(TcpState::ServerReset, span::CLOSED);
     vec![
         replaced(
-            "a SYN on a flow in TIME-WAIT becomes a new flow, whose ACK takes the old one's place and frees its port",
+            "a SYN on a flow in TIME-WAIT becomes a new flow, whose ACK takes the old one's place; its port has rested since that was closed",
             closed,
-            Reason::NewBySticky,
+            300 - span::CLOSED,
         )
         .leaves([Then::Becomes(Row::Sticky(c.sticky(1)))]),
-        replaced("a SYN on a flow that was reset becomes a new flow", reset, Reason::NewBySticky)
+        replaced("a SYN on a flow that was reset becomes a new flow", reset, 0)
             .leaves([Then::Becomes(Row::Sticky(c.sticky(1)))]),
     ]
 }
@@ -210,7 +210,7 @@ fn expiry() -> Vec<Case> {
                 Then::Goes(Key::HalfOpen(c.who())),
                 Then::Becomes(Row::Flow(anew.flow())),
                 Then::Becomes(anew.port_of_flow()),
-                Then::Becomes(Row::Port(super::rows::PortRow { since: -700, ..c.cell(PortOwner::Nobody) })),
+                Then::Becomes(Row::Port(PortRow { since: -700, ..c.cell(PortOwner::Nobody) })),
             ]),
     ]
 }

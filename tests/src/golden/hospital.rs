@@ -45,6 +45,8 @@ pub(crate) mod span {
     pub(crate) const HALF_CLOSED: i64 = 3_200;
     /// How long a SNAT port rests.
     pub(crate) const QUARANTINE: i64 = 6_400;
+    /// How long it rests where no other is left.
+    pub(crate) const LEAST_REST: i64 = 100;
     /// How long a sticky record outlives its last flow.
     pub(crate) const PERSISTENCE: i64 = 25_600;
     /// How long an established flow may be silent.

@@ -25,10 +25,19 @@ use super::{
 /// The cases.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    [first(), again(), nobody(), ports(), many_ports(), half_open_table(), open_flows()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        first(),
+        again(),
+        nobody(),
+        ports(),
+        ports_of_closed_flows(),
+        many_ports(),
+        half_open_table(),
+        open_flows(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// What an accepted SYN leaves behind.
@@ -211,9 +220,17 @@ fn ports() -> Vec<Case> {
             .given([cell(SRV_3, 0, PortOwner::Nobody, resting), cell(SRV_3, 1, PortOwner::Nobody, -1)])
             .sends(&c.syn(), Reason::NewByScheduler, at(2).forwarded(&c.syn()))
             .leaves(half_open(&at(2))),
-        case("a SYN is dropped rather than given a port that rests")
+        case("a port that rests is handed out where no other is left")
             .given(taken_but(SRV_3, &[7]))
             .given([cell(SRV_3, 7, PortOwner::Nobody, resting)])
+            .sends(&c.syn(), Reason::NewByScheduler, at(7).forwarded(&c.syn()))
+            .leaves([
+                Then::Appears(Row::HalfOpen(at(7).syn_sent())),
+                Then::Becomes(at(7).port_of_half_open()),
+            ]),
+        case("a SYN is dropped rather than given a port that has hardly rested")
+            .given(taken_but(SRV_3, &[7]))
+            .given([cell(SRV_3, 7, PortOwner::Nobody, -span::LEAST_REST / 2)])
             .drops(c.syn().build(), Reason::PortsExhausted),
         case("a port that has rested is handed out again")
             .given(taken_but(SRV_3, &[7]))
@@ -268,6 +285,55 @@ fn ports() -> Vec<Case> {
                 Then::Becomes(Row::Sticky(expired.sticky(0))),
                 Then::Appears(Row::HalfOpen(at(5).syn_sent())),
                 Then::Becomes(at(5).port_of_half_open()),
+            ]),
+    ]
+}
+
+/// Of flows that are closed and still in the table.
+fn ports_of_closed_flows() -> Vec<Case> {
+    let c = Connection::to(SRV_3);
+    let closed = Connection { port: 50_000, snat_port: FIRST_PORT + 5, ..c.of_client(5) };
+    let alone = |name, state, ago: i64| {
+        case(name).given(closed.in_state(state, span::CLOSED - ago)).given(taken_but(SRV_3, &[5]))
+    };
+    let long_ago = 2 * span::LEAST_REST;
+    vec![
+        alone(
+            "the port of a flow that both sides have closed is handed out where no other is left",
+            TcpState::TimeWait,
+            long_ago,
+        )
+        .sends(&c.syn(), Reason::NewByScheduler, c.snat(closed.snat_port).forwarded(&c.syn()))
+        .leaves([
+            Then::Goes(Key::Flow(closed.who())),
+            Then::Appears(Row::HalfOpen(c.snat(closed.snat_port).syn_sent())),
+            Then::Becomes(c.snat(closed.snat_port).port_of_half_open()),
+        ]),
+        alone(
+            "a SYN is dropped rather than given the port of a flow that was closed just now",
+            TcpState::TimeWait,
+            1,
+        )
+        .drops(c.syn().build(), Reason::PortsExhausted),
+        alone(
+            "a SYN is dropped rather than given the port of a flow that an RST closed",
+            TcpState::ClientReset,
+            long_ago,
+        )
+        .drops(c.syn().build(), Reason::PortsExhausted),
+        case("a rested port of the other source address is handed out rather than one that rests")
+            .given([Given::Sources(2)])
+            .given([0, 1].into_iter().flat_map(|source| {
+                (0..PORTS).filter(move |place| (source, *place) != (1, 9)).map(move |place| {
+                    let port = FIRST_PORT + place;
+                    let (owner, since) = (PortOwner::Nobody, -span::QUARANTINE / 2);
+                    Given::Row(Row::Port(PortRow { endpoint: SRV_3.endpoint, source, port, owner, since }))
+                })
+            }))
+            .sends(&c.syn(), Reason::NewByScheduler, c.source(1).snat(FIRST_PORT + 9).forwarded(&c.syn()))
+            .leaves([
+                Then::Appears(Row::HalfOpen(c.source(1).snat(FIRST_PORT + 9).syn_sent())),
+                Then::Appears(c.source(1).snat(FIRST_PORT + 9).port_of_half_open()),
             ]),
     ]
 }

@@ -17,7 +17,10 @@ use super::{
 };
 use crate::golden::{
     bench::Bench,
-    hospital::{FIRST_PORT, span::QUARANTINE},
+    hospital::{
+        FIRST_PORT,
+        span::{LEAST_REST, QUARANTINE},
+    },
 };
 
 /// The slots that the program wrote to, and what is live in them now.
@@ -215,7 +218,26 @@ impl Model {
         }
     }
 
-    /// Whether a flow may have this SNAT port: in the range, not an established flow's, and rested.
+    /// Flows that were closed as long ago as a port must rest, and that the program took out because no other port was left.
+    pub(super) fn take_closed(&mut self, chosen: &Chosen, endpoint: u16) -> Result<(), String> {
+        for (slot, now) in &chosen.flows {
+            let Some(flow) = self.flows[*slot].as_ref().filter(|_| now.is_none()) else { continue };
+            if flow.endpoint == endpoint && self.is_over(flow, LEAST_REST) {
+                self.check_no_rested_port(endpoint)?;
+                self.retire(*slot);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a flow has been over for so long that its port may be had: it has expired, or, where no other port is left, was
+    /// closed by both sides.
+    fn is_over(&self, flow: &Flow, rest: i64) -> bool {
+        let closed = rest == LEAST_REST && flow.state == State::TimeWait;
+        (closed || self.is_past(flow.until)) && self.now - self.over_since(flow) >= rest
+    }
+
+    /// Whether a flow may have this SNAT port: in the range, not an open flow's, and rested, if one is.
     pub(super) fn check_port(&self, endpoint: u16, source: u8, port: u16) -> Result<usize, String> {
         let last = FIRST_PORT + (self.settings.ports - 1);
         if !(FIRST_PORT..=last).contains(&port) || u16::from(source) >= self.settings.sources {
@@ -224,14 +246,15 @@ impl Model {
         let place = self.port_place(endpoint, source, port);
         match self.ports[place] {
             Some(Cell { owner: Owner::HalfOpen(_), .. }) => self.check_no_free_port(place)?,
-            cell if self.is_free(cell) => {}
+            cell if self.is_free(cell, QUARANTINE) => {}
+            cell if self.is_free(cell, LEAST_REST) => self.check_no_rested_port(endpoint)?,
             cell => return Err(format!("SNAT port {port} is not free: {cell:?} at {}", self.now)),
         }
         Ok(place)
     }
 
-    fn is_free(&self, cell: Option<Cell>) -> bool {
-        let rested = |cell: Cell| cell.owner == Owner::Nobody && self.now - cell.since >= QUARANTINE;
+    fn is_free(&self, cell: Option<Cell>, rest: i64) -> bool {
+        let rested = |cell: Cell| cell.owner == Owner::Nobody && self.now - cell.since >= rest;
         cell.is_none_or(rested)
     }
 
@@ -240,7 +263,7 @@ impl Model {
         let count = usize::from(self.settings.ports);
         let (first, offset) = (place - place % count, place % count);
         let probes = count.min(PROBES as usize);
-        let free = |offset: usize| self.is_free(self.ports[first + offset % count]);
+        let free = |offset: usize| self.is_free(self.ports[first + offset % count], QUARANTINE);
         let alone = |start: usize| !(start..start + probes).any(free);
         let mut starts = (0..probes).map(|back| offset + count - back);
         if starts.any(alone) {
@@ -249,16 +272,22 @@ impl Model {
         Err("a half-open flow lost its port although another was free".to_owned())
     }
 
-    /// Whether no port towards an endpoint can be had. Eight places of sixteen are all ports of a small range.
-    pub(super) fn check_no_port(&self, endpoint: u16) -> Result<(), String> {
+    /// Whether no port towards an endpoint that has rested for the quarantine can be had.
+    pub(super) fn check_no_rested_port(&self, endpoint: u16) -> Result<(), String> {
+        self.check_no_port(endpoint, QUARANTINE)
+    }
+
+    /// Whether no port towards an endpoint can be had that has rested for so long. Eight places of sixteen are all ports of a small
+    /// range.
+    pub(super) fn check_no_port(&self, endpoint: u16, rest: i64) -> Result<(), String> {
         let count = usize::from(self.settings.ports * self.settings.sources);
         let first = self.port_place(endpoint, 0, FIRST_PORT);
         let to_be_had = |cell: Option<Cell>| match cell {
             Some(Cell { owner: Owner::HalfOpen(_), .. }) => true,
             Some(Cell { owner: Owner::Flow(slot), .. }) => {
-                self.flows[slot].as_ref().is_some_and(|flow| self.now - flow.until >= QUARANTINE)
+                self.flows[slot].as_ref().is_some_and(|flow| self.is_over(flow, rest))
             }
-            cell => self.is_free(cell),
+            cell => self.is_free(cell, rest),
         };
         match self.ports[first..first + count].iter().position(|cell| to_be_had(*cell)) {
             None => Ok(()),

@@ -10,7 +10,10 @@ use super::{
     server_number,
     state::{From, ahead},
 };
-use crate::golden::{frame::Mac, hospital::SERVERS};
+use crate::golden::{
+    frame::Mac,
+    hospital::{SERVERS, span::LEAST_REST},
+};
 
 /// A client's segment as it is looked at here.
 struct Heard<'a> {
@@ -102,6 +105,7 @@ impl Model {
             return Ok(Verdict::Left(Reason::HalfOpenBusy));
         }
         self.take_retired(heard.chosen);
+        self.take_closed(heard.chosen, SERVERS[number].endpoint)?;
         let Some((slot, chosen)) = heard.chosen.half_open(heard.key) else {
             return self.no_port(heard, number);
         };
@@ -155,7 +159,9 @@ impl Model {
 
     /// No SNAT port was free. The half-open row that would have been overwritten is lost.
     fn no_port(&mut self, heard: &Heard<'_>, number: usize) -> Result<Verdict, String> {
-        self.check_no_port(SERVERS[number].endpoint)?;
+        let endpoint = SERVERS[number].endpoint;
+        self.check_no_rested_port(endpoint)?;
+        self.check_no_port(endpoint, LEAST_REST)?;
         for (slot, row) in &heard.chosen.half_open {
             if row.is_none() && self.half_open[*slot].is_some() {
                 self.check_half_open_slot(heard.key, *slot)?;

@@ -304,9 +304,15 @@ impl Model {
         }
         if self.owner_of(&flow) == Owner::Flow(slot) {
             let place = self.port_place(flow.endpoint, flow.source, flow.port);
-            self.set_port(place, Owner::Nobody, flow.until.min(self.now));
+            self.set_port(place, Owner::Nobody, self.over_since(&flow));
         }
         self.set_flow(slot, None);
+    }
+
+    /// Since when a flow that leaves its table has been over.
+    pub(super) fn over_since(&self, flow: &Flow) -> i64 {
+        let lasted = if flow.state.is_closed() { self.patience(flow.state, flow.key.service) } else { 0 };
+        (flow.until - lasted).min(self.now)
     }
 
     /// A record whose server can't be used any more follows the client to where it is now.

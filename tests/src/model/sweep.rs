@@ -32,7 +32,7 @@ impl Model {
             }
             if self.owner_of(&flow) == Owner::Flow(slot) {
                 let place = self.port_place(flow.endpoint, flow.source, flow.port);
-                self.set_port(place, Owner::Nobody, self.now);
+                self.set_port(place, Owner::Nobody, self.over_since(&flow));
             }
         }
         for slot in 0..self.half_open.len() {
