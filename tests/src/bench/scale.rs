@@ -84,7 +84,7 @@ fn report(sites: &Sites, tables: &Tables) -> Report {
         title: format!("Bytes a row, {:.2} of the slots taken", bytes.load),
         columns: vec!["bytes".to_owned()],
         rows: vec![
-            row("a flow: its share of the flow table, and its port's cell", bytes.flow),
+            row("a flow: its share of the flow table and the tags, and its port's cell", bytes.flow),
             row("a sticky record: its share of the sticky table", bytes.sticky),
         ],
     });

@@ -1,12 +1,13 @@
 //! From a drain's start to the first new client that is sent elsewhere.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr, SocketAddrV4},
     os::unix::net::UnixStream,
     path::PathBuf,
-    process::Child,
+    process::{Child, Stdio},
     sync::Barrier,
     thread,
     time::{Duration, Instant},
@@ -26,6 +27,8 @@ use crate::{
 const SERVICE: &str = "Hyperspace";
 const READY_WITHIN: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Until a shell waits for its input.
+const PROMPT: Duration = Duration::from_millis(50);
 
 /// What a drain took.
 #[derive(Clone, Copy, Debug)]
@@ -109,13 +112,14 @@ impl Balancer {
     pub(super) fn drain(&mut self, how: How) -> Result<Drained> {
         let Self { lab, probe, server } = self;
         let lab = &*lab;
+        let command = if how == How::Command { Some(Typed::drain(lab, server)?) } else { None };
         let drained = drained(
             lab,
             Ns::Lb,
             |home| probe.until(home),
-            || match how {
-                How::Command => by_command(lab, server),
-                How::Api => set_state(lab, server, "drain"),
+            || match command {
+                Some(command) => command.enter(),
+                None => set_state(lab, server, "drain"),
             },
         )?;
         set_state(lab, server, "online")?;
@@ -132,11 +136,29 @@ impl Balancer {
     }
 }
 
-fn by_command(lab: &Lab, server: &str) -> Result<()> {
-    let output = lab.cli(&["server", "drain", &format!("{SERVICE}/{server}")])?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`steadfast server drain` failed: {}", said.trim_end());
-    Ok(())
+/// A shell at whose prompt a command stands: the bench is much larger than a shell, and takes longer to start a process.
+struct Typed(Child);
+
+impl Typed {
+    /// `steadfast server drain`.
+    fn drain(lab: &Lab, server: &str) -> Result<Self> {
+        let steadfast = lab.program("steadfast", &["server", "drain", &format!("{SERVICE}/{server}")])?;
+        let prompt = [OsStr::new("-c"), OsStr::new("read enter; \"$0\" \"$@\""), steadfast.get_program()];
+        let mut shell = lab.command(Ns::Lb, "sh", prompt.into_iter().chain(steadfast.get_args()));
+        shell.envs(steadfast.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let shell = shell.spawn().context("cannot start sh")?;
+        thread::sleep(PROMPT);
+        Ok(Self(shell))
+    }
+
+    fn enter(mut self) -> Result<()> {
+        self.0.stdin.take().context("a shell without input")?.write_all(b"\n")?;
+        let output = self.0.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "`steadfast server drain` failed: {}", said.trim_end());
+        Ok(())
+    }
 }
 
 fn set_state(lab: &Lab, server: &str, state: &str) -> Result<()> {

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context as _, Result};
-use lb_common::{flow::FlowSlot, reason::Reason, sticky::StickySlot, word::Word};
+use lb_common::{flow::FlowSlot, reason::Reason, sticky::StickySlot, table::BUCKET, word::Word};
 use lb_userspace::config::Tables as Limits;
 
 use super::memory;
@@ -85,9 +85,10 @@ impl Tables {
     pub(super) fn bytes(&self) -> Bytes {
         let load = 1e7 / f64::from(LARGEST);
         let slot = |size: usize| size as f64;
+        let tags = slot(size_of::<Word>()) / f64::from(BUCKET);
         Bytes {
             load,
-            flow: slot(size_of::<FlowSlot>()) / load + slot(size_of::<Word>()),
+            flow: slot(size_of::<FlowSlot>()) / load + tags / load + slot(size_of::<Word>()),
             sticky: slot(size_of::<StickySlot>()) / load,
             sticky_slot: slot(size_of::<StickySlot>()),
         }
