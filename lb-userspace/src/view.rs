@@ -24,6 +24,7 @@ pub mod map;
 mod map_decode;
 pub mod names;
 pub mod plan;
+pub mod ports;
 pub mod program;
 pub mod rates;
 mod scheduler;

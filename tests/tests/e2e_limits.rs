@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::{Value, json};
 use tests::{
     e2e::{
         Connection, Homes, Site, Talkers, Turn, Wanted,
@@ -260,6 +261,8 @@ fn exhausted_snat_ports_are_counted_and_harm_only_new_connections_to_that_server
     assert!(site.daemon_log().contains("no SNAT port was free"), "{}", site.daemon_log());
     assert!(counts.iter().all(|count| *count <= PORTS), "{counts:?}");
     assert!(counts.iter().all(|count| *count >= PORTS - 2), "{counts:?}");
+    let shown: Value = records::ask(&site, &["server", "show", "Hyperspace/Hyperspace_Srv_1"]).unwrap();
+    assert_eq!((&shown["snat_ports"]["all"], &shown["snat_ports"]["in_use"]), (&json!(PORTS), &json!(PORTS)));
 
     // Everyone who is in goes on, each on a server of its own choice.
     let mut homes_of_open = Homes::new();

@@ -13,6 +13,7 @@ use crate::{
     view::{
         Names, ServerName, Snapshot, Time, explain as explanations, flow as flows, map as maps,
         names::client_address,
+        ports::SnatPorts,
         program,
         server::{self as servers, ServerRecord},
         service as services, sticky as stickies,
@@ -81,7 +82,11 @@ pub(super) fn server(
             Some(Target::Server(name)) => {
                 let (_, id) = snapshot.names.server_id(name)?;
                 match of(&|server| server.id == id).as_slice() {
-                    [server] => screen.show(server, || servers::detail(server)),
+                    [server] => {
+                        let mut server = server.clone();
+                        server.snat_ports = SnatPorts::towards(snapshot, id);
+                        screen.show(&server, || servers::detail(&server))
+                    }
                     _ => bail!("{name} was removed in this moment"),
                 }
             }

@@ -1,10 +1,18 @@
 //! What the records and tables say of maps filled by hand.
 
-use lb_common::tcp::TcpState;
+use lb_common::{
+    clock::Ticks,
+    control::Snat,
+    ports::{Owner, PortCell},
+    server::Servers as _,
+    tcp::TcpState,
+};
 use serde_json::{Value, json};
 
 use super::{
-    Snapshot, flow, map, rates,
+    Snapshot, flow, map,
+    ports::SnatPorts,
+    rates,
     server::{self, ServerRecord},
     service, stats, sticky,
     testing::{Builder, DOWN, DRAINING, HOUR, UP, address, wall},
@@ -75,6 +83,33 @@ fn a_server_record_has_the_fields_of_the_contract() {
             "reachable": true, "mac": "02:00:00:00:00:03", "certificate_expires": null, "id": 3,
         })
     );
+}
+
+#[test]
+fn ports_towards_a_server_are_in_use_or_rest_or_are_neither() {
+    let builder = Builder::example();
+    let cells = |stamp: u32, owner| PortCell { owner, stamp: Ticks(stamp) }.word();
+    let snat = Snat::from_word(builder.maps.control().snat.load());
+    let server = builder.maps.servers.present(2).unwrap();
+    builder.maps.control().quarantine.store(1000);
+    let now = builder.snapshot().clock.now.0;
+    let first = u32::from(server.endpoint) * u32::from(snat.rows()) * snat.ports;
+    let stored = [
+        cells(now, Owner::Flow(1)),
+        cells(now, Owner::HalfOpen(2)),
+        cells(now - 999, Owner::Free),
+        cells(now - 1000, Owner::Free),
+    ];
+    for (offset, cell) in stored.into_iter().enumerate() {
+        builder.maps.port_cells[first as usize + offset].store(cell);
+    }
+    let all = snat.ports * u32::from(snat.sources);
+    let shown = SnatPorts::towards(&builder.snapshot(), 2);
+    assert_eq!(shown, Some(SnatPorts { all, in_use: 2, resting: 1 }));
+    let mut server = servers(&builder.snapshot())[1].clone();
+    server.snat_ports = shown;
+    let line = format!("SNAT ports            2 of {all} in use, 1 rest after their connection\n");
+    assert!(server::detail(&server).contains(&line), "{}", server::detail(&server));
 }
 
 #[test]
@@ -300,13 +335,7 @@ fn maps_that_are_not_set_up_or_of_another_layout_are_refused() {
 #[test]
 fn every_map_can_be_listed_dumped_and_looked_up() {
     let builder = night();
-    builder.maps.port_cells[5].store(
-        lb_common::ports::PortCell {
-            owner: lb_common::ports::Owner::Flow(9),
-            stamp: lb_common::clock::Ticks(100_000),
-        }
-        .word(),
-    );
+    builder.maps.port_cells[5].store(PortCell { owner: Owner::Flow(9), stamp: Ticks(100_000) }.word());
     builder.maps.port_cursors[2].store(17);
     let snapshot = builder.snapshot();
     let counts: Vec<(&str, usize)> = map::list(&builder.maps)

@@ -15,6 +15,7 @@ use super::{
     Census, Snapshot, Time,
     format::{bytes, duration, plural},
     names::{ip, text},
+    ports::SnatPorts,
     service::place,
     table::{Align, render},
 };
@@ -150,6 +151,9 @@ pub struct ServerRecord {
     pub mac: Option<String>,
     /// Expiry of the certificate that a TLS check saw.
     pub certificate_expires: Option<Time>,
+    /// The SNAT ports towards it; counted only where one server is shown in full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snat_ports: Option<SnatPorts>,
     /// The id in the maps.
     pub id: u16,
     /// The service's id.
@@ -202,6 +206,7 @@ impl ServerRecord {
             reachable: has(ServerState::REACHABLE),
             mac: live.filter(|server| server.state.has(ServerState::REACHABLE)).map(|server| mac(server.mac)),
             certificate_expires: Time::from_unix(info.certificate_expires),
+            snat_ports: None,
             id,
             service_id: info.service,
             health_age: since.map(|since| since.seconds_until(snapshot.clock.time())),
@@ -363,6 +368,9 @@ pub fn detail(server: &ServerRecord) -> String {
         "sticky clients",
         format!("{}, {} of them without a connection", server.sticky_clients, server.sticky_clients_idle),
     );
+    if let Some(SnatPorts { all, in_use, resting }) = server.snat_ports {
+        line("SNAT ports", format!("{in_use} of {all} in use, {resting} rest after their connection"));
+    }
     if let Some(reason) = &server.health_reason {
         line("health check", reason.clone());
     }
