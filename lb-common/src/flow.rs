@@ -131,9 +131,6 @@ impl FlowServer {
     }
 }
 
-/// A deadline is moved when it would move by at least this many ticks: one store a second at most, not one a packet.
-const REFRESH: u32 = 8;
-
 /// Since when a flow has been over that leaves its table at `now`: since it was closed, `idle_closed` before its deadline; since
 /// it expired; or since now, if it is taken out while it is open.
 #[inline(always)]
@@ -147,6 +144,9 @@ pub const fn over_since(life: Life, idle_closed: Ticks, now: Ticks) -> Ticks {
     };
     if ended.is_past(now) { ended } else { now }
 }
+
+/// A deadline is moved when it would move by at least this many ticks: one store a second at most, not one a packet.
+const REFRESH: u32 = 8;
 
 /// Whether a deadline, of a flow that may be silent for `idle`, stays where it is.
 #[inline(always)]
