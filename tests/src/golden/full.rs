@@ -17,17 +17,21 @@ pub fn cases() -> Vec<Case> {
     [flows(), closed_flows(), stickies()].into_iter().flatten().collect()
 }
 
-fn flows() -> Vec<Case> {
-    let c = Connection::to(SRV_1);
-    let open = Connection::to(SRV_2);
-    // The half-open row takes the flow's part; the record it made is not held.
-    let overflow = FlowRow {
+/// The half-open row takes the flow's part; the record it made is not held.
+fn overflow(c: &Connection) -> FlowRow {
+    FlowRow {
         client_sequence: c.flow().client_sequence,
         state: TcpState::Established,
         held: Held::Record,
         expires: span::IDLE,
         ..c.syn_received()
-    };
+    }
+}
+
+fn flows() -> Vec<Case> {
+    let c = Connection::to(SRV_1);
+    let open = Connection::to(SRV_2);
+    let overflow = overflow(&c);
     let aged = FlowRow { expires: 3_000, ..overflow };
     let late_syn = c.client_segment(flag::ACK, 30, 1);
     let own = FlowRow { expires: -900, made_at: -5_000, ..c.snat(c.snat_port + 1).flow() };
@@ -95,13 +99,6 @@ fn closed_flows() -> Vec<Case> {
             .given([Given::Full(Full::Flows)])
             .given(c.after_syn_ack())
     };
-    let overflow = FlowRow {
-        client_sequence: c.flow().client_sequence,
-        state: TcpState::Established,
-        expires: span::IDLE,
-        held: Held::Record,
-        ..c.syn_received()
-    };
     vec![
         full("a flow that both sides have closed makes way in a full flow table", TcpState::TimeWait)
             .sends(&c.ack(), Reason::Established, c.forwarded(&c.ack()))
@@ -115,7 +112,7 @@ fn closed_flows() -> Vec<Case> {
             ]),
         full("a flow that an RST closed keeps its place in a full flow table", TcpState::ClientReset)
             .sends(&c.ack(), Reason::FlowTableFull, c.forwarded(&c.ack()))
-            .leaves([Then::Becomes(Row::HalfOpen(overflow)), Then::Becomes(Row::Sticky(c.sticky(0)))]),
+            .leaves([Then::Becomes(Row::HalfOpen(overflow(&c))), Then::Becomes(Row::Sticky(c.sticky(0)))]),
     ]
 }
 

@@ -159,9 +159,7 @@ impl Model {
 
     /// No SNAT port was free. The half-open row that would have been overwritten is lost.
     fn no_port(&mut self, heard: &Heard<'_>, number: usize) -> Result<Verdict, String> {
-        let endpoint = SERVERS[number].endpoint;
-        self.check_no_rested_port(endpoint)?;
-        self.check_no_port(endpoint, LEAST_REST)?;
+        self.check_no_port(SERVERS[number].endpoint, LEAST_REST)?;
         for (slot, row) in &heard.chosen.half_open {
             if row.is_none() && self.half_open[*slot].is_some() {
                 self.check_half_open_slot(heard.key, *slot)?;
