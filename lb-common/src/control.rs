@@ -2,7 +2,10 @@
 
 use crate::address::Address;
 use crate::clock::Ticks;
+use crate::flow::over_since;
 use crate::hash::HashKey;
+use crate::life::Life;
+use crate::ports::PortRange;
 use crate::service::{InForce, Spread};
 use crate::tcp::TcpState;
 use crate::word::Word;
@@ -157,6 +160,13 @@ impl Snat {
         if self.sources > self.sources_v6 { self.sources } else { self.sources_v6 }
     }
 
+    /// The cells of the ports from a source address to an endpoint.
+    #[inline(always)]
+    #[must_use]
+    pub const fn range(self, endpoint: u16, source: u8) -> PortRange {
+        PortRange { pair: endpoint as u32 * self.rows() as u32 + source as u32, count: self.ports }
+    }
+
     /// The addresses that are running, with the ports and addresses that are `wanted`: a family that is used now stays as
     /// it is. `None` if connections would not be found any more.
     #[must_use]
@@ -202,6 +212,13 @@ impl Control {
             self.hash_key[2].load(),
             self.hash_key[3].load(),
         ])
+    }
+
+    /// Since when a flow with this life, which leaves its table at `now`, has been [over](over_since).
+    #[inline(always)]
+    #[must_use]
+    pub fn over_since(&self, life: Life, now: Ticks) -> Ticks {
+        over_since(life, self.idle(TcpState::TimeWait, Ticks(0)), now)
     }
 
     /// How long a flow in `state` may be silent; `established` is what its service says.

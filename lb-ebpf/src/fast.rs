@@ -30,7 +30,7 @@ use lb_common::{
 use crate::{
     cache::{self, Decided, Keep, Look},
     count,
-    flow::{port_range, record},
+    flow::record,
     maps::{self, Flows, Ports, ServerTable, ServiceIndex},
     packet::{Family, Hop, Plain, Span, family, interface},
     pipeline::{SAME_ARM, World, now},
@@ -227,7 +227,7 @@ fn from_server<const V6: bool>(
     let snat = world.snat();
     let Some(offset) = snat.offset(port) else { return Fast::Undecided };
     let Some(source) = world.source_number(snat.sources_like(ours), ours) else { return Fast::Undecided };
-    let Some(cell) = (&Ports).cell(port_range(snat, endpoint, source).index(offset)) else {
+    let Some(cell) = (&Ports).cell(snat.range(endpoint, source).index(offset)) else {
         return Fast::Undecided;
     };
     let Owner::Flow(index) = PortCell::from_word(cell.load()).owner else { return Fast::Undecided };

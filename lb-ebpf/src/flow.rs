@@ -2,13 +2,12 @@
 
 use lb_common::{
     clock::Ticks,
-    control::Snat,
     flow::{
         FLOW_WORDS, FlowKey, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences,
-        over_since, stays,
+        stays,
     },
     life::{Life, SlotState},
-    ports::{self, Cells as _, PortRange},
+    ports::{self, Cells as _},
     sticky::{self, reference},
     table::{self, Found, Slot, Slots as _},
     tcp::{Direction, TcpFlags, TcpState, in_window, worth_recording},
@@ -239,16 +238,9 @@ pub(crate) extern "C" fn retire(index: u32, life: u64) -> u32 {
         release_record(&world, slot);
     }
     if let Some(cell) = cell_of(&world, &to) {
-        let idle_closed = world.control.idle(TcpState::TimeWait, Ticks(0));
-        ports::give_back(cell, index, over_since(Life::from_word(life), idle_closed, world.now));
+        ports::give_back(cell, index, world.control.over_since(Life::from_word(life), world.now));
     }
     1
-}
-
-/// The cells of the ports from a source address to an endpoint.
-#[inline(always)]
-pub(crate) fn port_range(snat: Snat, endpoint: u16, source: u8) -> PortRange {
-    PortRange { pair: u32::from(endpoint) * u32::from(snat.rows()) + u32::from(source), count: snat.ports }
 }
 
 /// The cell of a flow's SNAT port.
@@ -256,5 +248,5 @@ pub(crate) fn port_range(snat: Snat, endpoint: u16, source: u8) -> PortRange {
 pub(crate) fn cell_of(world: &World, to: &FlowServer) -> Option<&'static Word> {
     let snat = world.snat();
     let offset = snat.offset(to.snat_port)?;
-    (&Ports).cell(port_range(snat, to.endpoint, to.source).index(offset))
+    (&Ports).cell(snat.range(to.endpoint, to.source).index(offset))
 }

@@ -37,7 +37,7 @@ pub(crate) struct Return {
 pub(crate) fn by_port(world: &World, endpoint: u16, source: u8, port: u16) -> Option<Return> {
     let snat = world.snat();
     let offset = snat.offset(port)?;
-    let cell = (&Ports).cell(flow::port_range(snat, endpoint, source).index(offset))?;
+    let cell = (&Ports).cell(snat.range(endpoint, source).index(offset))?;
     let (index, half_open, slot) = match PortCell::from_word(cell.load()).owner {
         Owner::Flow(index) => (index, false, (&Flows).slot(index)?),
         Owner::HalfOpen(index) => (index, true, (&HalfOpen).slot(index)?),

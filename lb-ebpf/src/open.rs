@@ -8,7 +8,7 @@ use lb_common::{
     control::MAX_SOURCES,
     flow::{
         FLOW_WORDS, FlowKey, FlowServer, FlowSticky, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD,
-        STICKY_WORD, Sequences, over_since,
+        STICKY_WORD, Sequences,
     },
     life::{Life, SlotState},
     ports::{Cells as _, Owner, PROBES, PortCell, QUARANTINE_SECONDS, claim, least_rest},
@@ -19,7 +19,7 @@ use lb_common::{
 };
 
 use crate::{
-    flow::{self, port_range},
+    flow,
     from_client::{Client, HURRIED, IN_TABLE, serving},
     handshake::{Answer, REASON_SHIFT, owns_port},
     maps::{self, Flows, HalfOpen, Ports, ServerTable},
@@ -241,7 +241,7 @@ const NO_PORT: u32 = u32::MAX;
 #[inline(never)]
 extern "C" fn claim_port(endpoint: u16, source: u32, slot: u32, ahead: u32, hurried: bool) -> u32 {
     let world = World::now();
-    let range = port_range(world.snat(), endpoint, source as u8);
+    let range = world.snat().range(endpoint, source as u8);
     if ahead > 0
         && let Some(cursor) = (&Ports).cursor(range.pair)
     {
@@ -268,7 +268,7 @@ extern "C" fn reclaim_ports(endpoint: u16, source: u32, hurried: bool) -> u32 {
         // Read again each time, instead of being kept on the stack.
         let world = World::now();
         let snat = world.snat();
-        let range = port_range(snat, endpoint, source as u8);
+        let range = snat.range(endpoint, source as u8);
         let Some(cursor) = (&Ports).cursor(range.pair) else { return retired };
         if snat.ports == 0 {
             return retired;
@@ -299,7 +299,7 @@ fn retire_over(world: &World, index: u32, hurried: bool) -> u32 {
 #[inline(always)]
 fn has_rested(world: &World, life: Life) -> bool {
     let closed = matches!(TcpState::from_note(life.note()), TcpState::TimeWait);
-    let over = over_since(life, world.control.idle(TcpState::TimeWait, Ticks(0)), world.now);
+    let over = world.control.over_since(life, world.now);
     closed && world.now.since(over).0 >= rest(world, true).0
 }
 

@@ -14,7 +14,7 @@ use lb_common::flow::{
 use lb_common::hash::hash3;
 use lb_common::life::{Life, SlotState};
 use lb_common::picks;
-use lb_common::ports::{Cells as _, Owner, PortCell, PortRange, give_back};
+use lb_common::ports::{Cells as _, Owner, PortCell, give_back};
 use lb_common::service::Service;
 use lb_common::sticky::{STICKY_WORDS, Stickies, Sticky, StickyServer, StickySlot, let_go};
 use lb_common::table::{Insert, Kind as _, Slot, find, insert_if_absent, release};
@@ -174,12 +174,8 @@ fn give_port_back(maps: &Maps, to: &FlowServer, index: u32, is_half_open: bool, 
     if offset >= snat.ports {
         return;
     }
-    let range = PortRange {
-        pair: u32::from(to.endpoint) * u32::from(snat.rows()) + u32::from(to.source),
-        count: snat.ports,
-    };
     let cells = PortMaps(maps);
-    let Some(cell) = cells.cell(range.index(offset)) else {
+    let Some(cell) = cells.cell(snat.range(to.endpoint, to.source).index(offset)) else {
         return;
     };
     let seen = cell.load();

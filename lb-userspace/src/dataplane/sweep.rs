@@ -8,9 +8,7 @@
 use lb_common::{
     clock::Ticks,
     control::Snat,
-    flow::{
-        FLOW_WORDS, FlowKey, FlowServer, FlowSlot, FlowSticky, Flows, SERVER_WORD, STICKY_WORD, over_since,
-    },
+    flow::{FLOW_WORDS, FlowKey, FlowServer, FlowSlot, FlowSticky, Flows, SERVER_WORD, STICKY_WORD},
     life::{Life, SlotState},
     ports::{Owner, PortCell, PortRange, give_back},
     service::Service,
@@ -103,8 +101,7 @@ pub(super) fn retire(maps: &Maps, index: u32, words: &[u64; FLOW_WORDS], life: L
         }
     }
     if let Some(cell) = cell_of(maps, words) {
-        let idle_closed = maps.control().idle(TcpState::TimeWait, Ticks(0));
-        give_back(cell, index, over_since(life, idle_closed, now));
+        give_back(cell, index, maps.control().over_since(life, now));
     }
 }
 

@@ -31,8 +31,7 @@ impl SnatPorts {
         let quarantine = maps.control().quarantine.load();
         let mut ports = Self::default();
         for source in 0..snat.sources_like(server.address) {
-            let pair = u32::from(server.endpoint) * u32::from(snat.rows()) + u32::from(source);
-            for cell in cells(maps, PortRange { pair, count: snat.ports }) {
+            for cell in cells(maps, snat.range(server.endpoint, source)) {
                 let rests =
                     cell.stamp.0 != 0 && u64::from(snapshot.clock.now.since(cell.stamp).0) < quarantine;
                 ports.all += 1;

@@ -93,7 +93,7 @@ fn ports_towards_a_server_are_in_use_or_rest_or_are_neither() {
     let server = builder.maps.servers.present(2).unwrap();
     builder.maps.control().quarantine.store(1000);
     let now = builder.snapshot().clock.now.0;
-    let first = u32::from(server.endpoint) * u32::from(snat.rows()) * snat.ports;
+    let first = snat.range(server.endpoint, 0).index(0);
     let stored = [
         cells(now, Owner::Flow(1)),
         cells(now, Owner::HalfOpen(2)),
