@@ -13,6 +13,7 @@ pub mod guard;
 pub mod kernel_log;
 pub mod lock;
 pub mod outside;
+pub mod problems;
 pub mod redirects;
 pub mod routers;
 pub mod run;

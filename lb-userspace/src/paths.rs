@@ -54,4 +54,10 @@ impl Paths {
     pub fn state_file(&self) -> PathBuf {
         self.state_dir.join("state.json")
     }
+
+    /// The same, while that cannot be written.
+    #[must_use]
+    pub fn state_stand_in(&self) -> PathBuf {
+        self.runtime_dir.join("state.json")
+    }
 }

@@ -29,7 +29,8 @@ fn served() -> Served {
     let socket = directory.path().join("run/api.sock");
     let text = yaml(&[("V", 150, &[("a", 1), ("b", 2)])]);
     let file = ConfigFile { source: "f".to_owned(), config: config::parse("f", &text).unwrap(), text };
-    let memory = Memory::recall(Store::new(directory.path().join("state.json")), &file).unwrap();
+    let store = Store::new(directory.path().join("state.json"), directory.path().join("run/state.json"));
+    let memory = Memory::recall(store, &file);
     let maps = Arc::new(maps(FakeKernel::default()));
     let clock: crate::daemon::engine::Clock = Arc::new(|| Timestamp::UNIX_EPOCH);
     let mut engine = Engine::new(Arc::clone(&maps), memory, About::default(), clock, false);

@@ -15,6 +15,8 @@ use tokio::net::UnixStream;
 
 /// How long an answer may take: applying a large configuration reads back what it wrote.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one may take that is only shown beside something else.
+const GLANCE: Duration = Duration::from_secs(2);
 /// The largest answer, in bytes.
 const LARGEST: usize = 64 << 20;
 
@@ -36,7 +38,15 @@ impl Daemon {
     /// # Errors
     /// The daemon is not running, does not answer, or refused: then the error is its own sentence.
     pub fn get(&self, path: &str) -> anyhow::Result<Value> {
-        self.ask(Method::GET, path, Bytes::new())
+        self.ask(Method::GET, path, Bytes::new(), PATIENCE)
+    }
+
+    /// Asks for a path, and does not wait for long.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn glance(&self, path: &str) -> anyhow::Result<Value> {
+        self.ask(Method::GET, path, Bytes::new(), GLANCE)
     }
 
     /// Sends a body to a path.
@@ -44,17 +54,17 @@ impl Daemon {
     /// # Errors
     /// As [`get`](Self::get).
     pub fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
-        self.ask(Method::POST, path, serde_json::to_vec(body)?.into())
+        self.ask(Method::POST, path, serde_json::to_vec(body)?.into(), PATIENCE)
     }
 
-    fn ask(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Value> {
+    fn ask(&self, method: Method, path: &str, body: Bytes, patience: Duration) -> anyhow::Result<Value> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            match tokio::time::timeout(PATIENCE, exchange(&self.socket, method, path, body)).await {
+            match tokio::time::timeout(patience, exchange(&self.socket, method, path, body)).await {
                 Ok(answer) => answer,
                 Err(_) => bail!(
                     "the daemon did not answer within {} s; its log says what it is doing (journalctl -u steadfastd)",
-                    PATIENCE.as_secs()
+                    patience.as_secs()
                 ),
             }
         })

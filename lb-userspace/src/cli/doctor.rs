@@ -12,6 +12,7 @@ use super::{
     world::{Request, World},
 };
 use crate::{
+    daemon::problems::Problem,
     dataplane::{Maps, confirm},
     firewall::{Guarded, Report, TABLE},
     net::{self, Net, Offload},
@@ -212,6 +213,14 @@ fn daemon(findings: &mut Findings, world: &World, paths: &Paths) {
         Ok(status) => {
             let version = status.get("version").and_then(|version| version.as_str()).unwrap_or("?");
             findings.ok("daemon", format!("answers, version {version}"));
+            for problem in status.get("problems").map(Problem::list).unwrap_or_default() {
+                findings.add(
+                    "problems",
+                    Status::Fail,
+                    format!("{} (since {})", problem.text, problem.since),
+                    "",
+                );
+            }
             let ours = env!("CARGO_PKG_VERSION");
             if version != "?" && version != ours {
                 findings.add(

@@ -5,10 +5,11 @@ use anyhow::bail;
 use super::{
     args::{Explain, Flow, FlowFilter, Map, ServerCommand, Sticky, Target, Vip},
     screen::Screen,
-    world::World,
+    world::{Request, World},
 };
 use crate::{
     config::Label,
+    daemon::problems::Problem,
     paths::Paths,
     view::{
         Names, ServerName, Snapshot, Time, explain as explanations, flow as flows, map as maps,
@@ -19,6 +20,12 @@ use crate::{
         service as services, sticky as stickies,
     },
 };
+
+/// What the daemon says is wrong, of what the maps do not tell. Nothing if it does not answer at once.
+pub(super) fn problems(world: &World, paths: &Paths) -> Vec<Problem> {
+    let status = (world.ask)(paths, Request::Glance("/v1/status")).unwrap_or_default();
+    status.get("problems").map(Problem::list).unwrap_or_default()
+}
 
 /// Opens the maps, takes a look at them, and says so if the daemon is silent.
 pub(super) fn look(
@@ -45,8 +52,10 @@ pub(super) fn vip(
         let census = snapshot.census();
         let mut servers = servers::records(snapshot, &census)?;
         let mut services = services::records(snapshot, &census, &servers)?;
+        let problems = if snapshot.daemon.running { problems(world, paths) } else { Vec::new() };
         let Some(label) = label else {
-            return screen.show(&services, || services::overview(&services, &servers));
+            screen.show(&services, || services::overview(&services, &servers))?;
+            return screen.tell_problems(&problems);
         };
         let id = snapshot.names.service_id(label.as_str())?;
         services.retain(|service| service.id == id);

@@ -91,7 +91,7 @@ fn with_daemon(answer: Value) -> (World, Asked) {
     let log = Rc::clone(&asked);
     let ask = move |_: &_, request: Request<'_>| {
         let (path, body) = match request {
-            Request::Get(path) => (path, Value::Null),
+            Request::Get(path) | Request::Glance(path) => (path, Value::Null),
             Request::Post(path, body) => (path, body.clone()),
         };
         log.borrow_mut().push((path.to_owned(), body));
@@ -281,6 +281,24 @@ fn watching_ends_after_its_count_and_waits_in_between() {
     assert!(!said.out.contains('\x1b'), "no terminal, no escape sequences");
     let said = steadfast(&patient, "top 5 --count 2 -j");
     assert_eq!(said.out.lines().count(), 2, "a record a line");
+}
+
+#[test]
+fn what_the_daemon_says_is_wrong_is_shown_with_the_services_and_by_the_doctor() {
+    let text = "what is drained is not durable: no space left on device";
+    let problem = json!({ "kind": "state", "subject": "x", "text": text, "since": "2026-03-01T02:00:00Z" });
+    let (world, asked) =
+        with_daemon(json!({ "version": "1", "problems": [problem, { "of a newer": "shape" }] }));
+    let shown = steadfast(&world, "vip show");
+    assert!(shown.out.ends_with(&format!("\n{text}\n")), "{}", shown.out);
+    assert_eq!(asked.borrow()[0].0, "/v1/status");
+    let shown = steadfast(&world, "vip show -j");
+    assert_eq!(shown.json().as_array().map(Vec::len), Some(3));
+    assert_eq!(shown.err, format!("{text}\n"));
+    let findings = steadfast(&world, "doctor -j").json();
+    let found = findings.as_array().unwrap().iter().find(|finding| finding["check"] == "problems").unwrap();
+    assert_eq!(found["status"], "fail");
+    assert!(found["finding"].as_str().unwrap().starts_with(text), "{found}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::Write;
 use serde::Serialize;
 
 use super::args::Cli;
+use crate::daemon::problems::Problem;
 use crate::view::{Snapshot, table::paint};
 
 /// How results are written.
@@ -77,6 +78,18 @@ impl Screen<'_> {
             Some(warning) => self.remark(&warning),
             None => Ok(()),
         }
+    }
+
+    /// Says what is wrong: to people below the table, to programs beside the result.
+    pub(super) fn tell_problems(&mut self, problems: &[Problem]) -> anyhow::Result<()> {
+        for (number, problem) in problems.iter().enumerate() {
+            match self.format {
+                Format::Text if number == 0 => writeln!(self.out, "\n{}", problem.text)?,
+                Format::Text => writeln!(self.out, "{}", problem.text)?,
+                Format::Json | Format::Pretty => self.remark(&problem.text)?,
+            }
+        }
+        Ok(())
     }
 
     /// Begins a new picture: on a terminal in the place of the last one.

@@ -30,6 +30,8 @@ type Ask = dyn Fn(&Paths, Request<'_>) -> anyhow::Result<Value>;
 pub enum Request<'a> {
     /// GET of a path.
     Get(&'a str),
+    /// GET of a path, that is not waited for for long: what is shown beside it does not need the daemon.
+    Glance(&'a str),
     /// POST of a body to a path.
     Post(&'a str, &'a Value),
 }
@@ -65,6 +67,7 @@ impl World {
                 let daemon = Daemon::at(paths.socket());
                 match request {
                     Request::Get(path) => daemon.get(path),
+                    Request::Glance(path) => daemon.glance(path),
                     Request::Post(path, body) => daemon.post(path, body),
                 }
             }),

@@ -84,6 +84,16 @@ impl AdminState {
             Self::Halt => 3,
         }
     }
+
+    /// The state of a number; an unknown one reads as online.
+    #[must_use]
+    pub const fn from_number(number: u8) -> Self {
+        match number {
+            2 => Self::Drain,
+            3 => Self::Halt,
+            _ => Self::Online,
+        }
+    }
 }
 
 impl fmt::Display for AdminState {

@@ -22,7 +22,8 @@ pub async fn detach(
 ) -> anyhow::Result<Vec<String>> {
     let _lock = RunLock::take(&paths.lock(), "detach")?;
     // Addresses first: what still comes finds nobody, instead of a host that resets connections.
-    let mut done = remove_addresses(&Store::new(paths.state_file())).await?;
+    let store = Store::new(paths.state_file(), paths.state_stand_in());
+    let mut done = remove_addresses(store).await?;
     done.extend(unload()?);
     if firewall::remove()? {
         done.push(format!("removed the firewall table {}", firewall::TABLE));
@@ -40,8 +41,8 @@ pub async fn detach(
     Ok(done)
 }
 
-async fn remove_addresses(store: &Store) -> anyhow::Result<Vec<String>> {
-    let mut state = match store.load()? {
+async fn remove_addresses(mut store: Store) -> anyhow::Result<Vec<String>> {
+    let mut state = match store.load() {
         Loaded::State(state) => *state,
         Loaded::Nothing => return Ok(Vec::new()),
         Loaded::Broken(why) => {
@@ -61,6 +62,9 @@ async fn remove_addresses(store: &Store) -> anyhow::Result<Vec<String>> {
         }
         state.addresses.remove(&own);
     }
-    store.save(&state)?;
+    // That they are gone is found out again; the program has to come off.
+    if let Err(error) = store.save(&state) {
+        done.push(format!("what was drained, halted or changed by command could not be written: {error:#}"));
+    }
     Ok(done)
 }

@@ -3,6 +3,7 @@
 
 mod change;
 mod doubt;
+mod durable;
 mod growth;
 mod request;
 mod sticky;
@@ -20,6 +21,7 @@ use lb_common::clock::Ticks;
 use lb_common::server::{ServerState, Servers as _};
 use tracing::{info, warn};
 
+use super::problems::Problems;
 use super::store::{Loaded, OwnAddress, State, Store};
 use crate::config::{self, Config, Protocol};
 use crate::core::apply::{apply, wait_for_packets};
@@ -28,7 +30,7 @@ use crate::core::overlay::effective;
 use crate::core::rows::Usage;
 use crate::core::slow_start::Growth;
 use crate::core::text::unpadded;
-use crate::core::{Applied, Before, Ids, Overlay, ServerName};
+use crate::core::{AdminState, Applied, Before, Ids, Overlay, ServerName};
 use crate::dataplane::Maps;
 use crate::firewall;
 use crate::health::state::Verdict;
@@ -36,6 +38,7 @@ use crate::health::{HealthEvent, HealthNews, HealthTable};
 use crate::net::{Link, Mac};
 
 use doubt::Doubts;
+use durable::Unsaved;
 
 pub use change::Refusal;
 pub use request::{
@@ -105,6 +108,8 @@ pub struct Engine {
     /// How the host's firewall table stood when it was last compared.
     firewall: Result<firewall::Report, String>,
     in_the_way: InTheWay,
+    unsaved: Unsaved,
+    problems: Problems,
 }
 
 /// What a configuration asks of the network that it can't have.
@@ -131,22 +136,21 @@ pub struct Memory {
     pub base: Config,
     /// With the overlay.
     pub running: Config,
+    /// Why nothing could be read, if something was there.
+    pub lost: Option<String>,
+    /// Whether the state is one that was read.
+    pub is_recalled: bool,
 }
 
 impl Memory {
     /// Reads the state file, and decides which text is in force: the file's, unless it has not changed since another
     /// was applied.
-    ///
-    /// # Errors
-    /// The state file cannot be read by this user.
-    pub fn recall(store: Store, file: &ConfigFile) -> anyhow::Result<Self> {
-        let mut state = match store.load()? {
-            Loaded::State(state) => *state,
-            Loaded::Nothing => State::new(&file.text),
-            Loaded::Broken(why) => {
-                warn!("{why}");
-                State::new(&file.text)
-            }
+    #[must_use]
+    pub fn recall(mut store: Store, file: &ConfigFile) -> Self {
+        let (mut state, is_recalled, lost) = match store.load() {
+            Loaded::State(state) => (*state, true, None),
+            Loaded::Nothing => (State::new(&file.text), false, None),
+            Loaded::Broken(why) => (State::new(&file.text), false, Some(why)),
         };
         let mut base = file.config.clone();
         if state.file_text == file.text {
@@ -188,7 +192,7 @@ impl Memory {
                 base.clone()
             }
         };
-        Ok(Self { store, state, base, running })
+        Self { store, state, base, running, lost, is_recalled }
     }
 }
 
@@ -196,11 +200,18 @@ impl Engine {
     /// Takes over maps whose control is set up. Of `adopted` ones, numbers and health are as they say.
     #[must_use]
     pub fn new(maps: Arc<Maps>, memory: Memory, about: About, clock: Clock, adopted: bool) -> Self {
-        let Memory { store, mut state, base, running } = memory;
+        let Memory { store, mut state, base, running, lost, is_recalled } = memory;
         let mut health = BTreeMap::new();
         if adopted {
             state.ids = Ids::merge(Ids::recover(&maps), state.ids);
             health = health_of(&maps);
+            if !is_recalled {
+                recover_states(&maps, &running, &mut state.overlay);
+            }
+        }
+        let mut problems = Problems::default();
+        if let Some(why) = lost {
+            problems.raise("state", "lost", why, clock());
         }
         Self {
             maps,
@@ -225,19 +236,21 @@ impl Engine {
             renamed: false,
             firewall: Err("not made yet".to_owned()),
             in_the_way: |_| Vec::new(),
+            unsaved: Unsaved::default(),
+            problems,
         }
     }
 
-    /// Brings the maps to what they should hold, and makes the state durable.
+    /// Brings the maps to what they should hold, and makes the state durable if that is possible.
     ///
     /// # Errors
-    /// Too many services or servers; the kernel's; the state file's.
+    /// Too many services or servers; the kernel's.
     pub fn begin(&mut self) -> anyhow::Result<Applied> {
         let now = self.maps.now()?;
         let usage = Usage::of(&self.maps, now);
         self.state.ids =
             self.state.ids.assign(&self.running, &usage.in_use, self.endpoints(), self.unix())?;
-        self.store.save(&self.state)?;
+        self.keep(&self.state.clone());
         self.begun = true;
         let applied = self.resync()?;
         // Flows of servers that reset already: whoever was at it may not have finished.
@@ -349,10 +362,19 @@ impl Engine {
     pub fn remember_addresses(&mut self, addresses: BTreeSet<OwnAddress>) {
         if self.state.addresses != addresses {
             self.state.addresses = addresses;
-            if let Err(error) = self.store.save(&self.state) {
-                warn!("which addresses are ours was not written down: {error:#}");
-            }
+            self.keep(&self.state.clone());
         }
+    }
+
+    /// What is wrong now.
+    pub const fn problems(&mut self) -> &mut Problems {
+        &mut self.problems
+    }
+
+    /// The time of day.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        (self.clock)()
     }
 
     /// Remembers how the host's firewall table stands.
@@ -512,6 +534,7 @@ impl Engine {
             self.finish_leaving(Ticks::from_jiffies(jiffies));
         }
         self.grow();
+        self.keep_again();
         if self.ticks.is_multiple_of(RESYNC) {
             self.take_certificates();
             self.moved = true;
@@ -667,6 +690,21 @@ impl Engine {
 /// The services that are balanced.
 fn balanced(config: &Config) -> impl Iterator<Item = &config::Service> {
     config.services.iter().filter(|service| service.protocol.is_balanced())
+}
+
+/// Who is drained or halted, as the maps show it.
+fn recover_states(maps: &Maps, running: &Config, overlay: &mut Overlay) {
+    let infos = (0..maps.server_info.len()).filter_map(|id| maps.server_info.read(id));
+    for info in infos.filter(|info| info.label[0] != 0) {
+        let service =
+            maps.service_info.read(usize::from(info.service)).map(|service| unpadded(&service.label));
+        let name = ServerName::new(&service.unwrap_or_default(), &unpadded(&info.label));
+        let state = AdminState::from_number(info.state);
+        if state != AdminState::Online && crate::core::overlay::has(running, &name) {
+            warn!("{name} is {state}, as the running data path has it: the state file does not say");
+            overlay.set_state(name, state);
+        }
+    }
 }
 
 /// The health that the maps show.

@@ -156,7 +156,8 @@ pub fn read_config(path: &std::path::Path) -> anyhow::Result<ConfigFile> {
 pub async fn run(options: Options, attach: Attach) -> anyhow::Result<Ended> {
     let file = read_config(&options.config)?;
     let _lock = RunLock::take(&options.paths.lock(), "start another")?;
-    let memory = Memory::recall(Store::new(options.paths.state_file()), &file)?;
+    let store = Store::new(options.paths.state_file(), options.paths.state_stand_in());
+    let memory = Memory::recall(store, &file);
     let interfaces = interfaces_of(&options, &memory.running)?;
     setup::ports_apart(memory.running.node.snat_ports, &ephemeral_range()?)?;
     let net = Net::open()?;

@@ -225,14 +225,12 @@ impl Engine {
             .collect()
     }
 
-    /// Puts a candidate in force, and says what that does: durable first, so that a crash in the middle ends in the new; back to
-    /// the old when the maps cannot be written. Of what resets nobody, new clients must not wait for what is said about it.
+    /// Puts a candidate in force, and says what that does: durable first if the disk takes it, so that a crash in the middle
+    /// ends in the new; back to the old when the maps cannot be written. Of what resets nobody, new clients must not wait for what is said about it.
     pub(super) fn commit(&mut self, prepared: Prepared) -> Result<Plan, Refusal> {
         let Prepared { next, mut thought, gently } = prepared;
         let plan = if gently.is_some() { None } else { Some(self.told(&thought)) };
-        self.store
-            .save(&next.state)
-            .map_err(|error| Refusal::Failed(format!("{error:#}; nothing was changed")))?;
+        self.keep(&next.state);
         self.put_in_force(next, gently.map(|leaving| (&mut thought, leaving)))?;
         Ok(plan.unwrap_or_else(|| self.told(&thought)))
     }
@@ -258,9 +256,9 @@ impl Engine {
         };
         let Err(error) = written else { return Ok(()) };
         (self.base, self.running, self.state, self.reset, self.health) = before;
-        let back = self.store.save(&self.state).and_then(|()| self.resync().map(|_| ()));
-        Err(Refusal::Failed(match back {
-            Ok(()) => format!("{error:#}; everything is as it was before"),
+        self.keep(&self.state.clone());
+        Err(Refusal::Failed(match self.resync() {
+            Ok(_) => format!("{error:#}; everything is as it was before"),
             Err(also) => {
                 error!("after a failed change the maps are not as before, and will be tried again: {also:#}");
                 format!("{error:#}; and going back failed too: {also:#}")

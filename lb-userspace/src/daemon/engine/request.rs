@@ -209,7 +209,7 @@ impl Engine {
         }
         let plan = self.commit(prepared)?;
         info!("{done}: {}", plan.summary());
-        Ok(answer(done, &plan))
+        Ok(self.mark_durable(answer(done, &plan)))
     }
 
     fn add(&mut self, add: &AddServer) -> Result<Value, Refusal> {
@@ -373,6 +373,7 @@ impl Engine {
                 Err(why) => json!({ "in_force": false, "reason": why }),
             },
             "confirm_by": confirm_by(&self.maps),
+            "problems": self.problems.all().collect::<Vec<_>>(),
         })
     }
 }

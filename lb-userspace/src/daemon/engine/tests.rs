@@ -3,6 +3,8 @@ use std::net::IpAddr;
 
 use lb_common::clock::Ticks;
 use lb_common::tcp::TcpState;
+use nix::mount::{MsFlags, mount};
+use nix::sched::CloneFlags;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -33,9 +35,12 @@ fn file(text: &str) -> ConfigFile {
     ConfigFile { source: FILE.to_owned(), text: text.to_owned(), config: config::parse(FILE, text).unwrap() }
 }
 
+fn store(directory: &TempDir) -> Store {
+    Store::new(directory.path().join("state.json"), directory.path().join("run/state.json"))
+}
+
 fn engine(directory: &TempDir, maps: &Arc<Maps>, text: &str, adopted: bool) -> Engine {
-    let store = Store::new(directory.path().join("state.json"));
-    let memory = Memory::recall(store, &file(text)).unwrap();
+    let memory = Memory::recall(store(directory), &file(text));
     let clock: Clock = Arc::new(|| Timestamp::from_second(1_700_000_000).unwrap());
     let about = About { file: FILE.to_owned(), ..About::default() };
     let mut engine = Engine::new(Arc::clone(maps), memory, about, clock, adopted);
@@ -186,8 +191,7 @@ fn a_restart_that_adopts_changes_no_word_of_the_maps() {
     };
     let before = image(&world.maps);
     world.engine = {
-        let store = Store::new(world.directory.path().join("state.json"));
-        let memory = Memory::recall(store, &file(&two())).unwrap();
+        let memory = Memory::recall(store(&world.directory), &file(&two()));
         let clock: Clock = Arc::new(|| Timestamp::from_second(1_800_000_000).unwrap());
         Engine::new(Arc::clone(&world.maps), memory, About::default(), clock, true)
     };
@@ -452,19 +456,6 @@ fn a_wrong_configuration_is_refused_with_every_mistake_and_its_line() {
 }
 
 #[test]
-fn when_the_state_cannot_be_written_nothing_is_changed() {
-    let mut world = World::new(&two());
-    // A directory in the file's place: root may write anywhere else.
-    fs::create_dir(world.directory.path().join("state.json.new")).unwrap();
-    let Err(Refusal::Failed(why)) = world.state("a", "drain") else { unreachable!() };
-    assert!(why.contains("nothing was changed"), "{why}");
-    assert_eq!(world.bits("a"), ALL);
-    fs::remove_dir(world.directory.path().join("state.json.new")).unwrap();
-    world.state("a", "drain").unwrap();
-    assert_eq!(world.bits("a"), DRAINING);
-}
-
-#[test]
 fn a_tick_gives_a_sign_of_life() {
     let mut world = World::new(&two());
     world.engine.tick().unwrap();
@@ -522,4 +513,128 @@ fn a_server_that_returns_grows_with_the_daemons_ticks_and_one_that_was_there_doe
     assert_eq!(weight(&world, "b"), 10_000);
     world.restart(&slow);
     assert_eq!(weight(&world, "b"), 100_000, "another daemon knows nothing of it");
+}
+
+/// Runs with a file system on `place` that nobody else sees, in a thread of its own.
+fn with_mount<T: Send>(place: &std::path::Path, options: &str, work: impl FnOnce() -> T + Send) -> T {
+    let mounted = || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS).expect("it takes root");
+        let no: Option<&str> = None;
+        mount(no, "/", no, MsFlags::MS_REC | MsFlags::MS_PRIVATE, no).unwrap();
+        mount(Some("none"), place, Some("tmpfs"), MsFlags::empty(), Some(options)).unwrap();
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(mounted).join())
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn remount(place: &std::path::Path, flags: MsFlags) {
+    let no: Option<&str> = None;
+    mount(no, place, no, MsFlags::MS_REMOUNT | flags, no).unwrap();
+}
+
+fn status_problems(world: &mut World) -> Vec<String> {
+    let status = world.engine.request(Request::Status).unwrap();
+    let problems = status["problems"].as_array().unwrap().iter();
+    problems.map(|problem| problem["text"].as_str().unwrap().to_owned()).collect()
+}
+
+/// What breaks the place of the state file, and what mends it.
+type Damage = (&'static str, fn(&std::path::Path), fn(&std::path::Path));
+
+const DAMAGES: [Damage; 3] = [
+    (
+        "full",
+        |place| {
+            let filled = fs::write(place.join("filler"), vec![0; 1 << 20]);
+            assert_eq!(filled.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        },
+        |place| fs::remove_file(place.join("filler")).unwrap(),
+    ),
+    ("read-only", |place| remount(place, MsFlags::MS_RDONLY), |place| remount(place, MsFlags::empty())),
+    (
+        "a directory in the file's place, and one where it would be put aside",
+        |place| {
+            // The file has to be gone, or nothing else could be in its place.
+            let _ = fs::remove_file(place.join("state.json"));
+            for name in ["state.json/inside", "state.json.broken/inside"] {
+                fs::create_dir_all(place.join(name)).unwrap();
+            }
+        },
+        |place| fs::remove_dir_all(place.join("state.json.broken")).unwrap(),
+    ),
+];
+
+#[test]
+fn a_state_directory_that_takes_nothing_stops_no_start_and_no_drain_and_is_written_when_it_can_be() {
+    for (what, damage, mend) in DAMAGES {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().join("disk");
+        fs::create_dir(&place).unwrap();
+        let at = place.clone();
+        with_mount(&place, "size=256k", move || {
+            damage(&at);
+            let store = || Store::new(at.join("state.json"), directory.path().join("run/state.json"));
+            let maps = Arc::new(maps(FakeKernel::default()));
+            let start = |adopted| {
+                let memory = Memory::recall(store(), &file(&two()));
+                let clock: Clock = Arc::new(|| Timestamp::from_second(1_700_000_000).unwrap());
+                let mut engine = Engine::new(Arc::clone(&maps), memory, About::default(), clock, adopted);
+                engine.begin().unwrap();
+                engine
+            };
+            let engine = start(false);
+            let other = tempfile::tempdir().unwrap();
+            let mut world = World { directory: other, maps: Arc::clone(&maps), engine };
+            let told = status_problems(&mut world);
+            assert!(told.iter().any(|text| text.contains("not durable")), "{what}: {told:?}");
+
+            let answer = world.state("a", "drain").unwrap();
+            assert_eq!(answer["durable"], json!(false), "{what}");
+            let done = answer["done"].as_str().unwrap();
+            assert!(done.contains("V/a drains") && done.contains("not durable"), "{what}: {done}");
+            assert_eq!(world.maps.server_info.read(usize::from(world.id("a"))).unwrap().state, 2, "{what}");
+
+            // Another daemon knows it all the same, as long as the machine runs.
+            world.engine = start(true);
+            assert_eq!(
+                world.engine.state.overlay.state(&ServerName::new("V", "a")),
+                AdminState::Drain,
+                "{what}"
+            );
+
+            mend(&at);
+            for _ in 0..=2 * 30 {
+                world.engine.tick().unwrap();
+            }
+            let told = status_problems(&mut world);
+            assert!(!told.iter().any(|text| text.contains("not durable")), "{what}: {told:?}");
+            assert!(!directory.path().join("run/state.json").exists(), "{what}");
+            let Loaded::State(state) = store().load() else { panic!("{what}: it is not written") };
+            assert_eq!(state.overlay.state(&ServerName::new("V", "a")), AdminState::Drain, "{what}");
+            assert_eq!(world.state("a", "online").unwrap()["durable"], json!(true), "{what}");
+        });
+    }
+}
+
+#[test]
+fn who_is_drained_or_halted_is_still_so_when_the_state_file_is_lost_under_a_running_data_path() {
+    for content in [None, Some("damaged")] {
+        let mut world = World::new(&two());
+        world.state("a", "drain").unwrap();
+        world.state("b", "halt").unwrap();
+        let path = world.directory.path().join("state.json");
+        match content {
+            None => fs::remove_file(&path).unwrap(),
+            Some(content) => fs::write(&path, content).unwrap(),
+        }
+        world.restart(&two());
+        let state = |server| world.engine.state.overlay.state(&ServerName::new("V", server));
+        assert_eq!((state("a"), state("b")), (AdminState::Drain, AdminState::Halt), "{content:?}");
+        let told = status_problems(&mut world);
+        assert_eq!(
+            told.iter().any(|text| text.contains("damaged") || text.contains("could not be used")),
+            content.is_some()
+        );
+    }
 }
