@@ -15,6 +15,7 @@ pub mod probe;
 pub mod spec;
 pub mod state;
 
+mod errno;
 mod http;
 mod jitter;
 mod table;
@@ -50,6 +51,9 @@ use spec::{ProbeKind, ProbeSpec, TargetSpec};
 use state::{Outcome, Verdict};
 use table::Ledger;
 pub use table::{HealthTable, LastProbe, TargetView};
+
+/// A timeout may always be noticed so much too late: a busy machine's threads wait for a core.
+const LATE: Duration = Duration::from_millis(250);
 
 /// A change of one server's health.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -225,7 +229,8 @@ impl Watch {
         loop {
             sleep_until(due).await;
             let started = Instant::now();
-            let result = self.probe().await;
+            let mut result = self.probe().await;
+            result.outcome = if_in_time(result.outcome, started.elapsed(), self.spec.probe.timeout);
             due = started + self.jitter.shorten(self.spec.rhythm.interval);
             let at = (self.environment.clock)();
             if !self.ledger.record(&self.spec, self.generation, result, at, due) {
@@ -234,18 +239,30 @@ impl Watch {
         }
     }
 
-    /// A probe in a task of its own, so that even a panic in it is one failed probe and not the end
-    /// of watching this server.
+    /// A probe in a task of its own, so that even a panic in it is one probe without a verdict and not the end of
+    /// watching this server.
     async fn probe(&self) -> ProbeResult {
         let mut task = JoinSet::new();
         task.spawn((self.environment.prober)(self.spec.probe.clone(), self.spec.address));
         match task.join_next().await {
             Some(Ok(result)) => result,
             _ => ProbeResult {
-                outcome: Outcome::Failed("the probe itself broke: please report this".to_owned()),
+                outcome: Outcome::NoVerdict("the probe itself broke: please report this".to_owned()),
                 took: Duration::ZERO,
                 certificate_expires: None,
             },
         }
     }
+}
+
+/// Nothing, if this process was stopped or starved meanwhile: the server had its time, but nobody was there to look. What
+/// is good is good however late.
+fn if_in_time(outcome: Outcome, took: Duration, timeout: Duration) -> Outcome {
+    let late = took.saturating_sub(timeout);
+    if outcome == Outcome::Ok || late <= (timeout / 2).max(LATE) {
+        return outcome;
+    }
+    Outcome::NoVerdict(format!(
+        "this process was stopped or starved: a timeout of {timeout:?} was noticed {late:.1?} late"
+    ))
 }

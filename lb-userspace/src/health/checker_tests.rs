@@ -27,6 +27,8 @@ enum Behaviour {
     Silent,
     /// Answers well, but only after this time.
     Slow(Duration),
+    /// Fails, but that is noticed only after this time.
+    Late(Duration),
     Panicking,
 }
 
@@ -72,6 +74,10 @@ impl Servers {
             Behaviour::Slow(time) => {
                 sleep(time).await;
                 Outcome::Ok
+            }
+            Behaviour::Late(time) => {
+                sleep(time).await;
+                Outcome::Failed("timed out".to_owned())
             }
             Behaviour::Panicking => panic!("a probe that breaks on purpose"),
         };
@@ -371,14 +377,33 @@ async fn a_number_used_twice_changes_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_probe_that_panics_is_a_failed_probe_and_watching_goes_on() {
+async fn a_probe_that_panics_says_nothing_and_watching_goes_on() {
     let servers = Servers::default();
-    servers.become_(1, Behaviour::Panicking);
     let (mut checker, mut events) = checker(&servers, 1);
     checker.set_targets(vec![target(1, 1)]).unwrap();
-    assert_eq!(next(&mut events).await, (1, Verdict::Down));
-    servers.become_(1, Behaviour::Fine);
     assert_eq!(next(&mut events).await, (1, Verdict::Up));
+    servers.become_(1, Behaviour::Panicking);
+    sleep(20 * INTERVAL).await;
+    assert_eq!(drained(&mut events), []);
+    servers.become_(1, Behaviour::Refusing);
+    assert_eq!(next(&mut events).await, (1, Verdict::Down));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_long_after_its_timeout_says_nothing() {
+    // The process was stopped for thirty seconds: the timer went off, or the server had closed meanwhile.
+    let servers = Servers::default();
+    let (mut checker, mut events) = checker(&servers, 1);
+    checker.set_targets(vec![target(1, 1)]).unwrap();
+    assert_eq!(next(&mut events).await, (1, Verdict::Up));
+    servers.become_(1, Behaviour::Late(Duration::from_secs(30)));
+    sleep(Duration::from_secs(300)).await;
+    assert_eq!(drained(&mut events), []);
+    let last = checker.table().get(1).unwrap().last.unwrap().outcome;
+    assert!(matches!(&last, Outcome::NoVerdict(why) if why.contains("stopped or starved")), "{last:?}");
+    // What a busy machine adds is in the bargain.
+    servers.become_(1, Behaviour::Late(TIMEOUT + TIMEOUT / 2));
+    assert_eq!(next(&mut events).await, (1, Verdict::Down));
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::probe::{Phase, Progress};
 use super::spec::HttpCheck;
+use super::state::Outcome;
 use super::words;
 
 /// How much of a body is looked at, and (give or take one read) how large an answer's head may be.
@@ -44,7 +45,7 @@ pub(super) async fn get(
     target: SocketAddr,
     default_port: u16,
     progress: &mut Progress,
-) -> Result<Rest, String> {
+) -> Result<Rest, Outcome> {
     progress.phase = Phase::WaitingForAnswer;
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(LOOKED_AT)
@@ -59,7 +60,7 @@ pub(super) async fn get(
     let response = sender.send_request(request).await.map_err(|error| words::http(&error))?;
     let status = response.status().as_u16();
     if !check.expect_status.contains(status) {
-        return Err(format!("status {status}, expected {}", check.expect_status));
+        return Err(Outcome::Failed(format!("status {status}, expected {}", check.expect_status)));
     }
     let mut body = response.into_body();
     if let Some(expected) = &check.expect_body {
@@ -73,7 +74,7 @@ fn request(
     check: &HttpCheck,
     target: SocketAddr,
     default_port: u16,
-) -> Result<Request<Empty<Bytes>>, String> {
+) -> Result<Request<Empty<Bytes>>, Outcome> {
     let host = match &check.host {
         Some((value, _)) => Ok(value.clone()),
         None => HeaderValue::from_str(&own_host(target, default_port)),
@@ -87,7 +88,7 @@ fn request(
                 .header(CONNECTION, "close")
                 .body(Empty::new())
         })
-        .map_err(|error| format!("the request cannot be made: {error}"))
+        .map_err(|error| Outcome::NoVerdict(format!("the request cannot be made: {error}")))
 }
 
 /// The target as a `Host` value: IPv6 in brackets, the scheme's own port left out.
@@ -101,12 +102,12 @@ fn own_host(target: SocketAddr, default_port: u16) -> String {
 }
 
 /// Reads until `expected` was seen, and no further than [`LOOKED_AT`].
-async fn find(body: &mut Incoming, expected: &str) -> Result<(), String> {
+async fn find(body: &mut Incoming, expected: &str) -> Result<(), Outcome> {
     let needle = expected.as_bytes();
     let mut seen: Vec<u8> = Vec::new();
     while seen.len() < LOOKED_AT {
         let Some(frame) = body.frame().await else {
-            return Err(format!("the body does not contain {expected:?}"));
+            return Err(Outcome::Failed(format!("the body does not contain {expected:?}")));
         };
         let frame = frame.map_err(|error| words::http(&error))?;
         let Some(data) = frame.data_ref() else { continue };
@@ -118,7 +119,7 @@ async fn find(body: &mut Incoming, expected: &str) -> Result<(), String> {
             return Ok(());
         }
     }
-    Err(format!("the first 64 KiB of the body do not contain {expected:?}"))
+    Err(Outcome::Failed(format!("the first 64 KiB of the body do not contain {expected:?}")))
 }
 
 #[cfg(test)]

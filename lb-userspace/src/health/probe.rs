@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
@@ -10,8 +11,9 @@ use jiff::Timestamp;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
 use rustls::pki_types::ServerName;
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::http;
@@ -49,8 +51,7 @@ pub async fn probe(spec: &ProbeSpec, target: SocketAddr) -> ProbeResult {
             let _ = timeout(CLOSING, close).await;
             Outcome::Ok
         }
-        Ok(Err(reason)) if reason == words::UNREACHABLE => Outcome::Lost(reason),
-        Ok(Err(reason)) => Outcome::Failed(reason),
+        Ok(Err(outcome)) => outcome,
         Err(_) => {
             let why = format!("timed out after {:?} {}", spec.timeout, progress.phase);
             match progress.phase {
@@ -90,7 +91,7 @@ impl fmt::Display for Phase {
 /// What is left to do once the outcome is good.
 type Close = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-async fn attempt(spec: &ProbeSpec, target: SocketAddr, progress: &mut Progress) -> Result<Close, String> {
+async fn attempt(spec: &ProbeSpec, target: SocketAddr, progress: &mut Progress) -> Result<Close, Outcome> {
     match &spec.kind {
         ProbeKind::None => Ok(Box::pin(async {})),
         ProbeKind::Tcp => Ok(Box::pin(close(connect(spec, target).await?))),
@@ -109,7 +110,7 @@ async fn attempt(spec: &ProbeSpec, target: SocketAddr, progress: &mut Progress) 
     }
 }
 
-fn finish(answer: Result<http::Rest, String>) -> Result<Close, String> {
+fn finish(answer: Result<http::Rest, Outcome>) -> Result<Close, Outcome> {
     answer.map(|rest| Box::pin(rest.drain()) as Close)
 }
 
@@ -117,18 +118,35 @@ fn sni(check: &HttpCheck) -> Option<&TlsName> {
     check.host.as_ref().map(|(_, name)| name)
 }
 
-async fn connect(spec: &ProbeSpec, target: SocketAddr) -> Result<TcpStream, String> {
-    let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
-    let socket = socket.map_err(|error| format!("no socket on this machine: {error}"))?;
+async fn connect(spec: &ProbeSpec, target: SocketAddr) -> Result<TcpStream, Outcome> {
+    let stream = begin_connecting(spec, target)?;
+    // Ready to be written to: connected, or failed.
+    stream.writable().await.map_err(|error| words::socket(&error))?;
+    match stream.take_error() {
+        Ok(None) => Ok(stream),
+        Ok(Some(error)) | Err(error) => Err(words::socket(&error)),
+    }
+}
+
+/// What fails here was not the network's to answer, and the server's least of all. So the call that begins to connect is
+/// made apart from waiting for its outcome: the same error number means another thing there.
+fn begin_connecting(spec: &ProbeSpec, target: SocketAddr) -> Result<TcpStream, Outcome> {
+    let socket = Socket::new(Domain::for_address(target), Type::STREAM.nonblocking(), None);
+    let socket = socket.map_err(|error| words::call(&error))?;
     if let Some(source) = spec.source {
+        let from = |error: &io::Error| {
+            words::call(error).map_why(|why| format!("cannot connect from source address {source}: {why}"))
+        };
         // The port is chosen on connecting, where it only has to be unique for this target: a
         // bind would use up one port of the address for each closed connection's TIME-WAIT.
-        setsockopt(&socket, IpBindAddressNoPort, &true)
-            .map_err(|error| format!("cannot connect from source address {source}: {error}"))?;
-        let bound = socket.bind(SocketAddr::new(source, 0));
-        bound.map_err(|error| format!("cannot connect from source address {source}: {error}"))?;
+        setsockopt(&socket, IpBindAddressNoPort, &true).map_err(|errno| from(&errno.into()))?;
+        socket.bind(&SocketAddr::new(source, 0).into()).map_err(|error| from(&error))?;
     }
-    socket.connect(target).await.map_err(|error| words::socket(&error))
+    match socket.connect(&target.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => return Err(words::call(&error)),
+        _ => {}
+    }
+    TcpStream::from_std(socket.into()).map_err(|error| words::call(&error))
 }
 
 async fn connect_tls(
@@ -137,7 +155,7 @@ async fn connect_tls(
     name: Option<&TlsName>,
     inside: Inside,
     progress: &mut Progress,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, String> {
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Outcome> {
     let stream = connect(spec, target).await?;
     progress.phase = Phase::TlsHandshake;
     let name = name.map_or_else(|| ServerName::from(target.ip()), |name| name.0.clone());

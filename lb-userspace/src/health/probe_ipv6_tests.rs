@@ -38,7 +38,7 @@ async fn a_closed_port_and_a_source_of_the_other_family_fail_in_words() {
     let refused = probe(&spec(ProbeKind::Tcp), closed).await.outcome;
     assert_eq!(refused, Outcome::Failed("connection refused".to_owned()));
     let wrong = ProbeSpec::new(ProbeKind::Tcp, PATIENT, Some([127, 0, 0, 1].into())).unwrap();
-    let Outcome::Failed(why) = probe(&wrong, closed).await.outcome else { panic!("it cannot be bound") };
+    let Outcome::NoVerdict(why) = probe(&wrong, closed).await.outcome else { panic!("it cannot be bound") };
     assert!(why.contains("source address 127.0.0.1"), "{why}");
 }
 

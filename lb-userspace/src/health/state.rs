@@ -10,7 +10,7 @@
 //!           +---------------------> Down --------------+
 //! ```
 //!
-//! An outcome of the other kind starts a count again. A fresh server is believed at its first
+//! An outcome of the other kind starts a count again; one that is no verdict changes nothing. A fresh server is believed at its first
 //! success, because nobody is on it yet; one that was down has to show `rise` successes.
 
 use std::num::NonZeroU32;
@@ -24,6 +24,9 @@ pub enum Outcome {
     Failed(String),
     /// It did not even answer a SYN in time, or ARP for it: it is gone, or the way there and back loses packets.
     Lost(String),
+    /// It says nothing about the server: something on this machine, or on the way, was in the way. It changes no state and
+    /// no count.
+    NoVerdict(String),
 }
 
 impl Outcome {
@@ -32,8 +35,25 @@ impl Outcome {
     pub fn why(&self) -> Option<&str> {
         match self {
             Self::Ok => None,
-            Self::Failed(why) | Self::Lost(why) => Some(why),
+            Self::Failed(why) | Self::Lost(why) | Self::NoVerdict(why) => Some(why),
         }
+    }
+
+    /// The same, said otherwise.
+    #[must_use]
+    pub fn map_why(self, words: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Ok => Self::Ok,
+            Self::Failed(why) => Self::Failed(words(why)),
+            Self::Lost(why) => Self::Lost(words(why)),
+            Self::NoVerdict(why) => Self::NoVerdict(words(why)),
+        }
+    }
+
+    /// Whether the server itself was heard: success or refusal.
+    #[must_use]
+    pub const fn is_answer(&self) -> bool {
+        matches!(self, Self::Ok | Self::Failed(_))
     }
 }
 
@@ -113,6 +133,7 @@ impl State {
     #[must_use]
     pub fn after(self, outcome: &Outcome, thresholds: Thresholds) -> (Self, Option<Transition>) {
         match (self, outcome) {
+            (_, Outcome::NoVerdict(_)) => (self, None),
             (Self::Unknown { .. }, Outcome::Ok) => come_up("the first probe succeeded".to_owned()),
             (Self::Up { .. }, Outcome::Ok) => (Self::Up { failures: 0 }, None),
             (Self::Down { successes }, Outcome::Ok) => {
@@ -193,6 +214,23 @@ mod tests {
         ] {
             let (found, transition) = state.after(event, thresholds(3, 2));
             assert_eq!((found, transition.map(|t| t.to)), (next, to), "{state:?} {event:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_verdict_changes_neither_state_nor_count() {
+        use State::{Down, Unknown, Up};
+        let none = Outcome::NoVerdict("this process has no file descriptor left".to_owned());
+        for state in [
+            Unknown { failures: 0 },
+            Unknown { failures: 2 },
+            Up { failures: 0 },
+            Up { failures: 2 },
+            Up { failures: 7 },
+            Down { successes: 0 },
+            Down { successes: 1 },
+        ] {
+            assert_eq!(state.after(&none, thresholds(3, 2)), (state, None));
         }
     }
 

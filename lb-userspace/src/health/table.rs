@@ -158,7 +158,7 @@ impl Ledger {
         if result.certificate_expires.is_some() {
             row.view.certificate_expires = result.certificate_expires;
         }
-        let missed = result.outcome != Outcome::Ok;
+        let missed = matches!(result.outcome, Outcome::Failed(_) | Outcome::Lost(_));
         row.view.last = Some(LastProbe { at, took: result.took, outcome: result.outcome });
         if let Some(transition) = transition {
             self.tell(row, transition, at, result.certificate_expires);

@@ -13,6 +13,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use x509_parser::parse_x509_certificate;
 
+use super::state::Outcome;
 use super::words;
 
 static PLAIN: LazyLock<Result<Arc<ClientConfig>, rustls::Error>> = LazyLock::new(|| client_config(&[]));
@@ -33,12 +34,14 @@ pub(super) async fn handshake(
     stream: TcpStream,
     name: ServerName<'static>,
     inside: Inside,
-) -> Result<(TlsStream<TcpStream>, Option<Timestamp>), String> {
+) -> Result<(TlsStream<TcpStream>, Option<Timestamp>), Outcome> {
     let config = match inside {
         Inside::Nothing => &*PLAIN,
         Inside::Http => &*HTTPS,
     };
-    let config = config.as_ref().map_err(|error| format!("this machine cannot speak TLS: {error}"))?;
+    let config = config
+        .as_ref()
+        .map_err(|error| Outcome::NoVerdict(format!("this machine cannot speak TLS: {error}")))?;
     let connected = TlsConnector::from(Arc::clone(config)).connect(name, stream).await;
     let stream = connected.map_err(|error| words::handshake(&error))?;
     let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);

@@ -3,33 +3,40 @@
 use std::error::Error as _;
 use std::io::{self, ErrorKind};
 
-/// Nobody answered ARP or neighbour discovery for the server, or a router said so.
-pub(super) const UNREACHABLE: &str = "no route to host";
+use super::errno::{Meaning, Step, meaning};
+use super::state::Outcome;
+
+/// What a call that makes a probe's socket ready reported at once.
+pub(super) fn call(error: &io::Error) -> Outcome {
+    outcome(Step::Call, error)
+}
 
 /// What a connecting or connected socket reported, or the TLS over it.
-pub(super) fn socket(error: &io::Error) -> String {
-    if let Some(error) = inner_tls(error) {
-        return tls(error);
-    }
-    let words = match error.kind() {
-        ErrorKind::ConnectionRefused => "connection refused",
-        ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "the server reset the connection",
-        ErrorKind::UnexpectedEof => "the server closed the connection",
-        ErrorKind::TimedOut => "no answer to the connection attempt",
-        ErrorKind::HostUnreachable => UNREACHABLE,
-        ErrorKind::NetworkUnreachable => "network unreachable",
-        ErrorKind::PermissionDenied => "a rule on this machine forbids the connection",
-        ErrorKind::AddrNotAvailable => "no local address or port left to connect from",
-        _ => return error.to_string(),
+pub(super) fn socket(error: &io::Error) -> Outcome {
+    inner_tls(error).map_or_else(|| outcome(Step::Network, error), tls)
+}
+
+fn outcome(step: Step, error: &io::Error) -> Outcome {
+    let Some(errno) = error.raw_os_error() else {
+        return match error.kind() {
+            ErrorKind::UnexpectedEof => Outcome::Failed("the server closed the connection".to_owned()),
+            // Not the kernel's: what a protocol's code says of bytes that the server has sent.
+            ErrorKind::InvalidData => Outcome::Failed(error.to_string()),
+            _ => Outcome::NoVerdict(error.to_string()),
+        };
     };
-    words.to_owned()
+    match meaning(step, errno) {
+        (Meaning::Refusal, words) => Outcome::Failed(words),
+        (Meaning::Silence, words) => Outcome::Lost(words),
+        (Meaning::Nothing, words) => Outcome::NoVerdict(words),
+    }
 }
 
 /// What ended a TLS handshake.
-pub(super) fn handshake(error: &io::Error) -> String {
+pub(super) fn handshake(error: &io::Error) -> Outcome {
     match inner_tls(error) {
         Some(error) => tls(error),
-        None => format!("{} during TLS handshake", socket(error)),
+        None => socket(error).map_why(|why| format!("{why} during TLS handshake")),
     }
 }
 
@@ -38,8 +45,12 @@ fn inner_tls(error: &io::Error) -> Option<&rustls::Error> {
 }
 
 /// What rustls reported.
-fn tls(error: &rustls::Error) -> String {
-    match error {
+fn tls(error: &rustls::Error) -> Outcome {
+    Outcome::Failed(match error {
+        // Of this machine, not of the server's bytes.
+        rustls::Error::FailedToGetCurrentTime | rustls::Error::FailedToGetRandomBytes => {
+            return Outcome::NoVerdict(format!("this machine cannot speak TLS: {error}"));
+        }
         rustls::Error::AlertReceived(alert) => {
             format!("the server refused TLS with the alert \"{}\"", spaced(&format!("{alert:?}")))
         }
@@ -51,23 +62,23 @@ fn tls(error: &rustls::Error) -> String {
             format!("the server's certificate does not fit its handshake ({})", spaced(&format!("{why:?}")))
         }
         other => format!("TLS failed: {other}"),
-    }
+    })
 }
 
 /// What hyper reported before an answer was complete.
-pub(super) fn http(error: &hyper::Error) -> String {
+pub(super) fn http(error: &hyper::Error) -> Outcome {
     if error.is_parse_too_large() {
-        return "the answer's header fields are too large".to_owned();
+        return Outcome::Failed("the answer's header fields are too large".to_owned());
     }
     if error.is_parse() {
-        return "the answer is not HTTP".to_owned();
+        return Outcome::Failed("the answer is not HTTP".to_owned());
     }
     let socket_error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     let cut = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
     if cut || socket_error.is_some_and(|error| error.kind() == ErrorKind::UnexpectedEof) {
-        return "the server closed the connection before the answer was complete".to_owned();
+        return Outcome::Failed("the server closed the connection before the answer was complete".to_owned());
     }
-    socket_error.map_or_else(|| error.to_string(), socket)
+    socket_error.map_or_else(|| Outcome::Failed(error.to_string()), socket)
 }
 
 /// `HandshakeFailure` as `handshake failure`.
@@ -96,7 +107,7 @@ mod tests {
         let alert = rustls::Error::AlertReceived(rustls::AlertDescription::ProtocolVersion);
         assert_eq!(
             socket(&io::Error::other(alert)),
-            "the server refused TLS with the alert \"protocol version\""
+            Outcome::Failed("the server refused TLS with the alert \"protocol version\"".to_owned())
         );
     }
 }
