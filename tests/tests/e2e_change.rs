@@ -20,7 +20,7 @@ use tests::{
     lab::client_address,
 };
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 const SECOND: &str = "Hyperspace/Hyperspace_Srv_2";
 
 /// The part of the clients that are elsewhere in `after`, in percent.

@@ -19,7 +19,7 @@ use tests::{
     lab::{Ns, client_address},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn weighted() -> Wanted {
     let mut wanted = Wanted::default();

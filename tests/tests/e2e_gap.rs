@@ -21,7 +21,7 @@ use tests::{
 
 const DOWNLOADS: usize = 100;
 const GAP: Duration = Duration::from_secs(2);
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn site() -> Site {
     let options = LabOptions { port_443: Port443::Plain, big_bytes: 640 * 1024, ..LabOptions::default() };

@@ -15,7 +15,7 @@ use tests::{
     lab::{CLIENT, HYPERSPACE, INTERFACE, LabOptions, MYCHART, Ns, Port443, Signal},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn idle_site() -> Site {
     let options = LabOptions { port_443: Port443::Plain, ..LabOptions::default() };

@@ -161,7 +161,7 @@ fn an_older_build_is_replaced_under_downloads_and_does_not_come_back() {
         command.spawn().unwrap()
     };
     let mut daemon = run_old(&site);
-    let known = until("the old build serves", Duration::from_secs(20), || {
+    let known = until("the old build serves", Duration::from_secs(60), || {
         Ok(homes(&site, CLIENTS, Site::HYPERSPACE).ok())
     })
     .unwrap()

@@ -9,7 +9,7 @@ use tests::{
     lab::{Ns, client_address},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 const ADDRESS: [u8; 4] = [192, 168, 85, 152];
 
 /// Hyperspace, MyChart, and a third service on these ports, with two of Hyperspace's servers.

@@ -19,9 +19,9 @@ use tests::{
     lab::{Ns, client_address},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Longer than a slow start of these tests.
-const GROWN_WITHIN: Duration = Duration::from_secs(30);
+const GROWN_WITHIN: Duration = Duration::from_secs(120);
 const SRV_1: &str = "Hyperspace_Srv_1";
 
 /// Hyperspace and MyChart with a scheduler each.

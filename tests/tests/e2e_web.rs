@@ -15,7 +15,7 @@ use tests::{
     lab::{CLIENT, HYPERSPACE, LabOptions, MYCHART, Ns, Port443, client_address},
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Bytes of the large download: `STEADFAST_E2E_BIG`, else 1 GiB.
 fn big_bytes() -> u64 {
@@ -157,7 +157,7 @@ fn a_client_behind_a_shorter_link_downloads_by_path_mtu_discovery() {
         site.capture_on(far.router, "eth0", "icmp").unwrap(),
     ];
     let start = Instant::now();
-    let mut curl = site.command(far.client, "curl", ["-sSf", "--max-time", "30", "-o"]);
+    let mut curl = site.command(far.client, "curl", ["-sSf", "--max-time", "300", "-o"]);
     let file = site.places().dir.join("downloaded");
     let output = curl.arg(&file).arg(format!("http://{HYPERSPACE}:443/big")).output().unwrap();
     let stats = records::stats(&site).unwrap();

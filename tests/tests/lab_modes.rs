@@ -18,7 +18,7 @@ use tests::{
     },
 };
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
 /// A lab whose first Hyperspace server runs.

@@ -207,20 +207,20 @@ fn what_is_wrong_is_said_before_anything_is_touched() {
 /// Asks the redirect of that host, which is an address, for a page; gives the answer in small letters.
 fn ask_redirect(host: &str) -> Option<String> {
     let mut stream = std::net::TcpStream::connect(format!("{host}:80")).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(30))).ok()?;
     write!(stream, "GET /a HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     Some(answer.to_lowercase())
 }
 
-/// Whether the redirect's address is announced as often as one announcement is sent, each time within five seconds.
+/// Whether the redirect's address is announced as often as one announcement is sent, each time within a minute.
 async fn hears_announcements(ear: Ear) -> bool {
     let announced = unsolicited_advertisement(Lab::BALANCER_MAC, "2001:db8::150".parse().unwrap());
     let hear = move || {
         ANNOUNCE_SCHEDULE
             .iter()
-            .all(|_| ear.hears(Duration::from_secs(5), |frame| frame == announced).is_some())
+            .all(|_| ear.hears(Duration::from_secs(60), |frame| frame == announced).is_some())
     };
     tokio::task::spawn_blocking(hear).await.unwrap()
 }

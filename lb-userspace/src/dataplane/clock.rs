@@ -18,7 +18,7 @@ use super::{Kernel, Maps};
 pub const POSSIBLE_HZ: [u64; 4] = [100, 250, 300, 1000];
 /// How long the jiffies are counted.
 const SPAN: Duration = Duration::from_millis(50);
-const ATTEMPTS: u32 = 6;
+const ATTEMPTS: u32 = 12;
 
 /// One moment on both clocks, and the speed of one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -157,14 +157,14 @@ impl Ear {
     }
 }
 
-/// Asks again and again, for five seconds, until there is an answer.
+/// Asks again and again, for a minute, until there is an answer.
 pub(crate) async fn within<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(Instant::now() < deadline, "{what}: not within five seconds");
+        assert!(Instant::now() < deadline, "{what}: not within a minute");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -21,7 +21,7 @@ const KNOWN: Range<usize> = 1000..1300;
 /// So much that servers have something to send for minutes, and all comes to its end in seconds.
 const BYTES: u64 = 2 << 20;
 /// A last segment that is lost is sent again.
-const CLOSES_WITHIN: Duration = Duration::from_secs(10);
+const CLOSES_WITHIN: Duration = Duration::from_secs(60);
 
 /// 300 clients are known, 200 others download.
 pub struct Busy {

@@ -21,7 +21,7 @@ const THREADS: u64 = 4;
 const CLIENTS: usize = 300;
 /// Connections that one thread has open at once.
 const OPEN: usize = 150;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// What was done.

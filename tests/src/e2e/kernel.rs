@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::wait::until;
 use crate::lab::{INTERFACE, Lab, Ns, bpf_object};
 
-const SETTLES_WITHIN: Duration = Duration::from_secs(10);
+const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 
 /// The program on an interface, and the link that holds it there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

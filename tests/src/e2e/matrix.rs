@@ -24,7 +24,7 @@ const CONNECTIONS: usize = 5;
 const LARGE: u64 = 16 << 20;
 /// Packets that are looked at, at each end of a transfer.
 const CAPTURED: u32 = 6_000;
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 const HEALTH: &str = "    health_check: { kind: tcp, interval: 500ms, timeout: 500ms, fall: 2, rise: 1 }\n";
 /// tcpdump's words for ICMP errors that say so.
 const TOO_BIG: &str = "icmp[0] == 3 or (icmp6 and ip6[40] == 2)";
@@ -253,7 +253,7 @@ impl Row {
     fn a_dead_server_loses_its_clients_and_no_other(&mut self, before: &Homes) -> Result<()> {
         let index = self.site.index(FIRST)?;
         self.site.stop_nginx(index)?;
-        self.site.wait_for_health(&format!("Hyperspace/{FIRST}"), "down", Duration::from_secs(10))?;
+        self.site.wait_for_health(&format!("Hyperspace/{FIRST}"), "down", PATIENCE)?;
         let after = self.homes(0..CLIENTS)?;
         let left: Vec<IpAddr> = crowd::clients_of(&after, FIRST).collect();
         ensure!(left.is_empty(), "{FIRST} is down and answered {left:?}");

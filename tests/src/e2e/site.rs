@@ -19,8 +19,8 @@ use super::{
 };
 use crate::lab::{HYPERSPACE, Lab, LabOptions, MYCHART, Mode, Ns, Port443, Topology, starts_within};
 
-const READY_WITHIN: Duration = Duration::from_secs(20);
-const ENDS_WITHIN: Duration = Duration::from_secs(15);
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// A lab with its servers and its balancer at work.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ use super::{
 
 /// The port that answers without TLS, whatever port 443 does.
 pub const PLAIN_PORT: u16 = 8080;
-const STARTS_WITHIN: Duration = Duration::from_secs(10);
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
 
 /// What port 443 of the servers speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -216,7 +216,7 @@ mod tests {
         child.kill().unwrap();
         let start = std::time::Instant::now();
         while owner.is_alive() {
-            assert!(start.elapsed() < Duration::from_secs(5), "a killed process is alive");
+            assert!(start.elapsed() < Duration::from_secs(60), "a killed process is alive");
             thread::sleep(Duration::from_millis(1));
         }
         assert!(Path::new(&format!("/proc/{}", child.id())).exists());

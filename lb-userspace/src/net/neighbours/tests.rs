@@ -52,7 +52,7 @@ impl Followed {
         Self { net, index, neighbours, events }
     }
 
-    /// The first event of that kind within five seconds; the others are passed over.
+    /// The first event of that kind within a minute; the others are passed over.
     async fn until(&mut self, what: &str, wanted: impl Fn(&NetEvent) -> bool) -> NetEvent {
         let mut seen = Vec::new();
         let search = async {
@@ -64,13 +64,13 @@ impl Followed {
                 seen.push(event);
             }
         };
-        match tokio::time::timeout(Duration::from_secs(5), search).await {
+        match tokio::time::timeout(Duration::from_secs(60), search).await {
             Ok(event) => event,
-            Err(_) => panic!("{what}: not within five seconds; instead {seen:?}"),
+            Err(_) => panic!("{what}: not within a minute; instead {seen:?}"),
         }
     }
 
-    /// An event of each kind within five seconds, in whatever order.
+    /// An event of each kind within a minute, in whatever order.
     async fn until_all(&mut self, what: &str, mut wanted: Vec<Wanted>) {
         while !wanted.is_empty() {
             let event = self.until(what, |event| wanted.iter().any(|is_wanted| is_wanted(event))).await;

@@ -57,7 +57,7 @@ fn to_one(mac: Mac, asked: IpAddr) -> Question {
 }
 
 fn heard(ear: &crate::net::testing::Ear, wanted: Question) {
-    let found = ear.hears(Duration::from_secs(5), |frame| question(frame) == Some(wanted));
+    let found = ear.hears(Duration::from_secs(60), |frame| question(frame) == Some(wanted));
     assert!(found.is_some(), "{wanted:?} was not heard");
 }
 
@@ -103,6 +103,6 @@ fn a_router_is_known_by_its_link_local_address() {
             Neighbours::start(&net, link, timing, BTreeSet::from([router])).unwrap();
         let wanted = NetEvent::Neighbour(NeighbourEvent { address: router, mac: Some(Lab::SERVER_MAC) });
         let search = async { while events.recv().await.expect("the tracker lives") != wanted {} };
-        tokio::time::timeout(Duration::from_secs(5), search).await.expect("the router's MAC address");
+        tokio::time::timeout(Duration::from_secs(60), search).await.expect("the router's MAC address");
     });
 }
