@@ -5,6 +5,12 @@
 //! are plain moves and the compare-exchange is a full barrier, in the program (`lock cmpxchg`, which
 //! is what BPF's `BPF_CMPXCHG` becomes) as on the host.
 
+#[cfg(not(any(target_arch = "x86_64", target_arch = "bpf")))]
+compile_error!(
+    "Steadfast is for x86-64: the order of accesses to the tables that the program and user space share is argued for \
+     its memory model alone (lb-common/src/word.rs), and a weaker one, as of aarch64, needs that argument first"
+);
+
 #[cfg(all(not(target_arch = "bpf"), not(loom)))]
 mod body {
     use core::sync::atomic::{AtomicU64, Ordering, fence};

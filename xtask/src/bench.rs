@@ -7,6 +7,8 @@ use clap::{Args, ValueEnum};
 
 use crate::{build, command::Cmd, privilege::Privilege, setup, workspace::Workspace};
 
+const WHY: &str = "to load the XDP program";
+
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// What to measure
@@ -95,6 +97,7 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
         "--percent is of lab: {} has no requests",
         arguments.suite.name()
     );
+    let privilege = Privilege::require(WHY)?;
     setup::setup(workspace)?;
     build::objects(workspace)?;
     if arguments.suite.needs_haproxy() {
@@ -106,7 +109,7 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
     }
     workspace.cargo().args(arguments.suite.build()).run()?;
     let program = workspace.program("release", "bench");
-    let mut bench = Privilege::find().command(program, "to load the XDP program")?;
+    let mut bench = privilege.command(program, WHY)?;
     bench.arg(arguments.suite.name()).args(["--rounds", &arguments.rounds.to_string()]);
     if let Some(path) = &arguments.json {
         bench.arg("--json").arg(path);

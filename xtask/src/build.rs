@@ -27,14 +27,43 @@ pub(crate) struct Arguments {
 
 pub(crate) fn build(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     objects(workspace)?;
-    let packages = ["lb-common", "lb-userspace", "tests"];
-    user_space(workspace, &packages, arguments.release)
+    let profile = if arguments.release { Profile::Release } else { Profile::Debug };
+    user_space(workspace, profile, &["steadfastd", "steadfast"])
+}
+
+/// How user space is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// Quickly: for tests and the lab's own program.
+    Debug,
+    /// Optimised and linked as a whole: what is shipped.
+    Release,
+}
+
+impl Profile {
+    /// Its directory below the target directory.
+    const fn directory(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Release => "release",
+        }
+    }
+
+    /// How long a first build takes on two cores that do nothing else.
+    const fn first_build(self) -> &'static str {
+        match self {
+            Self::Debug => "1 to 2 minutes",
+            Self::Release => "2 to 4 minutes",
+        }
+    }
 }
 
 /// Builds the eBPF objects and leaves them in `<target>/bpf/`, touched only where they changed.
 pub(crate) fn objects(workspace: &Workspace) -> Result<()> {
+    toolchain::check_architecture(std::env::consts::ARCH)?;
     let (compiler, linker) = toolchain::require(workspace)?;
-    println!("build: XDP program with {compiler}, linked by {}", linker.display());
+    let first = if workspace.bpf().join("steadfast.o").exists() { "" } else { ", a minute the first time" };
+    println!("build: XDP program with {compiler}, linked by {}{first}", linker.display());
     let bpf = workspace.bpf();
     let mut cargo = compiler.cargo_build(workspace);
     cargo
@@ -49,16 +78,20 @@ pub(crate) fn objects(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// `cargo build` of host packages with the toolchain that runs us.
-pub(crate) fn user_space(workspace: &Workspace, packages: &[&str], release: bool) -> Result<()> {
-    let profile = if release { "release" } else { "debug" };
-    println!("build: user space ({profile})");
+/// `cargo build` of these programs alone, with the toolchain that runs us. Each program more is linked for seconds, and
+/// optimised as a whole for a minute.
+pub(crate) fn user_space(workspace: &Workspace, profile: Profile, programs: &[&str]) -> Result<()> {
+    let directory = profile.directory();
+    let is_first = programs.iter().any(|name| !workspace.program(directory, name).exists());
+    let first = if is_first { format!(", {} the first time", profile.first_build()) } else { String::new() };
+    println!("build: {} ({directory}{first})", programs.join(", "));
     let mut cargo = workspace.cargo();
-    cargo.arg("build");
-    for package in packages {
-        cargo.args(["--package", package]);
+    // Both packages are named for whatever is built: so their dependencies have the same features, and are built once.
+    cargo.args(["build", "--package", "lb-userspace", "--package", "tests"]);
+    for program in programs {
+        cargo.args(["--bin", program]);
     }
-    if release {
+    if profile == Profile::Release {
         cargo.arg("--release");
     }
     cargo.run()

@@ -6,6 +6,6 @@ use crate::{privilege::Privilege, workspace::Workspace};
 
 /// Leaves labs alone whose process is still there.
 pub(crate) fn clean(workspace: &Workspace) -> Result<()> {
-    let lab = workspace.built("lab", "tests")?;
+    let lab = workspace.built("lab")?;
     Privilege::find().command(lab, "to remove network namespaces")?.arg("--clean").run()
 }

@@ -5,6 +5,6 @@ use anyhow::Result;
 use crate::{privilege::Privilege, workspace::Workspace};
 
 pub(crate) fn detach(workspace: &Workspace) -> Result<()> {
-    let steadfastd = workspace.built("steadfastd", "lb-userspace")?;
+    let steadfastd = workspace.built("steadfastd")?;
     Privilege::find().command(steadfastd, "to detach an XDP program")?.arg("detach").run()
 }

@@ -5,6 +5,8 @@ use clap::Args;
 
 use crate::{build, privilege::Privilege, setup, workspace::Workspace};
 
+const WHY: &str = "to load the XDP program";
+
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// For how long
@@ -16,11 +18,12 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn fuzz(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    let privilege = Privilege::require(WHY)?;
     setup::setup(workspace)?;
     build::objects(workspace)?;
     workspace.cargo().args(["build", "--release", "--package", "tests", "--bin", "fuzz"]).run()?;
     let program = workspace.program("release", "fuzz");
-    let mut fuzz = Privilege::find().command(program, "to load the XDP program")?;
+    let mut fuzz = privilege.command(program, WHY)?;
     fuzz.args(["--seconds", &arguments.seconds.to_string(), "--seed", &arguments.seed.to_string()]);
     if !fuzz.status()?.success() {
         bail!("the program and its model differ, or could not be compared: see above");

@@ -31,7 +31,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Install what is missing on this machine, saying what and why
-    Setup,
+    Setup(setup::Arguments),
     /// Build the XDP program, then the daemon and the command line
     Build(build::Arguments),
     /// Bring up the lab of network namespaces with the balancer in it, or run the balancer on a network card
@@ -53,7 +53,7 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = Workspace::find().and_then(|workspace| match arguments.command {
-        Command::Setup => setup::setup(&workspace),
+        Command::Setup(arguments) => setup::with(&workspace, &arguments),
         Command::Build(arguments) => build::build(&workspace, &arguments),
         Command::Run(arguments) => run::run(&workspace, &arguments),
         Command::Test(arguments) => test::test(&workspace, &arguments),

@@ -25,6 +25,16 @@ impl Privilege {
         }
     }
 
+    /// Finds it, and fails at once where there is none: before minutes of building, not after them.
+    ///
+    /// # Errors
+    /// This user is neither root nor allowed to sudo without a password; `why` completes "root is needed ...".
+    pub(crate) fn require(why: &str) -> Result<Self> {
+        let privilege = Self::find();
+        privilege.command("true", why)?;
+        Ok(privilege)
+    }
+
     /// The program as root's, keeping our environment; `why` completes "root is needed ...".
     pub(crate) fn command(self, program: impl AsRef<OsStr>, why: &str) -> Result<Cmd> {
         match self {

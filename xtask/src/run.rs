@@ -14,8 +14,15 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::{build, command::Cmd, privilege::Privilege, setup, workspace::Workspace};
+use crate::{
+    build::{self, Profile},
+    command::Cmd,
+    privilege::Privilege,
+    setup,
+    workspace::Workspace,
+};
 
+const ATTACHES: &str = "to attach an XDP program";
 /// Where a balancer's program and tables are pinned unless told otherwise.
 const PINS: &str = "/sys/fs/bpf/steadfast";
 
@@ -37,18 +44,24 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     if let Some((interface, config)) = on_card {
         check_interface(interface, config)?;
     }
+    let why = if on_card.is_some() { ATTACHES } else { "to make the lab's network namespaces" };
+    let privilege = Privilege::require(why)?;
     setup::setup(workspace)?;
-    build::build(workspace, &build::Arguments { release: true })?;
-    let privilege = Privilege::find();
+    build::objects(workspace)?;
+    build::user_space(workspace, Profile::Release, &["steadfastd", "steadfast"])?;
     match on_card {
         Some((_, config)) => run_on_card(workspace, privilege, config),
         None => {
-            let lab = workspace.program("release", "lab");
-            let mut lab = privilege.command(lab, "to make the lab's network namespaces")?;
+            build::user_space(workspace, Profile::Debug, &["lab"])?;
+            let lab = workspace.program("debug", "lab");
+            // `env`, because sudo keeps no PATH and may keep little else.
+            let mut lab_command = privilege.command("env", why)?;
+            lab_command.arg(format!("STEADFAST_BIN_DIR={}", workspace.target().join("release").display()));
+            lab_command.arg(lab);
             if let Some(script) = &arguments.script {
-                lab.args(["--script", script]);
+                lab_command.args(["--script", script]);
             }
-            Err(lab.exec())
+            Err(lab_command.exec())
         }
     }
 }
@@ -85,8 +98,7 @@ fn interfaces(config: &str) -> Vec<String> {
 }
 
 fn run_on_card(workspace: &Workspace, privilege: Privilege, config: &Path) -> Result<()> {
-    let why = "to attach an XDP program";
-    if privilege.command("test", why)?.args(["-e", PINS]).succeeds() {
+    if privilege.command("test", ATTACHES)?.args(["-e", PINS]).succeeds() {
         bail!(
             "a balancer is installed on this machine ({PINS} exists), and this command would remove it at its end: \
              run `steadfastd run --config {}` itself, or `cargo xtask detach` first",
@@ -94,10 +106,10 @@ fn run_on_card(workspace: &Workspace, privilege: Privilege, config: &Path) -> Re
         );
     }
     let steadfastd = workspace.program("release", "steadfastd");
-    let mut daemon = privilege.command(&steadfastd, why)?;
+    let mut daemon = privilege.command(&steadfastd, ATTACHES)?;
     let ended = wait_passing_signals_on(daemon.args(["run", "--config"]).arg(config));
     println!("run: detaching");
-    privilege.command(&steadfastd, why)?.arg("detach").run()?;
+    privilege.command(&steadfastd, ATTACHES)?.arg("detach").run()?;
     ended
 }
 

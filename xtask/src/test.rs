@@ -1,6 +1,10 @@
 //! `cargo xtask test`: every rung of the ladder, from pure logic on the host to packets through the lab.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
@@ -17,6 +21,9 @@ use crate::{
 pub(crate) struct Arguments {
     /// Only tests whose name contains this
     filter: Option<String>,
+    /// Write what was skipped to FILE, too, a line each
+    #[arg(long, value_name = "FILE")]
+    skipped: Option<PathBuf>,
 }
 
 /// One step of the ladder; it may take a filter of test names.
@@ -30,6 +37,7 @@ enum Outcome {
 }
 
 pub(crate) fn test(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
+    Privilege::require("for tests that load the XDP program and make network namespaces")?;
     setup::setup(workspace)?;
     build::build(workspace, &build::Arguments { release: false })?;
     let filter = arguments.filter.as_deref();
@@ -53,24 +61,46 @@ pub(crate) fn test(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
         });
         results.push((name, outcome, start.elapsed()));
     }
-    summarise(&results)
-}
-
-fn summarise(results: &[(&str, Outcome, Duration)]) -> Result<()> {
-    println!("\n=== summary");
-    for (name, outcome, time) in results {
-        let seconds = time.as_secs_f64();
-        match outcome {
-            Outcome::Passed => println!("  passed  {seconds:7.1} s  {name}"),
-            Outcome::Failed => println!("  FAILED  {seconds:7.1} s  {name}"),
-            Outcome::Skipped(why) => println!("  skipped            {name}: {why}"),
-        }
+    println!("\n=== summary\n{}", table(&results));
+    let skipped = skipped(&results);
+    if let Some(file) = &arguments.skipped {
+        let lines = skipped.iter().map(|line| format!("{line}\n")).collect::<String>();
+        fs::write(file, lines).with_context(|| format!("cannot write {}", file.display()))?;
     }
     let failed = results.iter().filter(|(_, outcome, _)| matches!(outcome, Outcome::Failed)).count();
     if failed > 0 {
         bail!("{failed} of {} rungs failed", results.len());
     }
+    println!("\n{}", verdict(&skipped));
     Ok(())
+}
+
+/// The last words of a run without a failure: what was not run is not passed over.
+fn verdict(skipped: &[String]) -> String {
+    if skipped.is_empty() {
+        return "test: all rungs passed".to_owned();
+    }
+    format!("test: the others passed; skipped were\n  {}", skipped.join("\n  "))
+}
+
+fn skipped(results: &[(&str, Outcome, Duration)]) -> Vec<String> {
+    let skipped = results.iter().filter_map(|(name, outcome, _)| match outcome {
+        Outcome::Skipped(why) => Some(format!("{name}: {why}")),
+        Outcome::Passed | Outcome::Failed => None,
+    });
+    skipped.collect()
+}
+
+fn table(results: &[(&str, Outcome, Duration)]) -> String {
+    let line = |(name, outcome, time): &(&str, Outcome, Duration)| {
+        let seconds = time.as_secs_f64();
+        match outcome {
+            Outcome::Passed => format!("  passed  {seconds:7.1} s  {name}"),
+            Outcome::Failed => format!("  FAILED  {seconds:7.1} s  {name}"),
+            Outcome::Skipped(_) => format!("  skipped            {name}"),
+        }
+    };
+    results.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn host(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
@@ -102,9 +132,9 @@ fn loom(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
 
 fn miri(workspace: &Workspace, filter: Option<&str>) -> Result<Outcome> {
     if !Cmd::new("rustup").args(["run", "nightly", "cargo", "miri", "--version"]).succeeds() {
-        let why = "miri is not installed (`rustup toolchain install nightly --component miri,rust-src`)";
-        println!("skipped: {why}");
-        return Ok(Outcome::Skipped(why));
+        return Ok(Outcome::Skipped(
+            "miri is not installed (`rustup toolchain install nightly --component miri,rust-src`)",
+        ));
     }
     let mut cargo = workspace.foreign_cargo("rustup");
     cargo.env("CARGO_TARGET_DIR", workspace.target().join("miri"));
@@ -141,4 +171,21 @@ fn runner_variable() -> Result<String> {
     let host = verbose.lines().find_map(|line| line.strip_prefix("host: "));
     let host = host.context("rustc -vV does not name its host")?;
     Ok(format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace('-', "_")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_skipped_is_said_last_with_its_reason() {
+        let passed = ("host: pure logic", Outcome::Passed, Duration::ZERO);
+        assert_eq!(verdict(&skipped(&[passed])), "test: all rungs passed");
+        let miri = ("miri: undefined behaviour", Outcome::Skipped("it is not installed"), Duration::ZERO);
+        let results = [("host: pure logic", Outcome::Passed, Duration::ZERO), miri];
+        let said = verdict(&skipped(&results));
+        assert!(said.ends_with("skipped were\n  miri: undefined behaviour: it is not installed"), "{said}");
+        assert!(!said.contains("all rungs"), "{said}");
+        assert!(!table(&results).contains("installed"), "the reason is said once, at the end");
+    }
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     command::{Cmd, find_program, is_executable},
@@ -18,6 +18,20 @@ pub(crate) const TARGET: &str = "bpfel-unknown-none";
 pub(crate) const OLDEST_RUSTC: (u32, u32) = (1, 96);
 /// The linker's release series: it is chosen with the compiler's LLVM in mind.
 pub(crate) const LINKER_SERIES: &str = "0.13";
+
+/// Whether the balancer is for machines of this kind, as Rust names them: said before anything is installed or built.
+/// The code itself refuses it too (`lb-common/src/word.rs`).
+///
+/// # Errors
+/// It is not.
+pub(crate) fn check_architecture(architecture: &str) -> Result<()> {
+    ensure!(
+        architecture == "x86_64",
+        "Steadfast is for x86-64 and this machine is {architecture}: the order of accesses to the shared tables is argued \
+         for x86-64 alone (lb-common/src/word.rs)"
+    );
+    Ok(())
+}
 
 /// A compiler that can build for [`TARGET`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,6 +150,13 @@ fn llvm_major(verbose: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_architecture_is_refused_by_name() {
+        assert!(check_architecture("x86_64").is_ok());
+        let refused = check_architecture("aarch64").unwrap_err().to_string();
+        assert!(refused.contains("this machine is aarch64"), "{refused}");
+    }
 
     #[test]
     fn a_compilers_release_and_llvm_are_read_from_what_it_prints() {

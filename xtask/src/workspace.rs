@@ -1,14 +1,14 @@
 //! Where things are: the sources, cargo's target directory and what is kept in it.
 
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
 
 use crate::{
-    build,
+    build::{self, Profile},
     command::{Cmd, is_executable},
 };
 
@@ -54,15 +54,17 @@ impl Workspace {
         self.target.join(profile).join(name)
     }
 
-    /// A user-space program that was built already, in either profile; built now if it was not.
-    pub(crate) fn built(&self, name: &str, package: &str) -> Result<PathBuf> {
+    /// A user-space program that was built already, the newer one of the two profiles; built now if it was not.
+    pub(crate) fn built(&self, name: &str) -> Result<PathBuf> {
         let built = ["release", "debug"].map(|profile| self.program(profile, name));
-        if let Some(program) = built.into_iter().find(|program| is_executable(program)) {
+        let age = |program: &PathBuf| fs::metadata(program).and_then(|file| file.modified()).ok();
+        if let Some(program) = built.into_iter().filter(|program| is_executable(program)).max_by_key(age) {
             return Ok(program);
         }
-        build::build(self, &build::Arguments { release: true })
-            .with_context(|| format!("`{name}` of {package} is not built"))?;
-        Ok(self.program("release", name))
+        build::objects(self)
+            .and_then(|()| build::user_space(self, Profile::Debug, &[name]))
+            .with_context(|| format!("`{name}` is not built"))?;
+        Ok(self.program("debug", name))
     }
 
     /// The cargo that runs xtask, in the workspace, writing to the same target directory.

@@ -23,13 +23,13 @@ pub(crate) fn install(workspace: &Workspace, compiler: &Compiler) -> Result<()> 
     }
     let tools = workspace.tools();
     println!(
-        "  build    bpf-linker {LINKER_SERIES}: links the XDP program (into {}, about a minute)",
+        "  build    bpf-linker {LINKER_SERIES}: links the XDP program (into {}, one to three minutes)",
         tools.display()
     );
     let mut cargo = workspace.cargo();
     // Its own build directory: the workspace's would be filled with a tool's dependencies.
     cargo.env_remove("CARGO_TARGET_DIR").env(llvm_prefix_variable(llvm), &prefix).env("LLVM_PREFIX", &prefix);
-    cargo.args(["install", "bpf-linker", "--quiet", "--locked", "--version", &format!("^{LINKER_SERIES}")]);
+    cargo.args(["install", "bpf-linker", "--locked", "--version", &format!("^{LINKER_SERIES}")]);
     cargo.args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"]).arg(&tools);
     cargo.run()?;
     find_linker(workspace).context("cargo installed a bpf-linker that does not start")?;
