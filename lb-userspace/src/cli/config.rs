@@ -1,6 +1,6 @@
 //! The configuration: checked here, compared here, planned and put in force by the daemon.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
@@ -30,12 +30,15 @@ pub(super) fn run(
     match command {
         Command::Check { file } => check(file, screen),
         Command::Show => {
-            let (yaml, running) = running(world, paths)?;
+            let (yaml, running, _) = running(world, paths)?;
             screen.show(&running, || yaml)
         }
         Command::Diff { file } => {
-            let candidate = candidate(file, screen)?;
-            let (_, running) = running(world, paths)?;
+            let mut candidate = candidate(file, screen)?;
+            let (_, running, set_by_command) = running(world, paths)?;
+            for kept in keep_weights(&mut candidate, &set_by_command) {
+                screen.remark(&kept)?;
+            }
             let changes = config::diff(&running, &candidate);
             screen.show(&changes, || diff_text(&changes, file))
         }
@@ -106,14 +109,40 @@ fn request(file: &Path, screen: &mut Screen<'_>) -> anyhow::Result<Value> {
     Ok(json!({ "yaml": yaml, "source": source }))
 }
 
-/// The configuration in force, as text and understood.
-fn running(world: &World, paths: &Paths) -> anyhow::Result<(String, Config)> {
+/// Weights by `VIP/SERVER`.
+type Weights = BTreeMap<String, u16>;
+
+/// Gives servers the weights that `server set` gave them, as `config apply` does; says where the candidate has others.
+fn keep_weights(candidate: &mut Config, set_by_command: &Weights) -> Vec<String> {
+    let mut kept = Vec::new();
+    for service in &mut candidate.services {
+        for server in &mut service.real_servers {
+            let name = format!("{}/{}", service.label, server.label);
+            if let Some(weight) = set_by_command.get(&name)
+                && *weight != server.weight
+            {
+                kept.push(format!(
+                    "{name} keeps weight {weight}, as set by command, and not the file's {0}: `steadfast server set {name} \
+                     --weight {0}` changes it",
+                    server.weight
+                ));
+                server.weight = *weight;
+            }
+        }
+    }
+    kept
+}
+
+/// The configuration in force, as text and understood, and the weights that were set by command.
+fn running(world: &World, paths: &Paths) -> anyhow::Result<(String, Config, Weights)> {
     let answer = (world.ask)(paths, Request::Get("/v1/config"))?;
     let Some(yaml) = answer.get("yaml").and_then(Value::as_str) else {
         bail!("the daemon's answer has no configuration in it; is this steadfast of its release?");
     };
     let running = config::parse("running configuration", yaml)?;
-    Ok((yaml.to_owned(), running))
+    let weights = answer.get("weights_set_by_command").cloned();
+    let weights = weights.map_or_else(|| Ok(Weights::new()), serde_json::from_value)?;
+    Ok((yaml.to_owned(), running, weights))
 }
 
 fn diff_text(changes: &[Change], file: &Path) -> String {

@@ -26,7 +26,7 @@ use super::rows::{live_flows, live_stickies};
 use super::text::unpadded;
 use crate::dataplane::{Maps, Region};
 
-/// How many clients are listed by address.
+/// How many clients are listed by address; [`Plan::clients_moved`] counts them all.
 pub const LISTED: usize = 100;
 
 /// What a change does.
@@ -34,6 +34,8 @@ pub const LISTED: usize = 100;
 pub struct Plan {
     /// What changes in the configuration, a line each.
     pub changes: Vec<String>,
+    /// Clients with a sticky record that move, all of them.
+    pub clients_moved: u64,
     /// The first clients that move, by address.
     pub moved: Vec<Moved>,
     /// How many clients move, by from and to.
@@ -221,10 +223,61 @@ impl Before {
         Ok(())
     }
 
+    /// Where a client's next connection to a service goes, as things are: `recorded` is the server of its sticky record.
+    /// None: it is refused.
+    #[must_use]
+    pub fn next(&self, maps: &Maps, id: u16, client: Address, recorded: Option<u16>) -> Option<u16> {
+        let service = *self.services.get(&id)?;
+        let chooser = Chooser { maps, loads: &self.loads, seed: maps.control().maglev_seed.load() };
+        chooser.next(&self.servers, self.tables.get(&id), (id, service), client, recorded)
+    }
+
     /// Whether a server's open flows are reset.
     #[must_use]
     pub fn resets(&self, id: u16) -> bool {
         self.servers.present(id).is_some_and(|server| server.state.has(ServerState::RESETS))
+    }
+}
+
+/// What chooses a client's server: the program's own functions, over what it reads.
+struct Chooser<'a> {
+    maps: &'a Maps,
+    loads: &'a Region<LoadSlot>,
+    seed: u64,
+}
+
+impl Chooser<'_> {
+    /// The pick of a service's scheduler, as the program would make it if the client connected now.
+    fn picked(
+        &self,
+        table: &Table,
+        (id, service): (u16, Service),
+        client: Address,
+        attempt: u32,
+    ) -> Option<u16> {
+        let asked =
+            Asked { seed: self.seed, client: service.client(client), salt: 0, size: table.size(), attempt };
+        let turn = self.maps.turns.get(usize::from(id)).map_or(0, Word::load);
+        let load = |server: u16| self.loads.get(usize::from(server)).map_or_else(Load::default, Load::read);
+        let at = |place: u32| table.places().get(place as usize).copied().filter(|id| *id != NOBODY);
+        schedule::pick(service.scheduler, asked, turn, load, at)
+    }
+
+    /// Where a client's next connection goes, with the table and the entry of its service.
+    fn next(
+        &self,
+        servers: &(impl Servers + ?Sized),
+        table: Option<&Table>,
+        (id, service): (u16, Service),
+        client: Address,
+        recorded: Option<u16>,
+    ) -> Option<u16> {
+        let pick = |attempt| table.and_then(|table| self.picked(table, (id, service), client, attempt));
+        let record = recorded.filter(|_| service.persistence.0 != 0);
+        match choose(servers, id, record, pick) {
+            Choice::Sticky(id, _) | Choice::Scheduled(id, _) => Some(id),
+            Choice::Nobody => None,
+        }
     }
 }
 
@@ -284,40 +337,6 @@ struct Connections {
 }
 
 impl Planner<'_> {
-    /// The pick of a service's scheduler, as the program would make it if the client connected now.
-    fn picked(
-        &self,
-        table: &Table,
-        (id, service): (u16, Service),
-        client: Address,
-        attempt: u32,
-    ) -> Option<u16> {
-        let asked =
-            Asked { seed: self.seed, client: service.client(client), salt: 0, size: table.size(), attempt };
-        let turn = self.maps.turns.get(usize::from(id)).map_or(0, Word::load);
-        let load =
-            |server: u16| self.before.loads.get(usize::from(server)).map_or_else(Load::default, Load::read);
-        let at = |place: u32| table.places().get(place as usize).copied().filter(|id| *id != NOBODY);
-        schedule::pick(service.scheduler, asked, turn, load, at)
-    }
-
-    /// Where a client's next connection goes, with the table and the entry of its service.
-    fn next(
-        &self,
-        servers: &(impl Servers + ?Sized),
-        table: Option<&Table>,
-        (id, service): (u16, Service),
-        client: Address,
-        recorded: u16,
-    ) -> Option<u16> {
-        let pick = |attempt| table.and_then(|table| self.picked(table, (id, service), client, attempt));
-        let record = (service.persistence.0 != 0).then_some(recorded);
-        match choose(servers, id, record, pick) {
-            Choice::Sticky(id, _) | Choice::Scheduled(id, _) => Some(id),
-            Choice::Nobody => None,
-        }
-    }
-
     fn service_now(&self, id: u16) -> Option<Service> {
         self.before.services.get(&id).copied()
     }
@@ -339,6 +358,7 @@ impl Planner<'_> {
     fn clients(&self) -> Clients {
         let mut clients = Clients::default();
         let mut successors = BTreeMap::new();
+        let chooser = Chooser { maps: self.maps, loads: &self.before.loads, seed: self.seed };
         for (_, _, row) in live_stickies(self.maps, self.now) {
             let held = clients.held.entry(row.to.server).or_default();
             *held = (held.0 + 1, held.1.max(row.deadline.since(self.now)));
@@ -348,7 +368,7 @@ impl Planner<'_> {
             };
             let after = self.future.desired.services.get(&service).map(|(service, _)| *service);
             let next = |servers: &dyn Servers, table, entry, recorded| {
-                self.next(servers, table, (service, entry), row.client, recorded)
+                chooser.next(servers, table, (service, entry), row.client, Some(recorded))
             };
             let from = next(&self.before.servers, self.before.tables.get(&service), before, row.to.server);
             let to = after.and_then(|after| {
@@ -389,6 +409,7 @@ impl Planner<'_> {
                 clients,
             })
             .collect();
+        plan.clients_moved = plan.moves.iter().map(|moves| moves.clients).sum();
     }
 
     /// The server of the record that a client has once its service's records have other names, if they get some.
@@ -600,12 +621,6 @@ pub fn count(number: u64, what: &str) -> String {
 }
 
 impl Plan {
-    /// Clients with a sticky record that move.
-    #[must_use]
-    pub fn clients_moved(&self) -> u64 {
-        self.moves.iter().map(|moves| moves.clients).sum()
-    }
-
     /// Connections that are reset or end.
     #[must_use]
     pub fn connections_reset(&self) -> u64 {
@@ -617,7 +632,7 @@ impl Plan {
     pub fn summary(&self) -> String {
         format!(
             "{} moved, {} reset",
-            count(self.clients_moved(), "client"),
+            count(self.clients_moved, "client"),
             count(self.connections_reset(), "connection")
         )
     }

@@ -22,22 +22,44 @@ pub fn text(plan: &Value) -> String {
     if changes_nothing(plan) {
         return "nobody moves and no connection is reset\n".to_owned();
     }
-    for (name, value) in parts.iter().filter(|(_, value)| !value.is_array()) {
+    for (name, value) in parts.iter().filter(|(name, value)| !value.is_array() && *name != TOTAL) {
         if !is_nothing(value) {
             out.push_str(&format!("{}: {}\n", heading(name), scalar(value)));
         }
     }
-    for (name, value) in parts {
-        if let Value::Array(items) = value
-            && !items.is_empty()
-        {
-            if !out.is_empty() {
-                out.push('\n');
-            }
-            out.push_str(&list(name, items));
+    let mut lists: Vec<_> =
+        parts.iter().filter_map(|(name, value)| Some((name, value.as_array()?))).collect();
+    lists.sort_by_key(|(name, _)| place(name, &ORDER));
+    for (name, items) in lists.into_iter().filter(|(_, items)| !items.is_empty()) {
+        if !out.is_empty() {
+            out.push('\n');
         }
+        out.push_str(&list(name, items, counted(name, items, parts)));
     }
     out
+}
+
+/// The part that counts the clients that move, of whom the plan lists the first.
+const TOTAL: &str = "clients_moved";
+/// The lists, worst first.
+const ORDER: [&str; 7] = ["warnings", "resets", "moves", "moved", "draining", "unknown_changed", "changes"];
+
+/// The place of a name in an order; the unknown ones come last.
+fn place(name: &str, order: &[&str]) -> usize {
+    order.iter().position(|known| *known == name).unwrap_or(order.len())
+}
+
+/// What a list's heading counts: what its rows stand for, also those rows that the plan leaves out. None where only the
+/// rows say it.
+fn counted(name: &str, items: &[Value], plan: &Map<String, Value>) -> Option<u64> {
+    let sum = |field: &str| items.iter().filter_map(|item| item.get(field)?.as_u64()).sum();
+    match name {
+        "moved" => Some(plan.get(TOTAL).and_then(Value::as_u64).unwrap_or(items.len() as u64)),
+        "moves" => Some(sum("clients")),
+        "resets" => Some(sum("connections")),
+        "unknown_changed" => None,
+        _ => Some(items.len() as u64),
+    }
 }
 
 /// Whether every part of the plan is empty, zero or false.
@@ -60,9 +82,10 @@ fn is_nothing(value: &Value) -> bool {
     }
 }
 
-/// What a list of the plan is called, with the number of its rows.
-fn list(name: &str, items: &[Value]) -> String {
-    let mut out = format!("{} ({}):\n", heading(name), items.len());
+/// A list of the plan under its heading, with the number of what it is about.
+fn list(name: &str, items: &[Value], counted: Option<u64>) -> String {
+    let number = counted.map_or_else(String::new, |number| format!(" ({number})"));
+    let mut out = format!("{}{number}:\n", heading(name));
     let shown = &items[..items.len().min(ROWS)];
     let columns = columns(shown);
     if columns.is_empty() {
@@ -81,8 +104,15 @@ fn list(name: &str, items: &[Value]) -> String {
             out.push_str(&format!("  {line}\n"));
         }
     }
-    if items.len() > ROWS {
-        out.push_str(&format!("  ... and {} more (--json shows all)\n", items.len() - ROWS));
+    // Only clients that move are listed in part by the plan itself; other lists are as long as they are.
+    let all = if name == "moved" { counted.unwrap_or_default() } else { items.len() as u64 };
+    let (listed, json) = (shown.len() as u64, items.len() as u64);
+    if all > listed {
+        let has = if json == all { "all".to_owned() } else { format!("the first {json}") };
+        out.push_str(&format!(
+            "  ... and {} more: these are the first {listed}, --json lists {has}\n",
+            all - listed
+        ));
     }
     out
 }
@@ -96,20 +126,14 @@ fn columns(items: &[Value]) -> Vec<String> {
         }
     }
     // serde_json sorts keys; these come first, in this order.
-    let rank = |name: &str| {
-        ["service", "client", "server", "from", "to", "percent"]
-            .iter()
-            .position(|known| *known == name)
-            .unwrap_or(usize::MAX)
-    };
-    columns.sort_by_key(|name| rank(name));
+    columns.sort_by_key(|name| place(name, &["service", "client", "server", "from", "to", "percent"]));
     columns
 }
 
 fn heading(name: &str) -> String {
     match name {
         "moved" => "clients whose next connection goes elsewhere".to_owned(),
-        "moves" => "clients that move".to_owned(),
+        "moves" => "clients that move, by server".to_owned(),
         "resets" => "connections that are reset or end".to_owned(),
         "unknown_changed" => "new clients that the scheduler would send elsewhere".to_owned(),
         "draining" => "servers that drain".to_owned(),
@@ -202,6 +226,29 @@ mod tests {
         let moved: Vec<Value> = (0..25).map(|n| json!({ "client": format!("10.0.0.{n}") })).collect();
         let text = text(&json!({ "moved": moved }));
         assert!(text.contains("(25):") && text.contains("... and 5 more"), "{text}");
+        assert!(text.contains("--json lists all"), "{text}");
         assert_eq!(text.lines().count(), 1 + 1 + 20 + 1);
+    }
+
+    #[test]
+    fn a_heading_counts_what_the_change_does_and_not_what_is_listed() {
+        let moved: Vec<Value> = (0..100).map(|n| json!({ "client": format!("10.0.0.{n}") })).collect();
+        let text = text(&json!({
+            "clients_moved": 859,
+            "moved": moved,
+            "moves": [
+                { "service": "V", "from": "A", "to": "B", "clients": 800 },
+                { "service": "V", "from": "A", "to": "C", "clients": 59 },
+            ],
+            "resets": [{ "service": "V", "server": "A", "connections": 57, "reason": "it is removed" }],
+        }));
+        assert!(text.contains("clients whose next connection goes elsewhere (859):\n"), "{text}");
+        assert!(
+            text.contains("... and 839 more: these are the first 20, --json lists the first 100\n"),
+            "{text}"
+        );
+        assert!(text.contains("clients that move, by server (859):\n"), "{text}");
+        assert!(text.starts_with("connections that are reset or end (57):\n"), "{text}");
+        assert!(!text.contains("clients moved"), "the number is said once: {text}");
     }
 }

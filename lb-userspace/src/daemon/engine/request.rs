@@ -179,7 +179,11 @@ impl Engine {
     pub fn request(&mut self, request: Request) -> Result<Value, Refusal> {
         match request {
             Request::Status => Ok(self.status()),
-            Request::Config => Ok(json!({ "yaml": self.running.to_yaml() })),
+            Request::Config => Ok(json!({
+                "yaml": self.running.to_yaml(),
+                // What a configuration that is applied does not change.
+                "weights_set_by_command": self.state.overlay.weights,
+            })),
             Request::PlanConfig(PlanConfig { yaml, source }) => {
                 let candidate = self.whole(source.as_deref().unwrap_or("candidate"), &yaml)?;
                 let prepared = self.prepare(candidate)?;

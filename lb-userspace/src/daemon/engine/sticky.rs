@@ -10,10 +10,10 @@ use super::change::Refusal;
 use super::request::{ForgetClient, MoveClient, answer};
 use super::{Engine, balanced};
 use crate::config::Persistence;
-use crate::core::Plan;
 use crate::core::plan::{Moved, count};
 use crate::core::rows::{self, Assigned};
 use crate::core::text::{unpadded, with_port};
+use crate::core::{Before, Plan};
 
 impl Engine {
     pub(super) fn forget(&mut self, forget: &ForgetClient) -> Result<Value, Refusal> {
@@ -89,7 +89,7 @@ impl Engine {
                 to.client, to.service
             )));
         }
-        let plan = self.plan_of_move(to, service, client, &ports, server, now);
+        let plan = self.plan_of_move(to, service, client, &ports, server, now)?;
         if to.dry_run {
             return Ok(json!({ "plan": plan }));
         }
@@ -133,23 +133,39 @@ impl Engine {
         ports: &[u16],
         server: u16,
         now: Ticks,
-    ) -> Plan {
+    ) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
+        let live = Before::whole(&self.maps)?;
         for port in ports {
-            let before = rows::recorded(&self.maps, service, client, *port, now);
-            if before != Some(server) {
-                plan.moved.push(Moved {
-                    service: with_port(&to.service, named(*port)),
-                    client: to.client.to_canonical(),
-                    from: before.map(|id| self.label_of(id)),
-                    to: Some(to.server.clone()),
-                });
+            let recorded = rows::recorded(&self.maps, service, client, *port, now);
+            if recorded == Some(server) {
+                continue;
+            }
+            let with = with_port(&to.service, named(*port));
+            plan.changes.push(match recorded {
+                None => format!("+ sticky record of {} with {with}: {}", to.client, to.server),
+                Some(before) => {
+                    format!(
+                        "~ sticky record of {} with {with}: {} -> {}",
+                        to.client,
+                        self.label_of(before),
+                        to.server
+                    )
+                }
+            });
+            // Where it would go now, which is not the record's server if there is none, or that takes nobody.
+            let next = live.next(&self.maps, service, client, recorded);
+            if next != Some(server) {
+                let from = next.map(|id| self.label_of(id));
+                let client = to.client.to_canonical();
+                plan.moved.push(Moved { service: with, client, from, to: Some(to.server.clone()) });
             }
         }
-        if !plan.moved.is_empty() {
+        plan.clients_moved = plan.moved.len() as u64;
+        if !plan.changes.is_empty() {
             plan.warnings.push("connections that are open stay where they are".to_owned());
         }
-        plan
+        Ok(plan)
     }
 
     fn numbered(&self, label: &str) -> Result<(String, u16), Refusal> {

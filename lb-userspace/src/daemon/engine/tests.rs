@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
+use crate::core::Before;
 use crate::core::rows::{live_flows, live_stickies};
 use crate::core::testing::{client, config, flow, stick, yaml};
 use crate::dataplane::fake::{FakeKernel, maps};
@@ -412,6 +413,19 @@ fn a_single_client_is_moved_and_forgotten() {
     let forget = serde_json::json!({ "client": "::ffff:10.0.0.1" });
     assert_eq!(world.post("forget", forget.clone()).unwrap()["forgotten"], 1);
     assert_eq!(world.post("forget", forget).unwrap()["forgotten"], 0);
+    // Without a record it comes from where the scheduler would send it, and is refused only where that is so.
+    world.health("a", Verdict::Up, "");
+    let picked = |world: &World| Before::whole(&world.maps).unwrap().next(&world.maps, 0, client(1), None);
+    for (server, label) in [("a", "b"), ("b", "a")] {
+        if picked(&world) == Some(world.id(server)) {
+            let mut asked = to(label);
+            asked["dry_run"] = true.into();
+            let plan = &world.post("move", asked).unwrap()["plan"];
+            assert_eq!(plan["moved"][0]["from"], server, "{plan}");
+            assert_eq!(plan["changes"][0], format!("+ sticky record of 10.0.0.1 with V: {label}"));
+        }
+    }
+    assert!(picked(&world).is_some());
     let v6 = serde_json::json!({ "client": "2001:db8::1", "service": "V", "server": "b" });
     assert!(matches!(world.post("move", v6), Err(Refusal::Bad(_))));
 }
