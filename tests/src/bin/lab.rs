@@ -6,7 +6,7 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     process::{Command, ExitCode},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -18,7 +18,11 @@ use nix::{
     },
     unistd::Pid,
 };
+use serde::Deserialize;
 use tests::lab::{HYPERSPACE, Lab, LabOptions, MYCHART, Ns, bin_dir, namespace_path, sweep, unblock_signals};
+
+/// A check of the example's is made every 2 s, and twice for a verdict.
+const VERDICTS_WITHIN: Duration = Duration::from_secs(30);
 
 /// The lab: a client host, the balancer and five servers in network namespaces on this machine.
 #[derive(Parser)]
@@ -63,6 +67,8 @@ fn run(script: Option<OsString>) -> Result<ExitCode> {
     lab.start_all_nginx()?;
     println!("lab: starting the balancer");
     lab.start_daemon(&[])?;
+    println!("lab: waiting for the first health checks");
+    wait_for_verdicts(&lab)?;
     for object in ["vip", "server"] {
         print!("\n{}", shown(&lab, &[object, "show"])?);
     }
@@ -74,6 +80,26 @@ fn run(script: Option<OsString>) -> Result<ExitCode> {
     let signal = signals.wait().context("cannot wait for a signal")?;
     println!("lab: {signal}, removing everything");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The first overview is to say how things are, not that nothing is known yet. A server that does not answer in time is
+/// shown as it is.
+fn wait_for_verdicts(lab: &Lab) -> Result<()> {
+    let end = Instant::now() + VERDICTS_WITHIN;
+    while Instant::now() < end {
+        let servers: Vec<Checked> = serde_json::from_str(&shown(lab, &["server", "show", "-j"])?)?;
+        if servers.iter().all(|server| server.health != "unknown") {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// What is waited for of a server's record.
+#[derive(Deserialize)]
+struct Checked {
+    health: String,
 }
 
 fn shown(lab: &Lab, args: &[&str]) -> Result<String> {
@@ -92,7 +118,10 @@ fn shown(lab: &Lab, args: &[&str]) -> Result<String> {
 fn commands(lab: &Lab) -> Result<String> {
     let sudo = if env::var_os("SUDO_USER").is_some() { "sudo " } else { "" };
     let client = format!("{sudo}nsenter --net=/run/netns/{}", lab.namespace(Ns::Client));
-    let steadfast = format!("{sudo}{}", bin_dir()?.join("steadfast").display());
+    // An alias, because it has to hold in any shell: the program is on nobody's PATH, and sudo keeps no environment.
+    let places = lab.environment().map(|(name, value)| format!("{name}={} ", value.display())).concat();
+    let steadfast = bin_dir()?.join("steadfast");
+    let alias = format!("alias steadfast='{sudo}env {places}{}'", steadfast.display());
     let lines = [
         (
             "a clinician's connection; it is the same server every time",
@@ -103,13 +132,15 @@ fn commands(lab: &Lab) -> Result<String> {
             format!("{client} curl -sk --interface 10.85.0.7 https://{HYPERSPACE}/"),
         ),
         ("a patient, sent from port 80 to 443", format!("{client} curl -sI http://{MYCHART}/")),
-        ("why this client is on that server", format!("{steadfast} explain 192.168.85.100")),
-        ("no new clients for this server", format!("{steadfast} server drain Hyperspace/Hyperspace_Srv_1")),
-        ("who is on which server", format!("{steadfast} server show")),
-        ("and back", format!("{steadfast} server online Hyperspace/Hyperspace_Srv_1")),
-        ("what happened to every packet", format!("{steadfast} stats")),
+        ("why this client is on that server", "steadfast explain 192.168.85.100".to_owned()),
+        ("no new clients for this server", "steadfast server drain Hyperspace/Hyperspace_Srv_1".to_owned()),
+        ("who is on which server", "steadfast server show".to_owned()),
+        ("and back", "steadfast server online Hyperspace/Hyperspace_Srv_1".to_owned()),
+        ("what happened to every packet", "steadfast stats".to_owned()),
     ];
-    let mut text = String::from("Worth trying in another shell:\n");
+    let mut text = format!(
+        "In another shell, once, so that `steadfast` is this lab's:\n  {alias}\nThen worth trying there:\n"
+    );
     for (why, command) in lines {
         text.push_str(&format!("  # {why}\n  {command}\n"));
     }
