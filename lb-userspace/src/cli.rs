@@ -10,7 +10,7 @@ use std::{
 
 use clap::Parser as _;
 
-use crate::config::ConfigErrors;
+use crate::{config::ConfigErrors, terminal::takes_escapes};
 
 mod address;
 pub mod args;
@@ -37,17 +37,10 @@ use world::World;
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let (stdout, stderr) = (io::stdout(), io::stderr());
-    let terminal = stdout.is_terminal();
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let escapes = takes_escapes(stdout.is_terminal(), |name| std::env::var_os(name));
     let mut out = io::BufWriter::new(stdout.lock());
     let mut err = stderr.lock();
-    let mut screen = Screen {
-        format: Format::of(&cli),
-        terminal,
-        colour: terminal && !plain,
-        out: &mut out,
-        err: &mut err,
-    };
+    let mut screen = Screen { format: Format::of(&cli), escapes, out: &mut out, err: &mut err };
     let result = run(&cli, &World::real(), &mut screen);
     let result = result.and_then(|()| Ok(out.flush()?));
     match result {

@@ -12,4 +12,5 @@ pub mod net;
 pub mod object;
 pub mod paths;
 pub mod redirect;
+pub mod terminal;
 pub mod view;

@@ -11,6 +11,7 @@ mod error;
 mod ethtool;
 pub mod frames;
 mod link;
+pub mod namespace;
 pub mod neighbour_state;
 mod neighbours;
 mod outbox;

@@ -13,6 +13,7 @@ use lb_userspace::daemon::guard;
 use lb_userspace::daemon::run::{Ended, Options, run, xdp};
 use lb_userspace::dataplane::load;
 use lb_userspace::paths::Paths;
+use lb_userspace::terminal::takes_escapes;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(takes_escapes(std::io::stderr().is_terminal(), |name| std::env::var_os(name)))
         .with_writer(std::io::stderr)
         .init();
     match execute(arguments) {

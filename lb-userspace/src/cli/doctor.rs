@@ -2,6 +2,8 @@
 
 mod ipv6;
 
+use std::io;
+
 use anyhow::bail;
 use lb_common::{clock::Ticks, control::Snat, reason::Reason};
 use serde::Serialize;
@@ -15,7 +17,7 @@ use crate::{
     daemon::problems::Problem,
     dataplane::{Maps, confirm},
     firewall::{Guarded, Report, TABLE},
-    net::{self, Net, Offload},
+    net::{self, Net, Offload, namespace::Inside},
     paths::Paths,
     view::{
         Snapshot, flow,
@@ -73,6 +75,16 @@ impl Findings {
         self.add(check, Status::Ok, finding, "");
     }
 
+    /// What could not be looked at; where that is for want of rights, that is the advice.
+    fn failed(&mut self, check: &'static str, error: &anyhow::Error, advice: &str) {
+        let denied = |cause: &(dyn std::error::Error + 'static)| {
+            let cause = cause.downcast_ref::<io::Error>();
+            cause.is_some_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
+        };
+        let advice = if error.chain().any(denied) { "run it as root: sudo steadfast doctor" } else { advice };
+        self.add(check, Status::Fail, format!("{error:#}"), advice);
+    }
+
     fn when(&mut self, good: bool, bad: Status, check: &'static str, finding: String, advice: &str) {
         self.add(check, if good { Status::Ok } else { bad }, finding, advice);
     }
@@ -85,17 +97,22 @@ pub(super) fn run(
     screen: &mut Screen<'_>,
 ) -> anyhow::Result<()> {
     let mut findings = Findings::default();
-    let attached = programs(&mut findings, world, paths);
-    let interfaces = args.interface.clone().map_or(attached, |interface| vec![interface]);
-    daemon(&mut findings, world, paths);
     let maps = match (world.maps)(&paths.pin_dir) {
         Ok(maps) => Some(maps),
         Err(error) => {
-            let advice = "start the daemon: it makes the maps";
-            findings.add("maps", Status::Fail, format!("{error:#}"), advice);
+            findings.failed("maps", &error, "start the daemon: it makes the maps");
             None
         }
     };
+    // What is looked at from here on is the daemon's network, wherever this was typed.
+    let _inside = maps.as_ref().and_then(|maps| network_of_the_daemon(&mut findings, world, maps));
+    let attached = programs(&mut findings, world, paths);
+    let was_looked_at = attached.is_some();
+    let interfaces = match &args.interface {
+        Some(interface) => vec![interface.clone()],
+        None => attached.unwrap_or_default(),
+    };
+    daemon(&mut findings, world, paths);
     if let Some(maps) = &maps
         && let Err(error) = in_maps(&mut findings, world, maps)
     {
@@ -104,7 +121,7 @@ pub(super) fn run(
     if let Some(maps) = &maps {
         firewall(&mut findings, world, maps);
     }
-    if interfaces.is_empty() {
+    if interfaces.is_empty() && was_looked_at {
         findings.add(
             "interface",
             Status::Unknown,
@@ -155,21 +172,37 @@ fn text(findings: &[Finding]) -> String {
     )
 }
 
-/// Whether the program is attached and in the driver; where.
-fn programs(findings: &mut Findings, world: &World, paths: &Paths) -> Vec<String> {
-    let programs = match (world.programs)(&paths.pin_dir) {
-        Ok(programs) => programs,
-        Err(error) => {
-            findings.add(
-                "program",
-                Status::Fail,
-                format!("{error:#}"),
-                "start the daemon: it loads the program",
+/// Goes to the network of the daemon that lives, if that is another than this command's.
+fn network_of_the_daemon(findings: &mut Findings, world: &World, maps: &Maps) -> Option<Inside> {
+    let daemon = Snapshot::read(maps, (world.now)()).ok()?.daemon;
+    let process = daemon.pid.filter(|_| daemon.running)?;
+    match (world.enter)(process) {
+        Ok(Some(inside)) => {
+            findings.ok(
+                "network",
+                format!("looked at from where the daemon (process {process}) is, another namespace"),
             );
-            return Vec::new();
+            Some(inside)
         }
-    };
-    attachments(findings, &programs)
+        Ok(None) => None,
+        Err(error) => {
+            let finding =
+                format!("the network of the daemon (process {process}) cannot be looked at: {error:#}");
+            findings.add("network", Status::Unknown, finding, "run doctor as root, where the daemon runs");
+            None
+        }
+    }
+}
+
+/// Whether the program is attached and in the driver; where. None: that could not be looked at.
+fn programs(findings: &mut Findings, world: &World, paths: &Paths) -> Option<Vec<String>> {
+    match (world.programs)(&paths.pin_dir) {
+        Ok(programs) => Some(attachments(findings, &programs)),
+        Err(error) => {
+            findings.failed("program", &error, "start the daemon: it loads the program");
+            None
+        }
+    }
 }
 
 /// The interfaces of this network namespace that the program is on.

@@ -42,8 +42,7 @@ impl Said {
 fn steadfast(world: &World, line: &str) -> Said {
     let cli = Cli::try_parse_from(std::iter::once("steadfast").chain(line.split_whitespace())).unwrap();
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let mut screen =
-        Screen { format: Format::of(&cli), terminal: false, colour: false, out: &mut out, err: &mut err };
+    let mut screen = Screen { format: Format::of(&cli), escapes: false, out: &mut out, err: &mut err };
     let result = run(&cli, world, &mut screen);
     Said { out: String::from_utf8(out).unwrap(), err: String::from_utf8(err).unwrap(), result }
 }
@@ -76,6 +75,7 @@ fn world() -> World {
             }])
         }),
         firewall: Box::new(|| Ok(None)),
+        enter: Box::new(|_| Ok(None)),
         ask: Box::new(|_, _| bail!("the daemon is not running")),
         now: Box::new(wall),
         sleep: Box::new(|_| {}),
@@ -250,6 +250,21 @@ fn a_file_is_compared_with_what_the_daemon_runs() {
 }
 
 #[test]
+fn a_comparison_leaves_out_what_an_apply_would_leave_as_it_is() {
+    let running = std::fs::read_to_string(FILE).unwrap().replacen("weight: 100", "weight: 0", 1);
+    let set = json!({ "Hyperspace/Hyperspace_Srv_1": 0, "Hyperspace/Gone": 7 });
+    let (world, _) = with_daemon(json!({ "yaml": running, "weights_set_by_command": set }));
+    let said = steadfast(&world, &format!("config diff {FILE}"));
+    assert!(said.out.ends_with("does not differ from the running configuration\n"), "{}", said.out);
+    assert_eq!(
+        said.err,
+        "Hyperspace/Hyperspace_Srv_1 keeps weight 0, as set by command, and not the file's 100: `steadfast server set \
+         Hyperspace/Hyperspace_Srv_1 --weight 100` changes it\n"
+    );
+    assert_eq!(steadfast(&world, &format!("config diff -j {FILE}")).json(), json!([]));
+}
+
+#[test]
 fn a_plan_and_an_apply_send_the_file_as_it_is() {
     let (world, asked) = with_daemon(json!({ "moved": [] }));
     let said = steadfast(&world, &format!("config plan {FILE}"));
@@ -319,6 +334,39 @@ fn the_doctor_says_what_failed_and_what_it_did_not_look_at() {
     assert_eq!(said.error(), "2 checks failed");
 }
 
+#[test]
+fn the_doctor_looks_at_the_daemons_network_and_says_so_where_it_cannot() {
+    let asked = Rc::new(Cell::new(0));
+    let log = Rc::clone(&asked);
+    let elsewhere = World {
+        enter: Box::new(move |process| {
+            log.set(process);
+            Err(io::Error::from(io::ErrorKind::PermissionDenied).into())
+        }),
+        ..world()
+    };
+    let said = steadfast(&elsewhere, "doctor");
+    let daemon = example().snapshot().daemon;
+    assert_eq!(Some(asked.get()), daemon.pid);
+    assert!(said.out.contains("the network of the daemon (process "), "{}", said.out);
+    assert!(said.out.contains("run doctor as root, where the daemon runs"), "{}", said.out);
+}
+
+#[test]
+fn the_doctor_without_rights_does_not_advise_to_start_what_runs() {
+    let denied =
+        || anyhow::Error::from(io::Error::from(io::ErrorKind::PermissionDenied)).context("cannot open it");
+    let stranger = World {
+        maps: Box::new(move |_| Err(denied())),
+        programs: Box::new(move |_| Err(denied())),
+        ..world()
+    };
+    let said = steadfast(&stranger, "doctor");
+    assert_eq!(said.out.matches("run it as root: sudo steadfast doctor").count(), 2, "{}", said.out);
+    assert!(!said.out.contains("start the daemon"), "{}", said.out);
+    assert!(!said.out.contains("no interface to look at"), "{}", said.out);
+}
+
 struct Gone;
 
 impl Write for Gone {
@@ -334,13 +382,8 @@ impl Write for Gone {
 fn a_reader_that_goes_away_is_recognised_in_every_format() {
     for line in ["vip show", "vip show -j", "vip show -p", "map list", "stats --watch --count 1"] {
         let cli = Cli::try_parse_from(std::iter::once("steadfast").chain(line.split_whitespace())).unwrap();
-        let mut screen = Screen {
-            format: Format::of(&cli),
-            terminal: false,
-            colour: false,
-            out: &mut Gone,
-            err: &mut Vec::new(),
-        };
+        let mut screen =
+            Screen { format: Format::of(&cli), escapes: false, out: &mut Gone, err: &mut Vec::new() };
         let error = run(&cli, &world(), &mut screen).unwrap_err();
         assert!(is_broken_pipe(&error), "{line}: {error:?}");
     }

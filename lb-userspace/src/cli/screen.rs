@@ -34,10 +34,8 @@ impl Format {
 /// Where results and remarks go.
 pub(super) struct Screen<'a> {
     pub(super) format: Format,
-    /// Whether the results go to a terminal.
-    pub(super) terminal: bool,
-    /// Whether words may be coloured.
-    pub(super) colour: bool,
+    /// Whether words may be coloured and the screen cleared.
+    pub(super) escapes: bool,
     pub(super) out: &'a mut dyn Write,
     pub(super) err: &'a mut dyn Write,
 }
@@ -52,7 +50,7 @@ impl Screen<'_> {
         match self.format {
             Format::Text => {
                 let text = text();
-                let text = if self.colour { paint(&text) } else { text };
+                let text = if self.escapes { paint(&text) } else { text };
                 self.out.write_all(text.as_bytes())?;
             }
             Format::Json => {
@@ -92,10 +90,10 @@ impl Screen<'_> {
         Ok(())
     }
 
-    /// Begins a new picture: on a terminal in the place of the last one.
+    /// Begins a new picture: where escape sequences are understood in the place of the last one.
     pub(super) fn redraw(&mut self, first: bool) -> anyhow::Result<()> {
         if self.format == Format::Text {
-            if self.terminal {
+            if self.escapes {
                 self.out.write_all(b"\x1b[H\x1b[2J")?;
             } else if !first {
                 self.out.write_all(b"\n")?;

@@ -13,6 +13,7 @@ use crate::{
         program::{self, Mode, ProgramStatus},
     },
     firewall::{self, InForce},
+    net::namespace::{self, Inside},
     paths::Paths,
     view::{
         Time,
@@ -23,6 +24,7 @@ use crate::{
 type Open = dyn Fn(&Path) -> anyhow::Result<Maps>;
 type Programs = dyn Fn(&Path) -> anyhow::Result<Vec<ProgramRecord>>;
 type Firewall = dyn Fn() -> anyhow::Result<Option<InForce>>;
+type Enter = dyn Fn(u64) -> anyhow::Result<Option<Inside>>;
 type Ask = dyn Fn(&Paths, Request<'_>) -> anyhow::Result<Value>;
 
 /// A request to the daemon.
@@ -44,6 +46,8 @@ pub struct World {
     pub programs: Box<Programs>,
     /// The host's firewall table of ours.
     pub firewall: Box<Firewall>,
+    /// Takes this thread into a process's network namespace, if it is another.
+    pub enter: Box<Enter>,
     /// Asks the daemon.
     pub ask: Box<Ask>,
     /// The time of day.
@@ -63,6 +67,7 @@ impl World {
                 Ok(programs.into_iter().map(ProgramRecord::from).collect())
             }),
             firewall: Box::new(firewall::look),
+            enter: Box::new(|process| Ok(namespace::enter(process)?)),
             ask: Box::new(|paths, request| {
                 let daemon = Daemon::at(paths.socket());
                 match request {

@@ -362,8 +362,11 @@ fn paragraph(explanation: &Explanation) -> String {
             line(
                 "sticky record",
                 &format!(
-                    "{} since {}, last used {}, {expires}",
-                    record.server, record.made_at, record.last_used
+                    "{} since {} (or up to {} later), last used {}, {expires}",
+                    record.server,
+                    record.made_at,
+                    duration(record.made_at_within),
+                    record.last_used
                 ),
             );
         }

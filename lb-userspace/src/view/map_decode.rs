@@ -256,7 +256,7 @@ fn sticky(snapshot: &Snapshot<'_>, index: usize, slot: &StickySlot) -> Option<Va
         "client": IpAddr::from(record.client),
         "server": snapshot.names.server_label(record.to.server),
         "flows": record.flows,
-        "made_at": snapshot.clock.at(record.to.made_at),
+        "made_at": snapshot.clock.at(record.to.made_before(snapshot.clock.now)),
         "deadline": snapshot.clock.at(record.deadline),
         "expired": record.flows == 0 && record.deadline.is_past(snapshot.clock.now),
         "verified": record.to.verified,

@@ -4,7 +4,7 @@ use lb_common::{
     clock::Ticks,
     control::Snat,
     ports::{Owner, PortCell},
-    server::Servers as _,
+    server::{ServerState, Servers as _},
     tcp::TcpState,
 };
 use serde_json::{Value, json};
@@ -178,6 +178,56 @@ fn a_drained_server_without_clients_is_said_to_be_empty() {
 }
 
 #[test]
+fn nobody_is_waited_for_at_a_server_that_takes_nobody() {
+    let builder = Builder::example();
+    builder.change(3, ServerState::RESETS | ServerState::REACHABLE, |info| info.state = 3);
+    builder.sticky(0, address("10.0.0.2"), 3, 0, 28_125);
+    builder.sticky(0, address("10.0.0.3"), 3, 0, 28_125);
+    let note = servers(&builder.snapshot())[2].note().unwrap();
+    assert_eq!(
+        note,
+        "Hyperspace/Hyperspace_Srv_3: halted, empty; 2 clients have a record of it and go elsewhere with their next \
+         connection"
+    );
+    builder
+        .change(3, ServerState::RESETS | ServerState::REACHABLE, |info| (info.state, info.health) = (2, 2));
+    let note = servers(&builder.snapshot())[2].note().unwrap();
+    assert!(note.contains("draining, empty; 2 clients have a record of it and go elsewhere"), "{note}");
+}
+
+/// The documents' table against what is printed and what is serialised, both ways round.
+#[test]
+fn the_documents_name_the_field_behind_each_heading() {
+    let builder = night();
+    let snapshot = builder.snapshot();
+    let servers = servers(&snapshot);
+    let services = service::records(&snapshot, &snapshot.census(), &servers).unwrap();
+    let (records, total) = sticky::records(&snapshot, sticky::Filter::default(), None);
+    let (flows, found) = flow::records(&snapshot, flow::Filter::default(), None);
+    let views = [
+        ("vip show", service::overview(&services, &servers), json_of(&services[0])),
+        ("server show", server::overview(&servers), json_of(&servers[0])),
+        ("sticky show", sticky::table(&records, total), json_of(&records[0])),
+        ("flow show", flow::table(&flows, found), json_of(&flows[0])),
+    ];
+    let document = include_str!("../../../docs/reference/json.md");
+    for (command, text, record) in views {
+        let mut headings = Vec::new();
+        for row in document.lines().filter_map(|line| line.strip_prefix(&format!("| `{command}` | "))) {
+            let (heading, fields) = row.split_once(" | ").unwrap();
+            headings.push(heading);
+            for field in fields.split('`').skip(1).step_by(2) {
+                assert!(record.get(field).is_some(), "{command} has no field {field}: {record}");
+            }
+        }
+        // A heading has single spaces, and columns are two apart.
+        let printed: Vec<&str> =
+            text.lines().next().unwrap().split("  ").map(str::trim).filter(|word| !word.is_empty()).collect();
+        assert_eq!(headings, printed, "{command}");
+    }
+}
+
+#[test]
 fn a_sticky_record_has_the_fields_of_the_contract() {
     let builder = night();
     let snapshot = builder.snapshot();
@@ -187,15 +237,17 @@ fn a_sticky_record_has_the_fields_of_the_contract() {
         json_of(&records[1]),
         json!({
             "service": "Hyperspace", "port": null, "client": "10.0.0.2", "server": "Hyperspace_Srv_3", "flows": 0,
-            "made_at": "2026-03-01T02:49:59Z", "last_used": "2026-03-01T02:30:00Z", "expires_in": 1800,
-            "verified": true,
+            "made_at": "2026-03-01T02:49:59Z", "made_at_within": 5, "last_used": "2026-03-01T02:30:00Z",
+            "expires_in": 1800, "verified": true,
         })
     );
     assert_eq!(json_of(&records[2])["expires_in"], Value::Null, "never while a flow is open");
     let drained = sticky::Filter { server: Some(3), ..sticky::Filter::default() };
     let (records, total) = sticky::records(&snapshot, drained, Some(1));
     assert_eq!((records.len(), total), (1, 2));
-    assert!(sticky::table(&records, total).ends_with("\n1 of 2 records; --limit N shows more\n"));
+    assert!(sticky::table(&records, total).ends_with(
+        "\na record was made at MADE AT or within the 5s after it\n1 of 2 records; --limit N shows more\n"
+    ));
     assert_eq!(sticky::of_client(&snapshot, address("10.0.0.2")).len(), 1);
     assert!(sticky::of_client(&snapshot, address("10.0.0.4")).is_empty());
 }

@@ -250,6 +250,20 @@ impl ServerRecord {
         if self.connections == 0 && self.sticky_clients == 0 {
             return "nobody is left".to_owned();
         }
+        // Halted, or drained and down: whoever has a record cannot come back, and need not be waited for.
+        if !self.takes_known {
+            let clients = match self.sticky_clients {
+                0 => "no client has a record of it".to_owned(),
+                1 => "1 client has a record of it and goes elsewhere with its next connection".to_owned(),
+                many => {
+                    format!("{many} clients have a record of it and go elsewhere with their next connection")
+                }
+            };
+            return match self.connections {
+                0 => format!("empty; {clients}"),
+                open => format!("{} left; {clients}", plural(open, "connection", "connections")),
+            };
+        }
         let mut left = format!(
             "{} and {} left",
             plural(self.connections, "connection", "connections"),

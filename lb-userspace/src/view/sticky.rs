@@ -4,8 +4,9 @@ use std::net::IpAddr;
 
 use lb_common::{
     address::Address,
+    clock::Ticks,
     hash::hash3,
-    sticky::{STICKY_WORDS, Stickies, Sticky},
+    sticky::{MADE_AT_TICKS, STICKY_WORDS, Stickies, Sticky},
     table::find,
 };
 use serde::Serialize;
@@ -31,8 +32,10 @@ pub struct StickyRecord {
     pub server: String,
     /// The client's open flows.
     pub flows: u64,
-    /// When the record was made.
+    /// When the record was made at the earliest: the record keeps no more of it.
     pub made_at: Time,
+    /// Seconds after `made_at` in which the record was made.
+    pub made_at_within: u64,
     /// When its deadline was last moved: a flow was established or closed.
     pub last_used: Time,
     /// Seconds until it expires; none while a flow is open.
@@ -47,8 +50,8 @@ impl StickyRecord {
     pub fn new(snapshot: &Snapshot<'_>, record: &Sticky) -> Self {
         let clock = &snapshot.clock;
         let persistence = super::scheduler::service(snapshot.maps(), record.to.service)
-            .map_or(lb_common::clock::Ticks(0), |service| service.persistence);
-        let last_used = lb_common::clock::Ticks(record.deadline.0.wrapping_sub(persistence.0));
+            .map_or(Ticks(0), |service| service.persistence);
+        let last_used = Ticks(record.deadline.0.wrapping_sub(persistence.0));
         Self {
             service: snapshot.names.service_label(record.to.service),
             port: (record.to.port != 0).then(|| u16::from_be(record.to.port)),
@@ -56,6 +59,7 @@ impl StickyRecord {
             server: snapshot.names.server_label(record.to.server),
             flows: u64::from(record.flows),
             made_at: clock.at(record.to.made_before(clock.now)),
+            made_at_within: clock.seconds_at_most(Ticks(MADE_AT_TICKS)),
             last_used: clock.at(last_used),
             expires_in: (record.flows == 0).then(|| clock.seconds_until(record.deadline)),
             verified: record.to.verified,
@@ -149,8 +153,10 @@ pub fn table(records: &[StickyRecord], total: usize) -> String {
         ]
     });
     let mut out = render(&columns, rows);
+    let within = duration(records[0].made_at_within);
+    out.push_str(&format!("\na record was made at MADE AT or within the {within} after it\n"));
     if records.len() < total {
-        out.push_str(&format!("\n{} of {total} records; --limit N shows more\n", records.len()));
+        out.push_str(&format!("{} of {total} records; --limit N shows more\n", records.len()));
     }
     out
 }

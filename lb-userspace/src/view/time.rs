@@ -95,6 +95,12 @@ impl Clock {
         (span.as_millis(self.hz) + 500) / 1000
     }
 
+    /// A span in seconds, rounded up.
+    #[must_use]
+    pub const fn seconds_at_most(&self, span: Ticks) -> u64 {
+        span.as_millis(self.hz).div_ceil(1000)
+    }
+
     /// A number of jiffies in whole seconds.
     #[must_use]
     pub const fn seconds_of_jiffies(&self, jiffies: u64) -> u64 {
