@@ -135,7 +135,9 @@ fn keep_weights(candidate: &mut Config, set_by_command: &Weights) -> Vec<String>
 
 /// The configuration in force, as text and understood, and the weights that were set by command.
 fn running(world: &World, paths: &Paths) -> anyhow::Result<(String, Config, Weights)> {
-    let answer = (world.ask)(paths, Request::Get("/v1/config"))?;
+    let answer = (world.ask)(paths, Request::Get("/v1/config")).context(
+        "the configuration in force is the daemon's to tell; without it `vip show` and `server show` tell what is served",
+    )?;
     let Some(yaml) = answer.get("yaml").and_then(Value::as_str) else {
         bail!("the daemon's answer has no configuration in it; is this steadfast of its release?");
     };

@@ -174,8 +174,7 @@ fn text(findings: &[Finding]) -> String {
 
 /// Goes to the network of the daemon that lives, if that is another than this command's.
 fn network_of_the_daemon(findings: &mut Findings, world: &World, maps: &Maps) -> Option<Inside> {
-    let daemon = Snapshot::read(maps, (world.now)()).ok()?.daemon;
-    let process = daemon.pid.filter(|_| daemon.running)?;
+    let process = world.daemon_process(maps)?;
     match (world.enter)(process) {
         Ok(Some(inside)) => {
             findings.ok(

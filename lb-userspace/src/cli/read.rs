@@ -190,6 +190,9 @@ pub(super) fn map(
 }
 
 pub(super) fn prog(world: &World, paths: &Paths, screen: &mut Screen<'_>) -> anyhow::Result<()> {
+    // Interfaces are looked up where the daemon is; where that cannot be, they are shown as being elsewhere.
+    let daemon = (world.maps)(&paths.pin_dir).ok().and_then(|maps| world.daemon_process(&maps));
+    let _inside = daemon.and_then(|process| (world.enter)(process).ok().flatten());
     let programs = (world.programs)(&paths.pin_dir)?;
     screen.show(&programs, || program::table(&programs, Time::new((world.now)())))
 }

@@ -207,7 +207,7 @@ fn a_change_shows_what_was_done_and_to_whom() {
 
 #[test]
 fn a_change_without_a_daemon_fails() {
-    for line in ["server halt Hyperspace/A", "sticky move 10.0.0.1 Hyperspace/A", "config show"] {
+    for line in ["server halt Hyperspace/A", "sticky move 10.0.0.1 Hyperspace/A"] {
         assert_eq!(steadfast(&world(), line).error(), "the daemon is not running", "{line}");
     }
 }
@@ -247,6 +247,19 @@ fn a_file_is_compared_with_what_the_daemon_runs() {
     assert_eq!(asked.borrow()[0].0, "/v1/config");
     assert_eq!(steadfast(&world, "config show").out, running);
     assert_eq!(steadfast(&world, "config show -j").json()["version"], 1);
+}
+
+#[test]
+fn without_a_daemon_a_configuration_is_not_shown_and_what_is_instead_is_said() {
+    for line in ["config show".to_owned(), format!("config diff {FILE}")] {
+        let said = steadfast(&world(), &line);
+        assert!(
+            said.error().contains("`vip show` and `server show` tell what is served"),
+            "{}",
+            said.error()
+        );
+        assert!(said.error().ends_with("the daemon is not running"), "{}", said.error());
+    }
 }
 
 #[test]

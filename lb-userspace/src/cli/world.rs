@@ -16,7 +16,7 @@ use crate::{
     net::namespace::{self, Inside},
     paths::Paths,
     view::{
-        Time,
+        Snapshot, Time,
         program::{Attachment, ProgramRecord},
     },
 };
@@ -79,6 +79,14 @@ impl World {
             now: Box::new(Timestamp::now),
             sleep: Box::new(std::thread::sleep),
         }
+    }
+}
+
+impl World {
+    /// The daemon's process, if it lives.
+    pub(super) fn daemon_process(&self, maps: &Maps) -> Option<u64> {
+        let daemon = Snapshot::read(maps, (self.now)()).ok()?.daemon;
+        daemon.pid.filter(|_| daemon.running)
     }
 }
 

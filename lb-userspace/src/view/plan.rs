@@ -27,6 +27,12 @@ pub fn text(plan: &Value) -> String {
             out.push_str(&format!("{}: {}\n", heading(name), scalar(value)));
         }
     }
+    for (names, nothing) in NOTHING {
+        let part = |name: &&str| parts.get(*name);
+        if names.iter().any(|name| part(name).is_some()) && names.iter().filter_map(part).all(is_nothing) {
+            out.push_str(&format!("{nothing}\n"));
+        }
+    }
     let mut lists: Vec<_> =
         parts.iter().filter_map(|(name, value)| Some((name, value.as_array()?))).collect();
     lists.sort_by_key(|(name, _)| place(name, &ORDER));
@@ -41,6 +47,11 @@ pub fn text(plan: &Value) -> String {
 
 /// The part that counts the clients that move, of whom the plan lists the first.
 const TOTAL: &str = "clients_moved";
+/// What is said where a list is there and empty: it is what is looked for first.
+const NOTHING: [(&[&str], &str); 2] = [
+    (&["resets"], "no open connection is reset"),
+    (&["moves", "moved"], "no client that has a record moves"),
+];
 /// The lists, worst first.
 const ORDER: [&str; 7] = ["warnings", "resets", "moves", "moved", "draining", "unknown_changed", "changes"];
 
@@ -211,6 +222,19 @@ mod tests {
         assert!(text.contains("  ~ real server V/A: weight 100 -> 50\n"), "{text}");
         assert!(text.contains("  V        A     (refused)  2\n"), "{text}");
         assert!(text.contains("12.3%    A -> B 12.0%, (refused) -> B 0.3%\n"), "{text}");
+    }
+
+    #[test]
+    fn a_plan_without_resets_or_movers_says_so_first() {
+        let text = text(&json!({
+            "changes": ["~ real server V/A: weight 100 -> 50"], "moved": [], "moves": [], "resets": [],
+        }));
+        assert!(
+            text.starts_with("no open connection is reset\nno client that has a record moves\n\n"),
+            "{text}"
+        );
+        let moves = super::text(&json!({ "moves": [{ "clients": 1 }], "moved": [{ "client": "10.0.0.1" }] }));
+        assert!(!moves.contains("no client"), "{moves}");
     }
 
     #[test]

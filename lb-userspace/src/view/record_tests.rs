@@ -186,13 +186,13 @@ fn nobody_is_waited_for_at_a_server_that_takes_nobody() {
     let note = servers(&builder.snapshot())[2].note().unwrap();
     assert_eq!(
         note,
-        "Hyperspace/Hyperspace_Srv_3: halted, empty; 2 clients have a record of it and go elsewhere with their next \
-         connection"
+        "Hyperspace/Hyperspace_Srv_3: halted, empty; it takes no connection, also not of the 2 clients that have a \
+         record of it"
     );
     builder
         .change(3, ServerState::RESETS | ServerState::REACHABLE, |info| (info.state, info.health) = (2, 2));
     let note = servers(&builder.snapshot())[2].note().unwrap();
-    assert!(note.contains("draining, empty; 2 clients have a record of it and go elsewhere"), "{note}");
+    assert!(note.contains("draining, empty; it takes no connection, also not of the 2 clients"), "{note}");
 }
 
 /// The documents' table against what is printed and what is serialised, both ways round.

@@ -253,16 +253,15 @@ impl ServerRecord {
         // Halted, or drained and down: whoever has a record cannot come back, and need not be waited for.
         if !self.takes_known {
             let clients = match self.sticky_clients {
-                0 => "no client has a record of it".to_owned(),
-                1 => "1 client has a record of it and goes elsewhere with its next connection".to_owned(),
-                many => {
-                    format!("{many} clients have a record of it and go elsewhere with their next connection")
-                }
+                0 => String::new(),
+                1 => ", also not of the 1 client that has a record of it".to_owned(),
+                many => format!(", also not of the {many} clients that have a record of it"),
             };
-            return match self.connections {
-                0 => format!("empty; {clients}"),
-                open => format!("{} left; {clients}", plural(open, "connection", "connections")),
+            let open = match self.connections {
+                0 => "empty".to_owned(),
+                open => format!("{} left", plural(open, "connection", "connections")),
             };
+            return format!("{open}; it takes no connection{clients}");
         }
         let mut left = format!(
             "{} and {} left",

@@ -23,8 +23,8 @@ pub(crate) fn install(workspace: &Workspace) -> Result<()> {
         return Ok(());
     }
     println!(
-        "  build    cargo-deny {SERIES}: checks licences, sources and advisories of dependencies (into {}, five to ten \
-         minutes on two cores, once)",
+        "  build    cargo-deny {SERIES}: checks licences, sources and advisories of dependencies (into {}, about \
+         three minutes on two idle cores, once)",
         tools.display()
     );
     let mut cargo = workspace.cargo();
