@@ -5,8 +5,8 @@
 mod tests;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use axum::Router;
@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tracing::error;
 
 use crate::config::MAX_BYTES;
@@ -41,20 +42,75 @@ pub struct Job {
 
 type Jobs = mpsc::Sender<Job>;
 
-/// Serves the API on a unix socket that only this user can open, and gives the jobs. A socket that a daemon before left
-/// is replaced. Call it within a tokio runtime.
-///
-/// # Errors
-/// The socket cannot be made.
-pub fn serve(socket: &Path) -> anyhow::Result<mpsc::Receiver<Job>> {
-    let listener = bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
-    let (sender, jobs) = mpsc::channel(QUEUE);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router(sender)).await {
-            error!("the API has ended: {error}");
+/// The API on a unix socket that only this user can open.
+#[derive(Debug)]
+pub struct Api {
+    socket: PathBuf,
+    jobs: Jobs,
+    /// Who serves, and device and inode of the socket's file.
+    serving: Option<(JoinHandle<()>, (u64, u64))>,
+}
+
+impl Api {
+    /// Nobody listens yet. Gives the jobs.
+    #[must_use]
+    pub fn new(socket: &Path) -> (Self, mpsc::Receiver<Job>) {
+        let (sender, jobs) = mpsc::channel(QUEUE);
+        (Self { socket: socket.to_owned(), jobs: sender, serving: None }, jobs)
+    }
+
+    /// Listens, unless somebody can reach it already; true if it began now. A socket that a daemon before left is replaced,
+    /// and one that was removed is made anew. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn listen(&mut self) -> anyhow::Result<bool> {
+        let there = file_of(&self.socket);
+        if let Some((_, ours)) = &self.serving
+            && there.as_ref().is_ok_and(|there| there == ours)
+        {
+            return Ok(false);
         }
-    });
-    Ok(jobs)
+        let context = || format!("cannot listen on {}", self.socket.display());
+        let listener = bind(&self.socket).with_context(context)?;
+        let file = file_of(&self.socket).with_context(context)?;
+        self.stop();
+        let app = router(self.jobs.clone());
+        let serving = tokio::spawn(async move {
+            if let Err(error) = axum::serve(listener, app).await {
+                error!("the API has ended: {error}");
+            }
+        });
+        self.serving = Some((serving, file));
+        Ok(true)
+    }
+
+    /// Listens no more, and removes the socket.
+    pub fn remove(mut self) {
+        if let Some((_, ours)) = &self.serving
+            && file_of(&self.socket).is_ok_and(|there| there == *ours)
+        {
+            // What stays behind is replaced by the next.
+            let _removed = fs::remove_file(&self.socket);
+        }
+        self.stop();
+    }
+
+    fn stop(&mut self) {
+        if let Some((serving, _)) = self.serving.take() {
+            serving.abort();
+        }
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn file_of(socket: &Path) -> std::io::Result<(u64, u64)> {
+    fs::symlink_metadata(socket).map(|there| (there.dev(), there.ino()))
 }
 
 /// Bound under another name first, so that at no moment others could open it.

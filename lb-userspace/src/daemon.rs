@@ -20,6 +20,7 @@ pub mod run;
 pub mod setup;
 pub mod sources;
 pub mod store;
+pub mod wait;
 
 #[cfg(test)]
 mod run_tests;

@@ -28,6 +28,7 @@ pub mod confirm;
 pub mod fake;
 pub mod flow_table;
 pub mod geometry;
+mod held;
 mod host;
 pub mod load;
 pub mod loads;

@@ -60,4 +60,10 @@ impl Paths {
     pub fn state_stand_in(&self) -> PathBuf {
         self.runtime_dir.join("state.json")
     }
+
+    /// The file that the guard of an attachment on trial holds locked.
+    #[must_use]
+    pub fn guard_lock(&self) -> PathBuf {
+        self.runtime_dir.join("guard.lock")
+    }
 }

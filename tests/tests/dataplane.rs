@@ -162,6 +162,55 @@ fn dropping_it_detaches_nothing_and_the_next_start_adopts_all_of_it() {
     });
 }
 
+fn map_ids(pin_dir: &Path) -> Vec<u32> {
+    pinned().map(|spec| MapInfo::from_pin(pin_dir.join("maps").join(spec.name)).unwrap().id()).collect()
+}
+
+#[test]
+fn pins_that_are_removed_come_back_without_a_gap_and_the_directory_is_locked_again() {
+    in_namespaces(|pin_dir| {
+        let (mut path, _) = start(pin_dir);
+        let before = (path.attached.link, running(pin_dir), map_ids(pin_dir));
+        for removed in ["", "maps", "programs", "links"] {
+            fs::remove_dir_all(pin_dir.join(removed)).unwrap();
+            assert!(has_xdp(INTERFACE), "{removed}");
+            let said = path.put_back(XdpMode::Auto).unwrap().unwrap();
+            assert!(said.contains("pins were removed"), "{said}");
+            assert_eq!(
+                (status(pin_dir).unwrap()[0].attached[0].link, running(pin_dir), map_ids(pin_dir)),
+                before
+            );
+            assert_eq!(path.put_back(XdpMode::Auto).unwrap(), None);
+            let refused = refusal(pin_dir, INTERFACE, XdpMode::Auto, Geometry::SMALL);
+            assert!(refused.contains("already"), "{refused}");
+        }
+    });
+}
+
+#[test]
+fn an_interface_that_is_made_anew_gets_the_program_and_the_tables_stay() {
+    in_namespaces(|pin_dir| {
+        let (mut path, _) = start(pin_dir);
+        let maps = map_ids(pin_dir);
+        path.extend("late0", XdpMode::Auto).unwrap();
+        assert_eq!(path.put_back(XdpMode::Auto).unwrap(), None, "it is not there yet");
+        ip(&["link", "delete", INTERFACE]);
+        assert_eq!(path.put_back(XdpMode::Auto).unwrap(), None, "nothing can be done");
+        ip(&["link", "add", "late0", "type", "veth", "peer", "name", "late1"]);
+        ip(&["link", "add", INTERFACE, "type", "veth", "peer", "name", "peer0"]);
+        let said = path.put_back(XdpMode::Auto).unwrap().unwrap();
+        assert!(
+            said.contains(&format!("{INTERFACE} was made anew")) && said.contains("late0 is there"),
+            "{said}"
+        );
+        assert!(has_xdp(INTERFACE) && has_xdp("late0"));
+        assert_eq!(map_ids(pin_dir), maps);
+        drop(path);
+        let (_, started) = start(pin_dir);
+        assert_eq!(started, Started::Adopted { program_replaced: false });
+    });
+}
+
 /// Not a test: what [`a_killed_daemon_leaves_the_data_path_running`] runs as another process.
 #[test]
 #[ignore = "the child of another test"]

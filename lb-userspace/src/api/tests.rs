@@ -22,6 +22,7 @@ struct Served {
     _directory: TempDir,
     socket: PathBuf,
     maps: Arc<Maps>,
+    api: Api,
 }
 
 fn served() -> Served {
@@ -35,13 +36,14 @@ fn served() -> Served {
     let clock: crate::daemon::engine::Clock = Arc::new(|| Timestamp::UNIX_EPOCH);
     let mut engine = Engine::new(Arc::clone(&maps), memory, About::default(), clock, false);
     engine.begin().unwrap();
-    let mut jobs = serve(&socket).unwrap();
+    let (mut api, mut jobs) = Api::new(&socket);
+    api.listen().unwrap();
     tokio::spawn(async move {
         while let Some(job) = jobs.recv().await {
             let _gone = job.reply.send(engine.request(job.request));
         }
     });
-    Served { _directory: directory, socket, maps }
+    Served { _directory: directory, socket, maps, api }
 }
 
 impl Served {
@@ -174,7 +176,8 @@ async fn the_socket_is_its_users_alone_and_replaces_one_that_was_left() {
     let socket = directory.path().join("api.sock");
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     assert!(socket.exists());
-    let mut jobs = serve(&socket).unwrap();
+    let (mut api, mut jobs) = Api::new(&socket);
+    api.listen().unwrap();
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
     let connected = UnixStream::connect(&socket).await;
     assert!(connected.is_ok());
@@ -184,14 +187,27 @@ async fn the_socket_is_its_users_alone_and_replaces_one_that_was_left() {
 #[tokio::test]
 async fn a_request_to_a_daemon_that_stops_is_answered() {
     let directory = tempfile::tempdir().unwrap();
+    let (mut api, jobs) = Api::new(&directory.path().join("api.sock"));
+    api.listen().unwrap();
     let served = Served {
         socket: directory.path().join("api.sock"),
         _directory: directory,
         maps: Arc::new(maps(FakeKernel::default())),
+        api,
     };
-    drop(serve(&served.socket).unwrap());
+    drop(jobs);
     let (status, answer) = served.ask("GET", "/v1/status", "").await;
     assert_eq!((status, answer["error"].as_str()), (503, Some("the daemon is stopping")));
+}
+
+#[tokio::test]
+async fn a_socket_that_was_removed_is_made_again_and_one_that_is_there_is_left_alone() {
+    let mut served = served();
+    assert!(!served.api.listen().unwrap());
+    fs::remove_dir_all(served.socket.parent().unwrap()).unwrap();
+    assert!(served.api.listen().unwrap());
+    let (status, _) = served.ask("GET", "/v1/status", "").await;
+    assert_eq!(status, 200);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use lb_userspace::config::{self, parse_duration};
 use lb_userspace::daemon::detach::detach;
 use lb_userspace::daemon::guard;
 use lb_userspace::daemon::run::{Ended, Options, run, xdp};
-use lb_userspace::dataplane::load;
+use lb_userspace::dataplane::load::Seized;
 use lb_userspace::paths::Paths;
 use lb_userspace::terminal::takes_escapes;
 use tracing::info;
@@ -118,8 +118,8 @@ fn undo(paths: &Paths) -> anyhow::Result<()> {
 /// Detaches, and says what was done.
 fn taken_off(paths: &Paths) -> anyhow::Result<Vec<String>> {
     let pin_dir = paths.pin_dir.clone();
-    let unload = move || {
-        let detached = load::detach(&pin_dir)?;
+    let unload = move |seized: Seized| {
+        let detached = seized.remove()?;
         let mut done: Vec<String> =
             detached.interfaces.iter().map(|name| format!("took the program off {name}")).collect();
         if detached.pins > 0 {

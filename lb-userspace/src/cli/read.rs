@@ -1,6 +1,6 @@
 //! What shows things: from the pinned maps alone, so also with the daemon dead.
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 
 use super::{
     args::{Explain, Flow, FlowFilter, Map, ServerCommand, Sticky, Target, Vip},
@@ -27,6 +27,14 @@ pub(super) fn problems(world: &World, paths: &Paths) -> Vec<Problem> {
     status.get("problems").map(Problem::list).unwrap_or_default()
 }
 
+/// A daemon that waits for something has made no maps yet, and says what it waits for.
+fn why(world: &World, paths: &Paths, error: anyhow::Error) -> anyhow::Error {
+    match problems(world, paths).into_iter().find(|problem| problem.kind == "waiting") {
+        Some(waiting) => anyhow!(waiting.text),
+        None => error,
+    }
+}
+
 /// Opens the maps, takes a look at them, and says so if the daemon is silent.
 pub(super) fn look(
     world: &World,
@@ -34,7 +42,7 @@ pub(super) fn look(
     screen: &mut Screen<'_>,
     show: impl FnOnce(&Snapshot<'_>, &mut Screen<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let maps = (world.maps)(&paths.pin_dir)?;
+    let maps = (world.maps)(&paths.pin_dir).map_err(|error| why(world, paths, error))?;
     let snapshot = Snapshot::read(&maps, (world.now)())?;
     show(&snapshot, screen)?;
     screen.out.flush()?;

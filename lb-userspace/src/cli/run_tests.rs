@@ -330,6 +330,18 @@ fn what_the_daemon_says_is_wrong_is_shown_with_the_services_and_by_the_doctor() 
 }
 
 #[test]
+fn a_daemon_that_waits_for_the_network_says_so_where_there_are_no_maps_yet() {
+    let text = "the daemon is starting, and waits for the interface eth0 (there are lo)";
+    let problem = json!({ "kind": "waiting", "subject": "start", "text": text, "since": "the start" });
+    let (world, _) = with_daemon(json!({ "problems": [problem] }));
+    let world = World { maps: Box::new(|_| bail!("cannot open the pins")), ..world };
+    assert_eq!(steadfast(&world, "vip show").error(), text);
+    let findings = steadfast(&world, "doctor -j").json();
+    let findings = findings.as_array().unwrap();
+    assert!(findings.iter().any(|finding| finding["finding"].as_str().unwrap().starts_with(text)));
+}
+
+#[test]
 fn the_doctor_says_what_failed_and_what_it_did_not_look_at() {
     let said = steadfast(&world(), "doctor -j");
     let status = |check: &str| -> Vec<String> {

@@ -27,10 +27,6 @@ const LOOKS: Duration = Duration::from_millis(500);
 /// How long the daemon, if there is one, has to undo the attachment itself, and then to end when it is told.
 const DAEMON_HAS: Duration = Duration::from_secs(4);
 
-fn lock_file(paths: &Paths) -> std::path::PathBuf {
-    paths.runtime_dir.join("guard.lock")
-}
-
 /// Starts the guard; nothing happens if one is there already.
 ///
 /// # Errors
@@ -64,7 +60,7 @@ pub fn start(paths: &Paths) -> anyhow::Result<()> {
 /// The daemon is in the way and does not end.
 pub fn wait(paths: &Paths) -> anyhow::Result<bool> {
     leave_session()?;
-    let lock = File::create(lock_file(paths))?;
+    let lock = File::create(paths.guard_lock())?;
     let Ok(_only_one) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
         return Ok(false);
     };

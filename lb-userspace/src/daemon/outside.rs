@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use tokio::sync::mpsc::{Receiver, UnboundedReceiver, channel, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -56,12 +56,14 @@ pub struct Outside {
     missing: Vec<IpAddr>,
     firewall: Follower,
     announced: BTreeSet<IpAddr>,
+    told: Sender<ArmEvent>,
 }
 
 /// An interface that the program is attached to.
 struct Arm {
     link: Link,
-    neighbours: Neighbours,
+    /// None while it is not there.
+    neighbours: Option<Neighbours>,
 }
 
 /// What comes from outside.
@@ -72,8 +74,8 @@ pub struct News {
     pub network: Receiver<ArmEvent>,
 }
 
-/// What the kernel tells about the interface of this number.
-pub struct ArmEvent(usize, NetEvent);
+/// What the kernel tells about the interface with this place in the configuration and this number of the kernel's.
+pub struct ArmEvent(usize, u32, NetEvent);
 
 impl Outside {
     /// Begins to watch; nothing is changed yet.
@@ -91,23 +93,8 @@ impl Outside {
         let checker = Checker::new(Environment::real(seed), engine.known_health(), sender);
         engine.set_health_table(checker.table());
         let (told, network) = channel(1);
-        let mut arms = Vec::new();
-        for (number, link) in links.into_iter().enumerate() {
-            engine.set_arm(u8::try_from(number)?, &link)?;
-            let (neighbours, mut events) =
-                Neighbours::start(&net, link.clone(), Timing::default(), BTreeSet::new())
-                    .context("the neighbours cannot be followed")?;
-            let told = told.clone();
-            tokio::spawn(async move {
-                while let Some(event) = events.recv().await {
-                    if told.send(ArmEvent(number, event)).await.is_err() {
-                        break;
-                    }
-                }
-            });
-            arms.push(Arm { link, neighbours });
-        }
-        let outside = Self {
+        let arms = links.into_iter().map(|link| Arm { link, neighbours: None }).collect();
+        let mut outside = Self {
             net,
             arms,
             checker,
@@ -116,8 +103,60 @@ impl Outside {
             missing: Vec::new(),
             firewall: Follower::default(),
             announced: BTreeSet::new(),
+            told,
         };
+        for number in 0..outside.arms.len() {
+            let link = outside.arms[number].link.clone();
+            if link.is_there() {
+                outside.follow_arm(number, link, engine)?;
+            } else {
+                raise_missing(&link.name, engine);
+            }
+        }
         Ok((outside, News { health, network }))
+    }
+
+    /// Follows an interface from now on.
+    fn follow_arm(&mut self, number: usize, link: Link, engine: &mut Engine) -> anyhow::Result<()> {
+        engine.set_arm(u8::try_from(number)?, &link)?;
+        let index = link.index;
+        let (neighbours, mut events) =
+            Neighbours::start(&self.net, link.clone(), Timing::default(), BTreeSet::new())
+                .with_context(|| format!("the neighbours on {} cannot be followed", link.name))?;
+        let told = self.told.clone();
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if told.send(ArmEvent(number, index, event)).await.is_err() {
+                    break;
+                }
+            }
+        });
+        self.arms[number] = Arm { link, neighbours: Some(neighbours) };
+        Ok(())
+    }
+
+    /// Looks for interfaces that were not there, and follows those that are.
+    pub async fn look_for_interfaces(&mut self, engine: &mut Engine) {
+        for number in 0..self.arms.len() {
+            let arm = &self.arms[number];
+            if arm.link.is_there() {
+                continue;
+            }
+            let name = arm.link.name.clone();
+            let Ok(link) = self.net.link(&name).await else { continue };
+            match self.follow_arm(number, link, engine) {
+                Ok(()) => {
+                    engine.problems().clear(
+                        INTERFACE,
+                        &name,
+                        &format!("{name} is there, and is served again"),
+                    );
+                    self.announced.clear();
+                    engine.set_moved();
+                }
+                Err(error) => warn!("{name} is there, and is tried again: {error:#}"),
+            }
+        }
     }
 
     /// The interfaces, by number.
@@ -169,6 +208,9 @@ impl Outside {
 
     /// Finds the next hop of each server, and watches it.
     pub async fn follow_hops(&mut self, engine: &mut Engine) {
+        if !self.link().is_there() {
+            return;
+        }
         let mut hops = BTreeMap::new();
         let mut routers = BTreeMap::new();
         let mut watched = vec![BTreeSet::new(); self.arms.len()];
@@ -200,13 +242,18 @@ impl Outside {
             warn!("{refusal}");
         }
         for (arm, watched) in self.arms.iter().zip(watched) {
-            arm.neighbours.watch(watched);
+            if let Some(neighbours) = &arm.neighbours {
+                neighbours.watch(watched);
+            }
         }
         engine.set_hops(hops);
     }
 
     /// Puts the wanted addresses on the interface, announces new ones, and takes away ours that are not wanted.
     pub async fn follow_addresses(&mut self, engine: &mut Engine) {
+        if !self.link().is_there() {
+            return;
+        }
         let wanted = engine.wanted_addresses();
         let mut own = engine.own_addresses().clone();
         let interface = self.link().name.clone();
@@ -248,7 +295,7 @@ impl Outside {
     /// down (`net.ipv6.conf.NAME.keep_addr_on_down`).
     async fn look_for_sources(&mut self) {
         let mut present = Vec::new();
-        for arm in &self.arms {
+        for arm in self.arms.iter().filter(|arm| arm.link.is_there()) {
             match patiently!(self.net.addresses(arm.link.index).await) {
                 Ok(addresses) => present.extend(addresses),
                 Err(error) => return warn!("{error}"),
@@ -309,14 +356,18 @@ impl Outside {
     /// Takes in what the kernel told, all of it together: a change of many addresses is told of one by one.
     ///
     /// # Errors
-    /// The interface is gone.
+    /// The kernel does not take the interface for packets that leave by it.
     pub async fn events(
         &mut self,
         events: impl IntoIterator<Item = ArmEvent>,
         engine: &mut Engine,
     ) -> anyhow::Result<()> {
         let (mut neighbours, mut routes, mut addresses) = (Vec::new(), false, false);
-        for ArmEvent(number, event) in events {
+        for ArmEvent(number, index, event) in events {
+            // Of one that is gone, more may have been told than was taken in.
+            if self.arms[number].link.index != index {
+                continue;
+            }
             match event {
                 NetEvent::Neighbour(event) => neighbours.push((event.address, event.mac)),
                 NetEvent::RouteChanged => routes = true,
@@ -340,10 +391,18 @@ impl Outside {
     /// Whether addresses and routes are to be looked at again.
     fn link_event(&mut self, number: usize, event: LinkEvent, engine: &mut Engine) -> anyhow::Result<bool> {
         let LinkEvent::Changed(link) = event else {
-            let name = &self.arms[number].link.name;
-            anyhow::bail!("the interface {name} is gone: start again when it is back")
+            let name = self.arms[number].link.name.clone();
+            raise_missing(&name, engine);
+            self.arms[number] = Arm { link: Link::missing(&name), neighbours: None };
+            return Ok(true);
         };
         let before = std::mem::replace(&mut self.arms[number].link, link.clone());
+        if before.name != link.name {
+            warn!(
+                "{} is called {} now: it is served as before; a start looks for {}",
+                before.name, link.name, before.name
+            );
+        }
         match (before.up, link.up) {
             (true, false) => warn!("{} has no link: nobody is reached through it", link.name),
             (false, true) => info!("{} has a link again", link.name),
@@ -356,6 +415,18 @@ impl Outside {
         }
         Ok(renewed)
     }
+}
+
+/// The kind of problem that an interface is.
+const INTERFACE: &str = "interface";
+
+fn raise_missing(name: &str, engine: &mut Engine) {
+    let text = format!(
+        "the interface {name} is not there: nobody is reached through it, the others are served, and no session is given \
+         up for it; it is used again as soon as there is one of that name"
+    );
+    let now = engine.now();
+    engine.problems().raise(INTERFACE, name, text, now);
 }
 
 /// How a server is checked.

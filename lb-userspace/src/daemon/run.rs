@@ -23,9 +23,9 @@ use super::lock::RunLock;
 use super::outside::{ArmEvent, News, Outside};
 use super::routers;
 use super::setup;
-use super::sources::sources;
 use super::store::Store;
-use crate::api::{self, Job};
+use super::wait::{Found, wait};
+use crate::api::{Api, Job};
 use crate::config::{self, Config, XdpMode};
 use crate::core::ServerName;
 use crate::core::plan::count;
@@ -155,24 +155,69 @@ pub fn read_config(path: &std::path::Path) -> anyhow::Result<ConfigFile> {
 /// One sentence about what is in the way, and what to do.
 pub async fn run(options: Options, attach: Attach) -> anyhow::Result<Ended> {
     let file = read_config(&options.config)?;
-    let _lock = RunLock::take(&options.paths.lock(), "start another")?;
+    let (mut lock, unlocked) = RunLock::take_if_possible(&options.paths.lock(), "start another")?;
+    let (mut api, mut jobs) = Api::new(&options.paths.socket());
     let store = Store::new(options.paths.state_file(), options.paths.state_stand_in());
     let memory = Memory::recall(store, &file);
-    let interfaces = interfaces_of(&options, &memory.running)?;
-    setup::ports_apart(memory.running.node.snat_ports, &ephemeral_range()?)?;
-    let net = Net::open()?;
-    let mut links = Vec::new();
-    for interface in &interfaces {
-        links.push(net.link(interface).await?);
+    let started = match interfaces_of(&options, &memory.running) {
+        Ok(names) => start(&options, memory, attach, &names, &mut api, &mut jobs)
+            .await
+            .map_err(|error| name_interfaces(error, &names)),
+        Err(error) => Err(error),
+    };
+    let (mut daemon, news) = match started {
+        Ok(Some(started)) => started,
+        ended => {
+            // It has served nobody: the host is as before.
+            api.remove();
+            lock.remove();
+            return ended.map(|_| Ended::Stopped);
+        }
+    };
+    if let Some(why) = unlocked {
+        warn!("{why}: the lock of the pins alone keeps a second daemon away");
     }
-    let sources = sources(&net, &links, &memory.running).await?;
+    daemon.look_after_runtime(&mut api, &mut lock);
+    daemon.ready();
+    daemon.serve(news, jobs, &mut api, &mut lock, &options.config).await
+}
+
+/// Everything until clients are served. Nothing if the daemon was told to end before.
+async fn start(
+    options: &Options,
+    memory: Memory,
+    attach: Attach,
+    names: &[String],
+    api: &mut Api,
+    jobs: &mut mpsc::Receiver<Job>,
+) -> anyhow::Result<Option<(Daemon, News)>> {
+    setup::ports_apart(&memory.running, &ephemeral_range()?)?;
+    let net = Net::open()?;
+    let Some(Found { links, sources }) = wait(&net, names, &memory.running, api, jobs).await? else {
+        return Ok(None);
+    };
     let geometry = setup::geometry(&memory.running, &sources)?;
     let mode = memory.running.node.xdp_mode;
-    let attached = tokio::task::spawn_blocking(move || attach(&interfaces, mode, geometry)).await??;
-    let (daemon, news) = bring_up(&options, memory, attached, net, links, &sources, &geometry).await?;
-    let jobs = api::serve(&options.paths.socket())?;
-    daemon.ready();
-    daemon.serve(news, jobs, &options.config).await
+    let named = names.to_vec();
+    let attached = tokio::task::spawn_blocking(move || attach(&named, mode, geometry)).await??;
+    bring_up(options, memory, attached, net, links, &sources, &geometry).await.map(Some)
+}
+
+/// What a configuration asks of the network that it can't have.
+fn in_the_way(config: &Config) -> Vec<String> {
+    let mut found = routers::in_the_way(config);
+    let ports = ephemeral_range().ok().and_then(|host| setup::ports_apart(config, &host).err());
+    found.extend(ports.map(|error| error.to_string()));
+    found
+}
+
+/// Whoever reads a process's last words has to know which interface they are about.
+fn name_interfaces(error: anyhow::Error, names: &[String]) -> anyhow::Error {
+    let text = format!("{error:#}");
+    if names.iter().all(|name| text.contains(name.as_str())) {
+        return error;
+    }
+    anyhow::anyhow!("{text} (on {})", names.join(", "))
 }
 
 fn interfaces_of(options: &Options, config: &Config) -> anyhow::Result<Vec<String>> {
@@ -241,7 +286,7 @@ async fn bring_up(
     let mut engine = Engine::new(Arc::clone(&maps), memory, about, clock, adopted);
     let seed =
         getrandom::u64().map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
-    engine.refuse_by(routers::in_the_way);
+    engine.refuse_by(in_the_way);
     let (mut outside, mut news) = Outside::start(net, links, sources.to_vec(), &mut engine, seed)?;
     outside.follow_hops(&mut engine).await;
     if !adopted {
@@ -319,6 +364,8 @@ impl Daemon {
         mut self,
         mut news: News,
         mut jobs: mpsc::Receiver<Job>,
+        api: &mut Api,
+        lock: &mut RunLock,
         config: &std::path::Path,
     ) -> anyhow::Result<Ended> {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -333,6 +380,8 @@ impl Daemon {
                 _ = hang_up.recv() => self.reload(config),
                 _ = second.tick() => {
                     self.tick();
+                    self.look_after_runtime(api, lock);
+                    self.look_for_interfaces().await;
                     if self.is_lost() {
                         break;
                     }
@@ -397,6 +446,26 @@ impl Daemon {
             Err(_) => {
                 self.network_is_silent();
                 Ok(())
+            }
+        }
+    }
+
+    async fn look_for_interfaces(&mut self) {
+        if timeout(NETWORK_WAIT, self.outside.look_for_interfaces(&mut self.engine)).await.is_err() {
+            self.network_is_silent();
+        }
+    }
+
+    /// Commands have to find the daemon, also when the runtime directory was emptied or full.
+    fn look_after_runtime(&mut self, api: &mut Api, lock: &mut RunLock) {
+        const KIND: &str = "socket";
+        lock.renew();
+        let now = self.engine.now();
+        match api.listen() {
+            Ok(_) => self.engine.problems().clear(KIND, KIND, "commands reach the daemon again"),
+            Err(error) => {
+                let text = format!("no command reaches the daemon, and it is tried again: {error:#}");
+                self.engine.problems().raise(KIND, KIND, text, now);
             }
         }
     }

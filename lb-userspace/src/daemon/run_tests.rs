@@ -16,7 +16,9 @@ use super::run::{Attach, Attached, Options, run};
 use crate::dataplane::fake::{FakeKernel, maps};
 use crate::dataplane::{IndexMap, Kernel, Maps};
 use crate::net::frames::unsolicited_advertisement;
-use crate::net::testing::{Ear, Lab, add_address, ip, set_link_up, within};
+use crate::net::testing::{
+    Ear, Lab, Namespace, add_address, add_cable, ip, remove_link, set_link_up, within,
+};
 use crate::net::{ANNOUNCE_SCHEDULE, Net};
 use crate::paths::Paths;
 
@@ -146,7 +148,7 @@ fn a_daemon_serves_follows_its_servers_is_killed_adopts_and_is_detached() {
         // A second daemon is refused, and so is detaching.
         let second = run(options.clone(), attach(&live)).await.unwrap_err().to_string();
         assert!(second.contains(&std::process::id().to_string()), "{second}");
-        let refused = detach(&paths, || Ok(Vec::new())).await.unwrap_err().to_string();
+        let refused = detach(&paths, |_| Ok(Vec::new())).await.unwrap_err().to_string();
         assert!(refused.contains("running"), "{refused}");
 
         drop(listener);
@@ -171,10 +173,10 @@ fn a_daemon_serves_follows_its_servers_is_killed_adopts_and_is_detached() {
         daemon.abort();
         let _killed = daemon.await;
 
-        let said = detach(&paths, || Ok(vec!["took the program off lb0".to_owned()])).await.unwrap();
+        let said = detach(&paths, |_| Ok(vec!["took the program off lb0".to_owned()])).await.unwrap();
         assert!(said.contains(&"removed 192.0.2.150 from lb0".to_owned()), "{said:?}");
         assert!(!addresses().await.contains(&ip("192.0.2.150")));
-        let said = detach(&paths, || Ok(Vec::new())).await.unwrap();
+        let said = detach(&paths, |_| Ok(Vec::new())).await.unwrap();
         assert!(said[0].contains("nothing to do"), "{said:?}");
     });
     drop(place.directory);
@@ -198,8 +200,9 @@ fn what_is_wrong_is_said_before_anything_is_touched() {
         assert!(wrong.lines().count() >= 2, "{wrong}");
         let overlapping = start(&CONFIG.replace("1024-2047", "40000-50000")).await;
         assert!(overlapping.contains("sysctl"), "{overlapping}");
-        let nowhere = start(&CONFIG.replace("[lb0]", "[eth7]")).await;
-        assert!(nowhere.contains("eth7"), "{nowhere}");
+        assert!(overlapping.contains("lb0"), "{overlapping}");
+        // It has served nobody, and leaves nothing.
+        assert!(!options.paths.runtime_dir.exists() && !options.paths.state_dir.exists());
         assert!(!addresses().await.contains(&ip("192.0.2.150")));
     });
 }
@@ -266,8 +269,91 @@ fn an_ipv6_redirect_is_announced_served_and_put_back_after_the_interface_was_dow
         daemon.abort();
         let _killed = daemon.await;
 
-        let said = detach(&paths, || Ok(Vec::new())).await.unwrap();
+        let said = detach(&paths, |_| Ok(Vec::new())).await.unwrap();
         assert!(said.contains(&"removed 2001:db8::150 from lb0".to_owned()), "{said:?}");
         assert!(!addresses().await.contains(&six));
+    });
+}
+
+/// Attaches to whatever is named.
+fn attach_to_any(maps: &Arc<Maps>) -> Attach {
+    let maps = Arc::clone(maps);
+    Box::new(move |_, _, _| {
+        let watch: crate::daemon::run::Watch = Box::new(|| Ok(None));
+        Ok(Attached { maps, adopted: false, mode: "native".to_owned(), notes: Vec::new(), watch })
+    })
+}
+
+/// What the daemon says of itself; nothing while it cannot be asked.
+async fn status(paths: &Paths) -> Option<serde_json::Value> {
+    let daemon = crate::cli::client::Daemon::at(paths.socket());
+    tokio::task::spawn_blocking(move || daemon.get("/v1/status").ok()).await.unwrap()
+}
+
+#[test]
+fn an_interface_and_an_address_that_come_late_are_waited_for_and_whoever_asks_is_told() {
+    let place = place();
+    fs::write(&place.options.config, CONFIG.replace("[lb0]", "[late0]")).unwrap();
+    let (options, paths, maps) = (place.options.clone(), place.options.paths.clone(), fresh_maps());
+    Namespace::new().run(async move || {
+        let net = Net::open().unwrap();
+        let daemon = tokio::spawn(run(options, attach_to_any(&maps)));
+        let waits_for = async |what: &str| {
+            let waiting = status(&paths).await?["waiting_for"].as_str()?.to_owned();
+            waiting.contains(what).then_some(waiting)
+        };
+        let waiting = within("it waits for the interface", async || waits_for("late0").await).await;
+        assert!(waiting.contains("there are lo"), "{waiting}");
+        let client = crate::cli::client::Daemon::at(paths.socket());
+        let body = serde_json::json!({ "service": "V", "label": "a", "state": "drain" });
+        let refused = tokio::task::spawn_blocking(move || client.post("/v1/servers/state", &body));
+        let refused = refused.await.unwrap().unwrap_err().to_string();
+        assert!(refused.contains("waits for the interface late0"), "{refused}");
+        assert_eq!(maps.control().layout.load(), 0);
+
+        add_cable(&net, "late0", "peer0").await;
+        within("it waits for the address", async || waits_for("no IPv4 address").await).await;
+        add_address(&net, net.link("late0").await.unwrap().index, ip("192.0.2.10"), 24).await;
+        within("it serves", async || status(&paths).await?["health_checks"].is_array().then_some(())).await;
+        assert_ne!(maps.control().layout.load(), 0);
+        assert!(!daemon.is_finished());
+        daemon.abort();
+    });
+}
+
+#[test]
+fn an_interface_that_goes_away_ends_nothing_and_is_used_again_when_one_of_its_name_comes() {
+    let lab = Lab::new();
+    let place = place();
+    fs::write(&place.options.config, CONFIG.replace("[lb0]", "[lb0, side0]")).unwrap();
+    let (options, paths, maps) = (place.options.clone(), place.options.paths.clone(), fresh_maps());
+    lab.balancer.run(async move || {
+        let net = Net::open().unwrap();
+        add_cable(&net, "side0", "side1").await;
+        let daemon = tokio::spawn(run(options, attach_to_any(&maps)));
+        within("it serves", async || status(&paths).await.map(drop)).await;
+        let index = |number: usize| {
+            u32::try_from(maps.control().arms[number].interface.load() & 0xffff_ffff).unwrap()
+        };
+        let first = net.link("lb0").await.unwrap().index;
+        let before = net.link("side0").await.unwrap().index;
+        assert_eq!((index(0), index(1)), (first, before));
+
+        let problem = async || status(&paths).await?["problems"].as_array()?.first().cloned();
+        remove_link(&net, "side0").await;
+        let told = within("it says so", problem).await;
+        assert_eq!((told["kind"].as_str(), told["subject"].as_str()), (Some("interface"), Some("side0")));
+        assert!(addresses().await.contains(&ip("192.0.2.150")));
+
+        // Another one of the name, with another number.
+        add_cable(&net, "other0", "other1").await;
+        add_cable(&net, "side0", "side1").await;
+        let anew = net.link("side0").await.unwrap().index;
+        assert_ne!(anew, before);
+        within("it is used again", async || (index(1) == anew).then_some(())).await;
+        within("nothing is wrong", async || problem().await.is_none().then_some(())).await;
+        assert_eq!(index(0), first);
+        assert!(!daemon.is_finished());
+        daemon.abort();
     });
 }

@@ -11,7 +11,7 @@ use lb_common::ports::QUARANTINE_SECONDS;
 use lb_common::tcp::TcpState;
 
 use super::store::Secrets;
-use crate::config::{Config, PortRange};
+use crate::config::{Config, Forwarding, PortRange, Service};
 use crate::dataplane::{Geometry, Maps};
 
 /// The sizes that a configuration asks for.
@@ -39,40 +39,58 @@ pub fn geometry(config: &Config, sources: &[IpAddr]) -> anyhow::Result<Geometry>
     })
 }
 
-/// The host must not use our ports for connections of its own: an answer to them would be taken for a server's.
+/// The host must not use our ports for connections of its own: an answer to them would be taken for a server's. Where
+/// nothing is sent from SNAT ports, nothing is in the way.
 ///
 /// # Errors
 /// The ranges overlap; what to change.
-pub fn ports_apart(ours: PortRange, host: &RangeInclusive<u16>) -> anyhow::Result<()> {
-    if ours.last < *host.start() || ours.first > *host.end() {
+pub fn ports_apart(config: &Config, host: &RangeInclusive<u16>) -> anyhow::Result<()> {
+    let ours = config.node.snat_ports;
+    let is_snat =
+        |service: &Service| service.protocol.is_balanced() && service.forwarding == Forwarding::Snat;
+    if ours.last < *host.start() || ours.first > *host.end() || !config.services.iter().any(is_snat) {
         return Ok(());
     }
     let (first, last) = (host.start(), host.end());
-    let above = ours.last.checked_add(1).filter(|above| *above <= 60_000);
-    let sysctl = match above {
-        Some(above) => format!("sysctl -w net.ipv4.ip_local_port_range=\"{above} 65535\""),
-        None => format!(
-            "sysctl -w net.ipv4.ip_local_port_range=\"{} {}\"",
-            PortRange::LOWEST,
-            ours.first.saturating_sub(1)
-        ),
-    };
     bail!(
         "the ports towards the servers (node.snat_ports: {ours}) overlap the ports that this host's own connections get \
-         ({first}-{last}): write `snat_ports: {}` in the section node, or run `{sysctl}` (and write it into \
-         /etc/sysctl.d)",
-        beside(host)
+         ({first}-{last}): {}",
+        remedy(ours, PortRange { first: *first, last: *last })
     )
 }
 
-/// A range beside the host's.
-fn beside(host: &RangeInclusive<u16>) -> PortRange {
-    let below = host.start().saturating_sub(1);
-    if below > PortRange::LOWEST + 4096 {
-        PortRange { first: PortRange::LOWEST, last: below }
-    } else {
-        PortRange { first: host.end().saturating_add(1), last: u16::MAX }
+/// What to write or to run so that both have ports enough.
+fn remedy(ours: PortRange, host: PortRange) -> String {
+    let write = |range: PortRange| format!("write `snat_ports: {range}` in the section node");
+    let run = |range: PortRange| {
+        format!(
+            "run `sysctl -w net.ipv4.ip_local_port_range=\"{} {}\"` (and write it into /etc/sysctl.d)",
+            range.first, range.last
+        )
+    };
+    match (below(host).or_else(|| above(host)), above(ours).or_else(|| below(ours))) {
+        (Some(ours), Some(host)) => format!("{}, or {}", write(ours), run(host)),
+        (Some(ours), None) => write(ours),
+        (None, Some(host)) => run(host),
+        (None, None) => {
+            let ours = PortRange::default();
+            let host = above(ours).unwrap_or(ours);
+            format!("{}, and {}", write(ours), run(host))
+        }
     }
+}
+
+/// Fewer ports than these are no range to advise.
+const ENOUGH: u32 = 4096;
+
+fn below(range: PortRange) -> Option<PortRange> {
+    let below = PortRange { first: PortRange::LOWEST, last: range.first.saturating_sub(1) };
+    (below.last >= below.first && below.count() >= ENOUGH).then_some(below)
+}
+
+fn above(range: PortRange) -> Option<PortRange> {
+    let above = PortRange { first: range.last.checked_add(1)?, last: u16::MAX };
+    (above.count() >= ENOUGH).then_some(above)
 }
 
 /// Writes the settings of fresh maps, all but the layout version: the program passes everything until that is there.
@@ -186,6 +204,7 @@ pub fn draw_secrets() -> anyhow::Result<Secrets> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::testing::config;
     use crate::dataplane::fake::{FakeKernel, maps};
     use crate::view::flow;
 
@@ -193,17 +212,70 @@ mod tests {
         PortRange { first, last }
     }
 
+    /// A site that sends from these ports.
+    fn site(ours: PortRange) -> Config {
+        let mut config = config(&[("V", 150, &[("a", 20)])]);
+        config.node.snat_ports = ours;
+        config
+    }
+
+    fn refusal(ours: PortRange, host: RangeInclusive<u16>) -> String {
+        ports_apart(&site(ours), &host).unwrap_err().to_string()
+    }
+
     #[test]
-    fn ports_that_the_host_uses_itself_are_refused_with_both_remedies() {
-        assert!(ports_apart(range(1024, 32767), &(32768..=60999)).is_ok());
-        assert!(ports_apart(range(61000, 65535), &(32768..=60999)).is_ok());
-        for ours in [range(1024, 32768), range(60999, 65535), range(40000, 50000), range(1024, 65535)] {
-            let refused = ports_apart(ours, &(32768..=60999)).unwrap_err().to_string();
-            assert!(refused.contains("snat_ports: 1024-32767") && refused.contains("sysctl -w"), "{refused}");
+    fn ports_that_the_host_uses_itself_are_refused_with_remedies_that_work() {
+        assert!(ports_apart(&site(range(1024, 32767)), &(32768..=60999)).is_ok());
+        assert!(ports_apart(&site(range(61000, 65535)), &(32768..=60999)).is_ok());
+        for ours in [range(1024, 32768), range(60999, 65535), range(40000, 50000)] {
+            let refused = refusal(ours, 32768..=60999);
+            assert!(
+                refused.contains("snat_ports: 1024-32767") && refused.contains(", or run `sysctl -w"),
+                "{refused}"
+            );
         }
-        let refused = ports_apart(range(1024, 32767), &(1024..=60999)).unwrap_err().to_string();
+        let refused = refusal(range(1024, 32767), 1024..=60999);
         assert!(refused.contains("snat_ports: 61000-65535"), "{refused}");
         assert!(refused.contains("ip_local_port_range=\"32768 65535\""), "{refused}");
+        // All of the host's ports: another range of ours would not help, and there is none.
+        let refused = refusal(range(1024, 32767), 1024..=65535);
+        assert!(!refused.contains("write `snat_ports"), "{refused}");
+        assert!(refused.contains("ip_local_port_range=\"32768 65535\""), "{refused}");
+        // All of them on both sides: it takes both.
+        let refused = refusal(range(1024, 65535), 1024..=65535);
+        assert!(refused.contains("snat_ports: 1024-32767` in the section node, and run"), "{refused}");
+        assert!(refused.contains("ip_local_port_range=\"32768 65535\""), "{refused}");
+    }
+
+    #[test]
+    fn every_range_that_is_advised_can_be_written_and_overlaps_nothing() {
+        let some =
+            [1024, 1025, 5119, 5120, 5121, 30000, 32767, 32768, 60999, 61000, 61440, 61441, 65534, 65535];
+        let ranges = || some.iter().flat_map(|first| some.iter().map(|last| range(*first, *last)));
+        for (ours, host) in ranges().flat_map(|ours| ranges().map(move |host| (ours, host))) {
+            if ours.first > ours.last || host.first > host.last {
+                continue;
+            }
+            for (advised, other) in
+                [(below(host), host), (above(host), host), (below(ours), ours), (above(ours), ours)]
+            {
+                let Some(advised) = advised else { continue };
+                assert!(
+                    advised.first >= PortRange::LOWEST && advised.count() >= PortRange::FEWEST,
+                    "{advised}"
+                );
+                assert!(advised.last < other.first || advised.first > other.last, "{advised} beside {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_hosts_ports_are_in_nobodys_way_where_nothing_is_sent_from_snat_ports() {
+        for forwarding in [Forwarding::Dr, Forwarding::Nat, Forwarding::Tunnel] {
+            let mut site = site(range(1024, 32767));
+            site.services[0].forwarding = forwarding;
+            assert!(ports_apart(&site, &(1024..=65535)).is_ok(), "{forwarding:?}");
+        }
     }
 
     #[test]

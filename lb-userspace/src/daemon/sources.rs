@@ -65,6 +65,12 @@ pub fn of_family(sources: &[IpAddr], family: Family) -> Option<IpAddr> {
     sources.iter().copied().find(|source| Family::of(*source) == family)
 }
 
+/// Whether the configuration names all of them: none depends on which interfaces there are.
+#[must_use]
+pub fn are_named(config: &Config) -> bool {
+    needed(config).into_iter().all(|family| of_family(&config.node.snat_addresses, family).is_some())
+}
+
 /// A family that is balanced and that no source address is of. Where no source address is known, nothing is said.
 #[must_use]
 pub fn without_source(config: &Config, sources: &[IpAddr]) -> Option<Family> {

@@ -10,7 +10,7 @@ use super::{
     attach::{adopted, attach_pinned, pinned_link, refuse_foreign},
     bpf::{self, OpenFor},
     host,
-    load::DataPath,
+    load::{Attached, DataPath},
     pinned::Pins,
     program,
 };
@@ -19,10 +19,12 @@ use crate::{config::XdpMode, object::PROGRAM};
 /// Looks for programs of others on the interfaces, before anything is done to any of them.
 ///
 /// # Errors
-/// There is no such interface, or another program is on it.
+/// Another program is on one of them.
 pub fn check(pin_dir: &Path, interfaces: &[String]) -> anyhow::Result<()> {
     let pins = Pins::new(pin_dir);
-    interfaces.iter().try_for_each(|name| refuse_foreign(&pins, &host::interface(name)?))
+    let there = host::interfaces()?;
+    let named = there.iter().filter(|interface| interfaces.contains(&interface.name));
+    named.into_iter().try_for_each(|interface| refuse_foreign(&pins, interface))
 }
 
 /// Says which interfaces have the program although nobody names them any more.
@@ -42,13 +44,16 @@ pub fn warn_of_others(pin_dir: &Path, interfaces: &[String]) -> anyhow::Result<(
 
 impl DataPath {
     /// Attaches the program, which is on its first interface, to one more; or adopts it there, and puts the program of
-    /// this build into its link.
+    /// this build into its link. An interface that is not there gets it when it comes ([`DataPath::put_back`]).
     ///
     /// # Errors
     /// Another program is on the interface, or the kernel refused.
     pub fn extend(&mut self, interface: &str, mode: XdpMode) -> anyhow::Result<()> {
         let pins = Pins::new(&self.pin_dir);
-        let target = host::interface(interface)?;
+        let Some(target) = host::interfaces()?.into_iter().find(|there| there.name == interface) else {
+            self.others.push(Attached::awaited(interface));
+            return Ok(());
+        };
         refuse_foreign(&pins, &target)?;
         let path = pins.program(PROGRAM);
         let context = || format!("cannot open {}", path.display());
@@ -64,6 +69,6 @@ impl DataPath {
             attach_pinned(&pins, &program, &target, mode)?
         };
         self.others.push(attached);
-        Ok(())
+        self.hold()
     }
 }

@@ -21,6 +21,7 @@ use super::{
     Geometry, Maps, Region,
     attach::{adopt, adopted, attach_pinned, pin_programs, pinned_link, refuse_foreign},
     bpf::{self, OpenFor},
+    held::Held,
     host::{self, Interface},
     lock::Lock,
     migrate::{self, Carried, migrate},
@@ -38,7 +39,8 @@ pub struct DataPath {
     /// Where else it is.
     pub others: Vec<Attached>,
     pub(super) pin_dir: PathBuf,
-    _lock: Lock,
+    pub(super) held: Held,
+    pub(super) lock: Lock,
 }
 
 /// How [`DataPath::start`] found things.
@@ -60,7 +62,7 @@ pub enum Started {
 pub struct Attached {
     /// The interface's name.
     pub interface: String,
-    /// The kernel's number of it.
+    /// The kernel's number of it; zero: there is none of that name.
     pub index: u32,
     /// The id of the running program, by which its log lines are found.
     pub program: u32,
@@ -70,6 +72,14 @@ pub struct Attached {
     pub mode: Mode,
     /// Why it does not run as the configuration would have it.
     pub note: Option<String>,
+}
+
+impl Attached {
+    /// To an interface that is not there.
+    pub(super) fn awaited(interface: &str) -> Self {
+        let interface = interface.to_owned();
+        Self { interface, index: 0, program: 0, link: 0, mode: Mode::Native, note: None }
+    }
 }
 
 impl DataPath {
@@ -116,7 +126,8 @@ impl DataPath {
         let (attached, started) = begun?;
         let started = migrated.map_or(started, Started::Migrated);
         let maps = Arc::new(pinned::open(pin_dir, Access::ReadWrite)?);
-        Ok((Self { maps, attached, others: Vec::new(), pin_dir: pin_dir.to_owned(), _lock: lock }, started))
+        let held = Held::of(&pins, &[interface])?;
+        Ok((Self { maps, attached, others: Vec::new(), pin_dir: pin_dir.to_owned(), held, lock }, started))
     }
 }
 
@@ -225,21 +236,49 @@ pub struct Detached {
     pub pins: usize,
 }
 
+/// A data path that nobody else can take over meanwhile, about to be removed.
+pub struct Seized {
+    pin_dir: PathBuf,
+    lock: Option<Lock>,
+}
+
+impl Seized {
+    /// Takes the lock of what is pinned. Nothing pinned is no error.
+    ///
+    /// # Errors
+    /// A daemon is running.
+    pub fn take(pin_dir: &Path) -> anyhow::Result<Self> {
+        let lock = if pin_dir.exists() {
+            ensure!(
+                host::is_bpf(pin_dir),
+                "{} is not in a BPF file system: nothing of Steadfast's is pinned there",
+                pin_dir.display()
+            );
+            Some(Lock::take(pin_dir)?)
+        } else {
+            None
+        };
+        Ok(Self { pin_dir: pin_dir.to_owned(), lock })
+    }
+
+    /// Takes the program off and removes everything that is pinned: all sessions end.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn remove(self) -> anyhow::Result<Detached> {
+        if self.lock.is_none() {
+            return Ok(Detached::default());
+        }
+        remove_pins(&Pins::new(&self.pin_dir))
+    }
+}
+
 /// Takes the program off and removes everything that is pinned: all sessions end. Nothing pinned is no error.
 ///
 /// # Errors
 /// A daemon is running, or the kernel refused.
 pub fn detach(pin_dir: &Path) -> anyhow::Result<Detached> {
-    if !pin_dir.exists() {
-        return Ok(Detached::default());
-    }
-    ensure!(
-        host::is_bpf(pin_dir),
-        "{} is not in a BPF file system: nothing of Steadfast's is pinned there",
-        pin_dir.display()
-    );
-    let _lock = Lock::take(pin_dir)?;
-    remove_pins(&Pins::new(pin_dir))
+    Seized::take(pin_dir)?.remove()
 }
 
 fn remove_pins(pins: &Pins) -> anyhow::Result<Detached> {

@@ -15,7 +15,7 @@ use nix::{
 
 /// The lock; it lasts as long as this value.
 pub(super) struct Lock {
-    _directory: Flock<File>,
+    directory: Flock<File>,
 }
 
 impl Lock {
@@ -36,7 +36,7 @@ impl Lock {
             let same =
                 fs::metadata(pin_dir).is_ok_and(|now| now.ino() == locked.ino() && now.dev() == locked.dev());
             if same {
-                return Ok(Self { _directory: directory });
+                return Ok(Self { directory });
             }
         }
         bail!("{} is being removed by another process: try again", pin_dir.display())
@@ -54,6 +54,14 @@ fn taken(pin_dir: &Path, locked: &fs::Metadata) -> anyhow::Error {
          stop that one first (the data path goes on without it), or use another --pin-dir",
         pin_dir.display()
     )
+}
+
+impl Lock {
+    /// Whether the directory is still the one that is locked: others may have removed it, and made it anew.
+    pub(super) fn is_of(&self, pin_dir: &Path) -> bool {
+        let (Ok(locked), Ok(now)) = (self.directory.metadata(), fs::metadata(pin_dir)) else { return false };
+        (locked.dev(), locked.ino()) == (now.dev(), now.ino())
+    }
 }
 
 /// Who holds the lock, by /proc/locks: `1: FLOCK  ADVISORY  WRITE 12345 00:1f:2 0 EOF`.

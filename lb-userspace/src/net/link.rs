@@ -60,6 +60,18 @@ impl Net {
 }
 
 impl Link {
+    /// One that is not there.
+    #[must_use]
+    pub fn missing(name: &str) -> Self {
+        Self { index: 0, name: name.to_owned(), mac: [0; 6], mtu: 0, up: false, kind: None }
+    }
+
+    /// Whether the kernel has it.
+    #[must_use]
+    pub const fn is_there(&self) -> bool {
+        self.index != 0
+    }
+
     /// `None` when the interface has no 6-byte hardware address.
     pub(super) fn from_message(message: &LinkMessage) -> Option<Self> {
         let mut mac = None;

@@ -169,6 +169,20 @@ pub(crate) async fn within<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T
     }
 }
 
+/// Joins two new interfaces of one namespace by a cable, and sets them up.
+pub(crate) async fn add_cable(net: &Net, name: &str, peer: &str) {
+    net.handle.link().add(LinkVeth::new(name, peer).build()).execute().await.unwrap();
+    for end in [name, peer] {
+        set_link_up(net, end, true).await;
+    }
+}
+
+/// Removes an interface, and the one that it is joined to.
+pub(crate) async fn remove_link(net: &Net, name: &str) {
+    let index = net.link(name).await.unwrap().index;
+    net.handle.link().del(index).execute().await.unwrap();
+}
+
 pub(crate) async fn set_link_up(net: &Net, name: &str, up: bool) {
     let message = LinkUnspec::new_with_name(name);
     let message = if up { message.up() } else { message.down() };
