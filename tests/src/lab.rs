@@ -71,9 +71,6 @@ pub(crate) use self::{
 };
 pub use nix::sys::signal::Signal;
 
-/// The name of the one lab that uses the system's directories.
-pub const SYSTEM_LAB: &str = "steadfast";
-
 /// What kind of lab.
 #[derive(Clone, Debug)]
 pub struct LabOptions {
@@ -81,9 +78,6 @@ pub struct LabOptions {
     pub port_443: Port443,
     /// Bytes behind `/big` and `/slow`.
     pub big_bytes: u64,
-    /// Use the daemon's default directories and plain names, so that the command line works from any shell. There
-    /// can be one such lab, and only on a machine that is no balancer itself.
-    pub system: bool,
     /// Forwarding mode, family of addresses, arms.
     pub topology: Topology,
     /// In mode `tunnel`, leave the tunnels' ends at the servers to [`Lab::add_tunnel_device`].
@@ -95,7 +89,6 @@ impl Default for LabOptions {
         Self {
             port_443: Port443::Tls,
             big_bytes: 1024 * 1024,
-            system: false,
             topology: Topology::default(),
             open_tunnels: false,
         }
@@ -130,7 +123,7 @@ impl Lab {
     /// Builds the network: namespaces, links, addresses. Nothing runs in it yet.
     ///
     /// # Errors
-    /// Not root, a tool is missing (`cargo xtask setup`), or, for a system lab, the machine is a balancer itself.
+    /// Not root, or a tool is missing (`cargo xtask setup`).
     pub fn new(options: LabOptions) -> Result<Self> {
         if !nix::unistd::geteuid().is_root() {
             bail!(
@@ -138,14 +131,9 @@ impl Lab {
             );
         }
         sweep().context("cannot remove what an earlier lab left behind")?;
-        let (name, places) = if options.system {
-            (SYSTEM_LAB.to_owned(), free_system_places()?)
-        } else {
-            static NEXT: AtomicU32 = AtomicU32::new(0);
-            let name = format!("sf{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-            let places = Places::of_its_own(&name);
-            (name, places)
-        };
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("sf{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let places = Places::new(&name);
         registry::register(&name, &places)?;
         let topology = options.topology;
         // From here on, a failure drops the lab and with it all that was made.
@@ -564,20 +552,4 @@ impl Drop for Lab {
             );
         }
     }
-}
-
-/// The daemon's default directories, if nothing is there: a real balancer's tables are not for a lab to touch.
-fn free_system_places() -> Result<Places> {
-    let places = Places::of_the_system(SYSTEM_LAB);
-    for path in places.outside() {
-        if path.exists() {
-            bail!(
-                "{} exists: either `cargo xtask run` is running already, or this machine is a balancer, \
-                 whose tables and states the lab would remove (`cargo xtask detach` takes it off first; what is left \
-                 is then yours to delete)",
-                path.display()
-            );
-        }
-    }
-    Ok(places)
 }

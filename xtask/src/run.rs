@@ -25,6 +25,8 @@ use crate::{
 const ATTACHES: &str = "to attach an XDP program";
 /// Where a balancer's program and tables are pinned unless told otherwise.
 const PINS: &str = "/sys/fs/bpf/steadfast";
+/// What a balancer remembers, likewise.
+const STATE: &str = "/var/lib/steadfast";
 
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -105,11 +107,16 @@ fn run_on_card(workspace: &Workspace, privilege: Privilege, config: &Path) -> Re
             config.display()
         );
     }
+    // What an installed balancer remembers is for its next start; what this run remembers is for none.
+    let remembers = privilege.command("test", ATTACHES)?.args(["-e", STATE]).succeeds();
     let steadfastd = workspace.program("release", "steadfastd");
     let mut daemon = privilege.command(&steadfastd, ATTACHES)?;
     let ended = wait_passing_signals_on(daemon.args(["run", "--config"]).arg(config));
     println!("run: detaching");
     privilege.command(&steadfastd, ATTACHES)?.arg("detach").run()?;
+    if !remembers {
+        privilege.command("rm", ATTACHES)?.args(["-rf", "--", STATE]).run()?;
+    }
     ended
 }
 

@@ -62,7 +62,7 @@ fn run(script: Option<OsString>) -> Result<ExitCode> {
     signals.thread_block().context("cannot block signals")?;
 
     println!("lab: building the network");
-    let mut lab = Lab::new(LabOptions { system: true, ..LabOptions::default() })?;
+    let mut lab = Lab::new(LabOptions::default())?;
     println!("lab: starting the servers");
     lab.start_all_nginx()?;
     println!("lab: starting the balancer");

@@ -79,13 +79,7 @@ pub fn behind_vlans(family: Family, tags: Tags) -> Result<()> {
 }
 
 fn site(topology: Topology, yaml: &str) -> Result<Site> {
-    let options = LabOptions {
-        port_443: Port443::Plain,
-        big_bytes: LARGE,
-        topology,
-        open_tunnels: true,
-        ..LabOptions::default()
-    };
+    let options = LabOptions { port_443: Port443::Plain, big_bytes: LARGE, topology, open_tunnels: true };
     let mut site = Site::without_daemon(Turn::alone(), options)?;
     if topology.tags != Tags::None {
         site.know_each_other()?;

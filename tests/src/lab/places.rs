@@ -27,23 +27,13 @@ pub struct Places {
 
 impl Places {
     /// Directories that no other lab and no real balancer uses.
-    pub(super) fn of_its_own(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let dir = Path::new(REGISTRY).join(name);
         Self {
             pins: Path::new("/sys/fs/bpf").join(name),
             runtime: dir.join("runtime"),
             state: dir.join("state"),
             dir,
-        }
-    }
-
-    /// The daemon's defaults, so that the command line finds it from any shell.
-    pub(super) fn of_the_system(name: &str) -> Self {
-        Self {
-            dir: Path::new(REGISTRY).join(name),
-            pins: PathBuf::from("/sys/fs/bpf/steadfast"),
-            runtime: PathBuf::from("/run/steadfast"),
-            state: PathBuf::from("/var/lib/steadfast"),
         }
     }
 
