@@ -66,8 +66,10 @@ pub struct Control {
     pub multiplied: Word,
     /// Counts changes of what decides where packets of open flows go: services, servers, interfaces. See [`Control::era`].
     pub epoch: Word,
+    /// How long an open flow must have been silent to make way for another where there is no room, in ticks. Zero: none does.
+    pub spared: Word,
     /// Zero, for what comes.
-    pub reserved: [Word; 3],
+    pub reserved: [Word; 2],
 }
 
 /// An interface that the program is attached to.
@@ -221,6 +223,20 @@ impl Control {
         over_since(life, self.idle(TcpState::TimeWait, Ticks(0)), now)
     }
 
+    /// For how long a flow with this life has been silent at `now`, if it is open and that is long enough for it to make way for
+    /// another; else zero. `established` is as in [`Self::idle`].
+    #[inline(always)]
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the word holds 32 bits of ticks")]
+    pub fn dispensable(&self, life: Life, established: Ticks, now: Ticks) -> u32 {
+        let (state, spared) = (TcpState::from_note(life.note()), self.spared.load() as u32);
+        if spared == 0 || state.is_closed() {
+            return 0;
+        }
+        let silent = self.idle(state, established).0.saturating_sub(life.deadline().since(now).0);
+        if silent > spared { silent } else { 0 }
+    }
+
     /// How long a flow in `state` may be silent; `established` is what its service says.
     #[inline(always)]
     #[must_use]
@@ -246,6 +262,10 @@ impl Control {
     }
 }
 
+/// How long an open flow has been silent, in seconds, before it may make way for another where there is no room. A client that
+/// is worked with has spoken since; one that sits beside a bed over a shift is let go of only instead of turning others away.
+pub const SPARED_SECONDS: u64 = 3 * 3600;
+
 /// How long a flow may be silent, in seconds, in the states that the configuration does not set.
 ///
 /// A server gives up a half-open connection after about a minute (Linux: `tcp_synack_retries` 5); TIME-WAIT lasts
@@ -255,7 +275,7 @@ pub const fn idle_seconds(state: TcpState) -> u64 {
     match state {
         TcpState::SynSent => 15,
         TcpState::SynReceived | TcpState::Promoting => 60,
-        TcpState::Established => 3 * 3600,
+        TcpState::Established => 24 * 3600,
         TcpState::ClientFin | TcpState::ServerFin => 600,
         TcpState::TimeWait | TcpState::ClientReset | TcpState::ServerReset => 60,
     }

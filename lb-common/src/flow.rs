@@ -8,6 +8,8 @@
 //! | 4 | MAC of the return hop:48, arm:8, zero:8 |
 //! | 5 | sequence number last recorded from the client:32, from the server:32 |
 //! | 6 | made at:32 (ticks), sticky slot:24, its version:7, sticky slot is known:1 |
+//!
+//! While a flow is half-open, the upper half of the last word has a [number](crate::handshake) of its server's from before.
 
 use crate::address::Address;
 use crate::clock::Ticks;

@@ -19,6 +19,7 @@ pub mod clock;
 pub mod control;
 pub mod flow;
 pub mod forwarding;
+pub mod handshake;
 pub mod hash;
 pub mod life;
 pub mod maglev;

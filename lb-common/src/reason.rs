@@ -51,7 +51,11 @@ macro_rules! reasons {
             pub const fn is_alarm(self) -> bool {
                 matches!(
                     self,
-                    Self::EstablishedUnrecorded | Self::FlowTableFull | Self::PortsExhausted | Self::HalfOpenBusy
+                    Self::EstablishedUnrecorded
+                        | Self::FlowTableFull
+                        | Self::PortsExhausted
+                        | Self::HalfOpenBusy
+                        | Self::EstablishedDisplacing
                 )
             }
 
@@ -73,7 +77,7 @@ reasons! {
     NotOurs = "not-ours" => Pass,
     /// For a virtual service that the daemon itself answers (protocol http).
     LocalService = "local-service" => Pass,
-    /// From a real server to a SNAT port that no flow has; the host's stack resets it.
+    /// From a real server that is down or halted, or by another port than its flow's; the host's firewall table drops it.
     NoReturnFlow = "no-return-flow" => Pass,
 
     /// From a client, of an established flow.
@@ -133,6 +137,10 @@ reasons! {
     NoServer = "no-server" => Drop,
     /// Of no known flow, or a new one, in the moment in which rows are carried over from older tables; it is sent again.
     Carrying = "carrying" => Drop,
+    /// From a real server to a SNAT port that no flow has: answered with RST, so that the server need not wait either.
+    ResetNoReturnFlow = "reset-no-return-flow" => Transmit,
+    /// As established; an open flow that had been silent for more than three hours made way, because the flow table has no room.
+    EstablishedDisplacing = "established-displacing" => Transmit,
 }
 
 /// How many reasons there are.

@@ -597,14 +597,25 @@ pub fn claim_any<const N: usize, K: Kind<N>, S: Slots<N>>(
     None
 }
 
-/// The slot with the earliest deadline among those of a hash's that are live and `weak`, if at least `least` of them are.
+/// How weak a live slot is that has this deadline: the earlier, the weaker, and an expired one is weakest; never zero.
+#[inline(always)]
+#[must_use]
+pub const fn weakness(life: Life, now: Ticks) -> u32 {
+    if life.deadline().is_past(now) {
+        u32::MAX
+    } else {
+        // Deadlines lie less than 2^30 ticks ahead.
+        (u32::MAX >> 1) - life.deadline().since(now).0
+    }
+}
+
+/// The weakest slot among those of a hash's that are live, if at least `least` of them are `weak` at all: more than zero.
 #[inline(always)]
 pub fn weakest<const N: usize, S: Slots<N>>(
     slots: &S,
     hash: u64,
-    weak: impl Fn(&Slot<N>, Life) -> bool,
+    weak: impl Fn(&Slot<N>, Life) -> u32,
     least: u32,
-    now: Ticks,
 ) -> Option<Found<'_, N>> {
     let ways = Ways::of(slots, hash)?;
     let (mut count, mut first, mut first_life) = (0, 0, Life::from_word(0));
@@ -613,17 +624,10 @@ pub fn weakest<const N: usize, S: Slots<N>>(
     while way < WAYS {
         let slot = ways.slot(way);
         let life = slot.life();
-        if matches!(life.state(), SlotState::Live) && weak(slot, life) {
-            count += 1;
-            let age = if life.deadline().is_past(now) {
-                u32::MAX
-            } else {
-                // Deadlines lie less than 2^30 ticks ahead.
-                (u32::MAX >> 1) - life.deadline().since(now).0
-            };
-            if age > longest {
-                (longest, first, first_life) = (age, ways.index(way), life);
-            }
+        let age = if matches!(life.state(), SlotState::Live) { weak(slot, life) } else { 0 };
+        count += u32::from(age > 0);
+        if age > longest {
+            (longest, first, first_life) = (age, ways.index(way), life);
         }
         way += 1;
     }

@@ -87,6 +87,11 @@ pub enum TcpState {
     ServerReset = 9,
 }
 
+/// Beside the state in a flow's note: its client has sent a SYN on the ports of the open flow. The server challenges it, or has
+/// forgotten the connection and answers with a SYN-ACK; until it is known which, the half-open table has a row of the same key,
+/// and whoever finds this bit looks there.
+pub const SYN_SEEN: u32 = 1 << 8;
+
 impl TcpState {
     /// Every state.
     pub const ALL: [Self; 9] = [

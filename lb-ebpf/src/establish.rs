@@ -13,7 +13,7 @@ use lb_common::{
     reason::Reason,
     server::{ServerState, Servers as _},
     sticky::{STICKY_WORDS, Stickies, StickyServer, hold, reference},
-    table::{Found, Insert, Slot, Slots as _, WAYS, find, try_insert, weakest},
+    table::{Found, Insert, Slot, Slots as _, WAYS, find, try_insert, weakest, weakness},
     tcp::TcpState,
 };
 
@@ -48,19 +48,27 @@ pub(crate) fn establish(words: KeyWords, server: u16, index: u32, numbers: u64, 
     if !verified {
         flow_gives_way(first, second, ports, UNVERIFIED);
     }
-    let mut flow = CONTENDED;
+    let (mut flow, mut displaced) = (CONTENDED, 0);
     let mut attempt = 0;
     while attempt < ATTEMPTS && flow == CONTENDED {
         attempt += 1;
         flow = enter(index);
-        if flow == FULL && verified && flow_gives_way(first, second, ports, 1) == 1 {
-            flow = CONTENDED;
+        if flow == FULL && verified {
+            let over = flow_gives_way(first, second, ports, 1);
+            displaced = if over == 0 { silent_flow_gives_way(first, second, ports) } else { 0 };
+            flow = if over + displaced > 0 { CONTENDED } else { FULL };
         }
     }
-    let reason = reason_of(finish(index, flow, record));
+    let reason = match reason_of(finish(index, flow, record)) {
+        Reason::Established if displaced > 0 => Reason::EstablishedDisplacing,
+        reason => reason,
+    };
     // What came before the FIN was lost.
     if is_last
-        && matches!(reason, Reason::Established | Reason::EstablishedUnrecorded)
+        && matches!(
+            reason,
+            Reason::Established | Reason::EstablishedUnrecorded | Reason::EstablishedDisplacing
+        )
         && let Some(slot) = Flows.slot(flow)
     {
         flow::change_state(flow, slot.life().word(), TcpState::ClientFin as u32);
@@ -100,18 +108,20 @@ extern "C" fn begin(index: u32, numbers: u64, record: u64, client: u64, ports: u
         return NOT_OURS;
     }
     let recorded = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
+    let (sequence, acknowledgment) = (numbers as u32, (numbers >> 32) as u32);
     let forwarding =
         maps::service((ports >> 32) as u16).map_or(Forwarding::Snat, |service| service.forwarding);
     let answered = matches!(life.state(), SlotState::Live)
         && is_answered(forwarding, life)
-        && completes(forwarding, numbers as u32, (numbers >> 32) as u32, recorded);
+        && completes(forwarding, sequence, acknowledgment, slot);
     // Only one core goes on from here; the slot stays live, so that the others' packets find their way.
     let promoting = life.with_note(TcpState::Promoting as u32);
     if !answered || !slot.exchange(life, promoting) {
         flow::release(&world, record, slot);
         return Answer::word(to, Reason::HandshakeForwarded);
     }
-    let sequences = Sequences { client: numbers as u32, server: recorded.server };
+    let server = if forwarding.sees_answers() { acknowledgment.wrapping_sub(1) } else { recorded.server };
+    let sequences = Sequences { client: sequence, server };
     slot.words[SEQUENCE_WORD].store(sequences.word());
     slot.words[STICKY_WORD].store(slot.words[STICKY_WORD].load() & 0xffff_ffff | record);
     if ports & IN_TABLE != 0 {
@@ -214,11 +224,29 @@ extern "C" fn flow_gives_way(first: u64, second: u64, ports: u64, least: u32) ->
     let world = World::now();
     let hash = hash3(&world.key(), [first, second, ports & !IN_TABLE]);
     let weak = |slot: &Slot<FLOW_WORDS>, life: Life| {
-        (least == 1 && matches!(TcpState::from_note(life.note()), TcpState::TimeWait))
-            || maps::service((slot.words[2].load() >> 32) as u16)
-                .is_some_and(|service| !service.forwarding.sees_answers())
+        let over = least == 1 && matches!(TcpState::from_note(life.note()), TcpState::TimeWait);
+        let unverified = maps::service((slot.words[2].load() >> 32) as u16)
+            .is_some_and(|service| !service.forwarding.sees_answers());
+        if over || unverified { weakness(life, world.now) } else { 0 }
     };
-    let Some(found) = weakest(&Flows, hash, weak, least, world.now) else { return 0 };
+    let Some(found) = weakest(&Flows, hash, weak, least) else { return 0 };
+    u32::from(flow::take_out(&found))
+}
+
+/// Has the open flow make way that has been silent for longest where the flow of this key may lie, if that is very long: nobody
+/// else gives way, and a client that is here now is not turned away for one that may be gone.
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn silent_flow_gives_way(first: u64, second: u64, ports: u64) -> u32 {
+    let world = World::now();
+    let hash = hash3(&world.key(), [first, second, ports & !IN_TABLE]);
+    let weak = |slot: &Slot<FLOW_WORDS>, life: Life| {
+        maps::service((slot.words[2].load() >> 32) as u16)
+            .map_or(0, |service| world.control.dispensable(life, service.idle, world.now))
+    };
+    let Some(found) = weakest(&Flows, hash, weak, 1) else { return 0 };
     u32::from(flow::take_out(&found))
 }
 
@@ -306,8 +334,11 @@ extern "C" fn unverified_gives_way(first: u64, second: u64, at: u32, least: u32)
     let world = World::now();
     let Some(service) = maps::service(service_of(at)) else { return 0 };
     let key = key_of(&service, first, second, at);
-    let weak = |slot: &Slot<STICKY_WORDS>, _: Life| !StickyServer::from_word(slot.words[2].load()).verified;
-    let found = weakest(&StickyTable, hash3(&world.key(), key.words()), weak, least, world.now);
+    let weak = |slot: &Slot<STICKY_WORDS>, life: Life| {
+        let verified = StickyServer::from_word(slot.words[2].load()).verified;
+        if verified { 0 } else { weakness(life, world.now) }
+    };
+    let found = weakest(&StickyTable, hash3(&world.key(), key.words()), weak, least);
     let Some(found) = found else { return 0 };
     u32::from(found.slot.exchange(found.life, found.life.with_state(SlotState::Free)))
 }

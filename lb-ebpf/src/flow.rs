@@ -40,7 +40,7 @@ pub(crate) fn latest(key: FlowKey) -> Option<(Found<'static, FLOW_WORDS>, bool)>
 }
 
 /// No index of a slot.
-const NOWHERE: u64 = u32::MAX as u64;
+pub(crate) const NOWHERE: u64 = u32::MAX as u64;
 /// Beside an index: it is one of the half-open table.
 const IN_HALF_OPEN: u64 = 1 << 32;
 /// Beside an index: the flow is closed.
@@ -77,7 +77,7 @@ extern "C" fn flow_at(first: u64, second: u64, ports: u64) -> u64 {
 /// As [`flow_at`], in the half-open table.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn half_open_at(first: u64, second: u64, ports: u64) -> u64 {
+pub(crate) extern "C" fn half_open_at(first: u64, second: u64, ports: u64) -> u64 {
     let world = World::now();
     let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
     client.find_half_open(&world).map_or(NOWHERE, |found| u64::from(found.index) | IN_HALF_OPEN)

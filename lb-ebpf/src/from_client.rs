@@ -10,7 +10,7 @@ use lb_common::{
     reason::Reason,
     server::{Server, ServerState, Servers as _},
     table::{Found, find},
-    tcp::{Direction, TcpFlags, TcpState},
+    tcp::{Direction, SYN_SEEN, TcpFlags, TcpState},
 };
 
 use crate::{
@@ -22,6 +22,7 @@ use crate::{
     open::open,
     packet::{End, Packet, Rewrite, Segment, answer_too_big, clamp_mss, encapsulate},
     pipeline::{Outcome, World},
+    renew::renew,
     select::{LOOK, asked_for, select, service_of},
 };
 
@@ -96,6 +97,9 @@ pub(crate) type KeyWords = [u64; 3];
 /// not an open one with a usable server. Without it nobody has to look again.
 pub(crate) const IN_TABLE: u64 = 1 << 63;
 
+/// In the third word of a key, for [`renew`]: there is an open flow of this key with a usable server, and a SYN on its ports.
+pub(crate) const SYN_ON_OPEN: u64 = 1 << 61;
+
 /// In the third word of a key, for [`open`]: there was no SNAT port that has rested for the quarantine, another will do.
 pub(crate) const HURRIED: u64 = 1 << 62;
 
@@ -114,6 +118,10 @@ fn open_flow(world: &World, packet: &Packet, segment: &Segment, key: FlowKey) ->
     let Some(server) = serving(&to) else { return there };
     if !server.state.has(ServerState::REACHABLE) || !found.still() {
         return there;
+    }
+    let begins = segment.flags.opens() && server.forwarding.sees_answers();
+    if begins || found.life.note() & SYN_SEEN != 0 {
+        return Err([first, second, ports | SYN_ON_OPEN]);
     }
     accept(world, packet, &found, segment, key.service);
     Ok(Way { to, reason: Reason::Forwarded })
@@ -150,6 +158,11 @@ fn settle(packet: &Packet, segment: &Segment, words: KeyWords) -> Result<Way, Re
 #[inline(always)]
 fn unsettled(packet: &Packet, segment: &Segment, words: KeyWords) -> Answer {
     let [first, second, ports] = words;
+    if ports & SYN_ON_OPEN != 0 {
+        let numbers = u64::from(packet.sequence(segment)) | u64::from(packet.acknowledgment(segment)) << 32;
+        let sender = packet.return_hop() | u64::from(segment.flags.0) << FLAGS_SHIFT;
+        return Answer::from_word(renew(first, second, ports, numbers, sender));
+    }
     let answered = if segment.is_udp { answered(first, second, ports) } else { 0 };
     if segment.flags.opens() || (segment.is_udp && answered == 0) {
         let mut answer = open(first, second, ports, packet.sequence(segment), packet.return_hop());

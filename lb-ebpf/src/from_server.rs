@@ -1,18 +1,20 @@
 //! A segment or datagram from a real server: to one of the SNAT ports, or to a client that it knows by its own address.
 
 use lb_common::{
+    clock::Ticks,
     flow::{
-        ARM_SHIFT, FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD,
-        Sequences,
+        ARM_SHIFT, FLOW_WORDS, FlowKey, FlowServer, FlowSlot, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD,
+        SERVER_WORD, STICKY_WORD, Sequences,
     },
-    life::SlotState,
+    handshake::{Answered, answers_syn},
+    life::{Life, SlotState},
     mss::MssClamp,
     ports::{Cells as _, Owner, PortCell},
     reason::Reason,
     server::{ServerState, Servers as _},
     service::Service,
     table::{Found, Kind as _, Slots as _},
-    tcp::{Direction, TcpState},
+    tcp::{Direction, SYN_SEEN, TcpFlags, TcpState},
 };
 
 use crate::{
@@ -38,15 +40,26 @@ pub(crate) fn by_port(world: &World, endpoint: u16, source: u8, port: u16) -> Op
     let snat = world.snat();
     let offset = snat.offset(port)?;
     let cell = (&Ports).cell(snat.range(endpoint, source).index(offset))?;
-    let (index, half_open, slot) = match PortCell::from_word(cell.load()).owner {
+    let its = |slot: &FlowSlot| {
+        let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
+        to.endpoint == endpoint && to.source == source && to.snat_port == port
+    };
+    let mut word = cell.load();
+    if let Owner::HalfOpen(index) = PortCell::from_word(word).owner
+        && let Some(slot) = (&HalfOpen).slot(index)
+        && !(its(slot) && matches!(slot.life().state(), SlotState::Live))
+    {
+        // Another core may have established it between the two looks: the port is the flow's before the half-open row goes.
+        word = cell.load();
+    }
+    let (index, half_open, slot) = match PortCell::from_word(word).owner {
         Owner::Flow(index) => (index, false, (&Flows).slot(index)?),
         Owner::HalfOpen(index) => (index, true, (&HalfOpen).slot(index)?),
         Owner::Free => return None,
     };
     let life = slot.life();
     let to = FlowServer::from_word(slot.words[SERVER_WORD].load());
-    let ours = to.endpoint == endpoint && to.source == source && to.snat_port == port;
-    if !ours || !matches!(life.state(), SlotState::Live) || FlowKind::expired(life, world.now) {
+    if !its(slot) || !matches!(life.state(), SlotState::Live) || FlowKind::expired(life, world.now) {
         return None;
     }
     let key =
@@ -93,10 +106,25 @@ pub(crate) fn segment(
     source: u8,
 ) -> Result<Outcome, Reason> {
     let Some(back) = by_port(world, endpoint, source, segment.tuple.destination_port) else {
-        let carrying = world.control.is_carrying(world.now);
-        return Err(if carrying { Reason::Carrying } else { Reason::NoReturnFlow });
+        return refuse(world, packet, segment);
     };
     answer_client(world, packet, segment, &back, endpoint)
+}
+
+/// Tells a server that nobody has the connection that it goes on with.
+#[inline(always)]
+fn refuse(world: &World, packet: &Packet, segment: &Segment) -> Result<Outcome, Reason> {
+    if world.control.is_carrying(world.now) {
+        return Err(Reason::Carrying);
+    }
+    if segment.is_udp {
+        return Err(Reason::NoReturnFlow);
+    }
+    if segment.flags.has(TcpFlags::RST) {
+        return Err(Reason::StrayReset);
+    }
+    packet.answer_with_reset(segment);
+    Ok(Outcome::here(Reason::ResetNoReturnFlow))
 }
 
 /// Sends a server's segment on to the flow's client, in the service's name.
@@ -126,7 +154,7 @@ fn answer_client(
         return Err(Reason::TtlExceeded);
     }
     if back.half_open {
-        answer(world, packet, segment, back);
+        answer(packet, segment, back.found.index, back.found.life);
         if segment.flags.is_syn_ack() && !matches!(back.service.mss_clamp, MssClamp::None) {
             let arm = (next_hop >> ARM_SHIFT) as u8;
             clamp_mss(packet.context, u32::from(back.to.server) | u32::from(arm) << 16);
@@ -145,6 +173,9 @@ fn answer_client(
             packet.sequence(segment),
             Direction::FromServer,
         );
+        if segment.flags.is_syn_ack() && back.found.life.note() & SYN_SEEN != 0 {
+            answer_syn_on_open_flow(packet, segment, back);
+        }
     }
     let hop = world.hop(packet, next_hop);
     count::packet_out(back.key.service, back.to.server, packet.length());
@@ -156,25 +187,76 @@ fn answer_client(
     Ok(Outcome { reason: Reason::Returned, arm: hop.arm })
 }
 
-/// The server's answer to a half-open flow's SYN, or first datagram: its number is what the client must acknowledge.
+/// The server has forgotten the connection, perhaps: then the half-open table has the client's SYN.
 #[inline(always)]
-fn answer(world: &World, packet: &Packet, segment: &Segment, back: &Return) {
-    let slot = back.found.slot;
-    let life = back.found.life;
-    let numbers = Sequences::from_word(slot.words[SEQUENCE_WORD].load());
-    let handshake = matches!(TcpState::from_note(life.note()), TcpState::SynSent | TcpState::SynReceived);
-    let answers = segment.is_udp
-        || segment.flags.is_syn_ack() && packet.acknowledgment(segment) == numbers.client.wrapping_add(1);
-    if handshake && answers {
-        let deadline = world.now.plus(world.control.idle(TcpState::SynReceived, back.service.idle));
-        let answered = life.with_note(TcpState::SynReceived as u32).with_deadline(deadline);
-        // The number after the exchange: before it, the slot may be another's. The client can't be earlier, it has not
-        // seen this packet yet.
-        if slot.exchange(life, answered) {
-            let answer = Sequences { server: packet.sequence(segment), ..numbers };
-            slot.words[SEQUENCE_WORD].store(answer.word());
-        }
-    } else {
-        open::keep_overflow(world, &back.found, back.key.service);
+fn answer_syn_on_open_flow(packet: &Packet, segment: &Segment, back: &Return) {
+    let [first, second, ports] = back.key.words();
+    let place = flow::half_open_at(first, second, ports);
+    let index = place as u32;
+    if place != flow::NOWHERE
+        && let Some(slot) = (&HalfOpen).slot(index)
+    {
+        answer(packet, segment, index, slot.life());
     }
+}
+
+/// The server's answer to a half-open flow's SYN, or first datagram, or what it sends behind that.
+#[inline(always)]
+fn answer(packet: &Packet, segment: &Segment, index: u32, life: Life) {
+    let numbers = u64::from(packet.sequence(segment)) | u64::from(packet.acknowledgment(segment)) << 32;
+    let kind = if segment.is_udp { DATAGRAM } else { u32::from(segment.flags.0) };
+    note_answer(index, life.word(), numbers, packet.data(segment), kind);
+}
+
+/// In the place of a segment's flags: it is a datagram.
+const DATAGRAM: u32 = 1 << 8;
+
+/// Notes a server's segment of a half-open flow, with these numbers (sequence number, and the acknowledgement number above it),
+/// bytes of data and flags: the number of its SYN-ACK is what the client must acknowledge, and with it what came behind.
+///
+/// A global function with numbers for arguments: the verifier checks it once, by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_answer(index: u32, life: u64, numbers: u64, data: u32, kind: u32) -> u32 {
+    let world = World::now();
+    let Some(slot) = (&HalfOpen).slot(index) else { return 0 };
+    let (life, flags) = (Life::from_word(life), TcpFlags(kind as u8));
+    let (sequence, acknowledgment) = (numbers as u32, (numbers >> 32) as u32);
+    let (recorded, sticky) = (slot.words[SEQUENCE_WORD].load(), slot.words[STICKY_WORD].load());
+    let before = Answered::from_words(recorded, sticky);
+    let state = TcpState::from_note(life.note());
+    let is_datagram = kind & DATAGRAM != 0;
+    let is_answer = is_datagram
+        || flags.is_syn_ack() && answers_syn(Sequences::from_word(recorded).client, acknowledgment);
+    let answered = match state {
+        TcpState::SynSent if is_answer => Answered::new(sequence, data),
+        TcpState::SynReceived if is_answer => before.and(sequence, data),
+        TcpState::SynReceived if !flags.has(TcpFlags::SYN) && !flags.has(TcpFlags::RST) => {
+            before.and_data(sequence, data + u32::from(flags.has(TcpFlags::FIN)))
+        }
+        TcpState::Established => {
+            let service = (slot.words[2].load() >> 32) as u16;
+            open::keep_overflow(&world, &Found { index, slot, life }, service);
+            return 0;
+        }
+        _ => return 0,
+    };
+    if !is_answer && answered == before {
+        return 0;
+    }
+    let deadline = if is_answer {
+        world.now.plus(world.control.idle(TcpState::SynReceived, Ticks(0)))
+    } else {
+        life.deadline()
+    };
+    // The numbers after the exchange: before it, the slot may be another's. The client can't be earlier, it has not
+    // seen this packet yet.
+    let noted = life.with_note(TcpState::SynReceived as u32).with_deadline(deadline);
+    if !slot.exchange(life, noted) {
+        return 0;
+    }
+    let client = Sequences::from_word(recorded).client;
+    slot.words[SEQUENCE_WORD].store(Sequences { client, server: answered.last }.word());
+    slot.words[STICKY_WORD].store(answered.in_sticky(sticky));
+    1
 }

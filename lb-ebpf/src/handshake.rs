@@ -4,13 +4,14 @@
 //! checks once each, by themselves, whoever calls them.
 
 use lb_common::{
-    flow::{FLOW_WORDS, FlowKey, FlowServer, HOP_WORD, SEQUENCE_WORD, SERVER_WORD, Sequences},
+    flow::{FLOW_WORDS, FlowKey, FlowServer, HOP_WORD, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
     forwarding::Forwarding,
+    handshake::{Answered, FIRST_WINDOW},
     life::Life,
     ports::{Owner, PortCell},
     reason::Reason,
     server::ServerState,
-    table::Found,
+    table::{Found, Slot},
     tcp::{Direction, TcpFlags, TcpState},
 };
 
@@ -86,11 +87,30 @@ pub(crate) extern "C" fn answered(first: u64, second: u64, ports: u64) -> u64 {
 
 /// What of a segment matters here.
 #[derive(Clone, Copy)]
-struct Heard {
-    flags: TcpFlags,
-    sequence: u32,
-    acknowledgment: u32,
-    sender: u64,
+pub(crate) struct Heard {
+    pub(crate) flags: TcpFlags,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgment: u32,
+    pub(crate) sender: u64,
+}
+
+impl Heard {
+    /// From its sequence number with the acknowledgement number above it, and its sender's MAC address with the flags above it.
+    #[inline(always)]
+    pub(crate) fn from_words(numbers: u64, sender: u64) -> Self {
+        Self {
+            flags: TcpFlags((sender >> FLAGS_SHIFT) as u8),
+            sequence: numbers as u32,
+            acknowledgment: (numbers >> 32) as u32,
+            sender: sender & ((1 << FLAGS_SHIFT) - 1),
+        }
+    }
+
+    /// Whether it may acknowledge a SYN-ACK.
+    #[inline(always)]
+    pub(crate) fn acknowledges(&self) -> bool {
+        self.flags.has(TcpFlags::ACK) && !self.flags.has(TcpFlags::RST)
+    }
 }
 
 /// Decides on a segment, not a SYN, with this key, sequence and acknowledgement number, sender's MAC address and flags.
@@ -100,12 +120,7 @@ struct Heard {
 #[inline(never)]
 pub(crate) extern "C" fn decide(first: u64, second: u64, ports: u64, numbers: u64, sender: u64) -> u64 {
     let world = World::now();
-    let heard = Heard {
-        flags: TcpFlags((sender >> FLAGS_SHIFT) as u8),
-        sequence: numbers as u32,
-        acknowledgment: (numbers >> 32) as u32,
-        sender: sender & ((1 << FLAGS_SHIFT) - 1),
-    };
+    let heard = Heard::from_words(numbers, sender);
     let client = Client::with_key(&world, FlowKey::from_words(&[first, second, ports, 0, 0, 0, 0]));
     if let Some(half_open) = client.find_half_open(&world) {
         let word = half_open.slot.words[SERVER_WORD].load();
@@ -137,11 +152,9 @@ fn of_half_open(
     if !server.state.has(ServerState::REACHABLE) {
         return Answer::word(0, Reason::NoNeighbour);
     }
-    let numbers = Sequences::from_word(half_open.slot.words[SEQUENCE_WORD].load());
-    let acknowledges = heard.flags.has(TcpFlags::ACK) && !heard.flags.has(TcpFlags::RST);
-    if acknowledges
+    if heard.acknowledges()
         && is_answered(server.forwarding, half_open.life)
-        && completes(server.forwarding, heard.sequence, heard.acknowledgment, numbers)
+        && completes(server.forwarding, heard.sequence, heard.acknowledgment, half_open.slot)
     {
         return Answer::word(u64::from(half_open.index) | u64::from(to.server) << 32, Reason::Established);
     }
@@ -159,17 +172,18 @@ pub(crate) fn is_answered(forwarding: Forwarding, life: Life) -> bool {
     }
 }
 
-/// Whether the segment is in sequence behind the client's SYN and acknowledges the server's SYN-ACK: exactly its number,
-/// where that is known.
+/// Whether the segment is in sequence behind the client's SYN and acknowledges what the server has answered, where that is known.
 #[inline(always)]
 pub(crate) fn completes(
     forwarding: Forwarding,
     sequence: u32,
     acknowledgment: u32,
-    numbers: Sequences,
+    half_open: &Slot<FLOW_WORDS>,
 ) -> bool {
-    (acknowledgment == numbers.server.wrapping_add(1) || !forwarding.sees_answers())
-        && sequence.wrapping_sub(numbers.client).wrapping_sub(1) <= 0xffff
+    let numbers = half_open.words[SEQUENCE_WORD].load();
+    let answered = Answered::from_words(numbers, half_open.words[STICKY_WORD].load());
+    let behind = sequence.wrapping_sub(Sequences::from_word(numbers).client).wrapping_sub(1);
+    behind <= FIRST_WINDOW && (answered.is_acknowledged_by(acknowledgment) || !forwarding.sees_answers())
 }
 
 /// A segment of a flow that is closed, or whose server is down, halted or removed.
@@ -207,7 +221,7 @@ fn gone(heard: &Heard) -> u64 {
 
 /// A segment of no flow.
 #[inline(always)]
-fn unknown(world: &World, client: &Client, heard: &Heard) -> u64 {
+pub(crate) fn unknown(world: &World, client: &Client, heard: &Heard) -> u64 {
     if world.control.is_carrying(world.now) {
         return Answer::word(0, Reason::Carrying);
     }

@@ -35,6 +35,8 @@ mod packet;
 #[cfg(target_arch = "bpf")]
 mod pipeline;
 #[cfg(target_arch = "bpf")]
+mod renew;
+#[cfg(target_arch = "bpf")]
 mod select;
 
 #[cfg(target_arch = "bpf")]

@@ -7,8 +7,8 @@ use lb_common::{
     clock::Ticks,
     control::MAX_SOURCES,
     flow::{
-        FLOW_WORDS, FlowKey, FlowServer, FlowSticky, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD, SERVER_WORD,
-        STICKY_WORD, Sequences,
+        FLOW_WORDS, FlowKey, FlowServer, FlowSlot, FlowSticky, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD,
+        SERVER_WORD, STICKY_WORD, Sequences,
     },
     life::{Life, SlotState},
     ports::{Cells as _, Owner, PROBES, PortCell, QUARANTINE_SECONDS, claim, least_rest},
@@ -258,7 +258,8 @@ fn rest(world: &World, hurried: bool) -> Ticks {
 }
 
 /// Retires flows that are over and still have the next ports to be tried, so that ports come back also when nobody sweeps the
-/// flow table: expired ones, and for whoever is `hurried` closed ones. Gives how many.
+/// flow table: expired ones, and for whoever is `hurried` closed ones, and open ones that have been silent for very long, whose
+/// ports will do in two seconds. Gives how many.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn reclaim_ports(endpoint: u16, source: u32, hurried: bool) -> u32 {
@@ -289,11 +290,18 @@ extern "C" fn reclaim_ports(endpoint: u16, source: u32, hurried: bool) -> u32 {
 fn retire_over(world: &World, index: u32, hurried: bool) -> u32 {
     let Some(slot) = (&Flows).slot(index) else { return 0 };
     let life = slot.life();
-    let over = FlowKind::expired(life, world.now) || hurried && has_rested(world, life);
+    let over = FlowKind::expired(life, world.now)
+        || hurried && (has_rested(world, life) || is_dispensable(world, slot, life));
     if !matches!(life.state(), SlotState::Live) || !over {
         return 0;
     }
     u32::from(flow::take_out(&Found { index, slot, life }))
+}
+
+#[inline(always)]
+fn is_dispensable(world: &World, slot: &FlowSlot, life: Life) -> bool {
+    let service = (slot.words[2].load() >> 32) as u16;
+    world.control.dispensable(life, service_idle(service), world.now) > 0
 }
 
 #[inline(always)]

@@ -244,6 +244,25 @@ impl Packet {
         self.tcp_header().map_or(0, |at| u32::from_be(unsafe { load32::<8>(at) }))
     }
 
+    /// Bytes of data in a segment; none in a datagram.
+    #[inline(always)]
+    pub(crate) fn data(&self, segment: &Segment) -> u32 {
+        if segment.is_udp {
+            return 0;
+        }
+        let Some(tcp) = self.tcp_header() else { return 0 };
+        let length = match self.ipv6_header() {
+            // SAFETY: `ipv6_header` checked 40 bytes.
+            Some(at) => IPV6 as u32 + u32::from(u16::from_be(unsafe { load16::<4>(at) })),
+            // SAFETY: `parse` checked 20 bytes.
+            None => u32::from(u16::from_be(unsafe { load16::<2>(self.network) })),
+        };
+        // SAFETY: `tcp_header` checked 20 bytes.
+        let header = u32::from(unsafe { load8::<12>(tcp) } >> 4) * 4;
+        let before = (self.transport as usize - self.network as usize) as u32;
+        length.saturating_sub(before + header)
+    }
+
     /// The TCP header of a segment; its 20 bytes are checked anew.
     #[inline(always)]
     fn tcp_header(&self) -> Option<*mut u8> {

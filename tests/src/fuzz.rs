@@ -66,7 +66,7 @@ pub struct Options {
 }
 
 /// What was seen.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Report {
     /// Sequences that were played to their end, or to a difference.
     pub sequences: u64,
@@ -76,6 +76,12 @@ pub struct Report {
     pub reasons: [u64; REASONS],
     /// The first difference, told at length.
     pub difference: Option<String>,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self { sequences: 0, packets: 0, reasons: [0; REASONS], difference: None }
+    }
 }
 
 /// A difference and the step that showed it.

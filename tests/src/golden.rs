@@ -398,6 +398,7 @@ fn expected_traffic(case: &Case) -> Vec<Traffic> {
         let bytes = u64::try_from(frame.len()).unwrap_or(u64::MAX);
         let (to_server, answer) = match (reason, out) {
             (Reason::IcmpToServer | Reason::IcmpToClient, _) => continue,
+            (Reason::ResetNoReturnFlow, _) => continue,
             (Reason::ResetNoFlow | Reason::ResetNoServer | Reason::ResetServerGone, Out::Sent(_)) => {
                 if *reason != Reason::ResetServerGone {
                     counted[service_place(destination(frame))].resets += 1;
@@ -408,7 +409,10 @@ fn expected_traffic(case: &Case) -> Vec<Traffic> {
             (_, Out::Sent(out)) => (true, out),
             _ => continue,
         };
-        let established = matches!(reason, Reason::Established | Reason::EstablishedUnrecorded);
+        let established = matches!(
+            reason,
+            Reason::Established | Reason::EstablishedUnrecorded | Reason::EstablishedDisplacing
+        );
         let (service, server) = if to_server {
             (destination(frame), destination(answer))
         } else {

@@ -190,8 +190,9 @@ pub struct Service {
 }
 
 impl Service {
-    /// Idle timeout of TCP where the file names none: 3 h.
-    pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3 * 3600);
+    /// Idle timeout of TCP where the file names none: 24 h. Clients sit silent for a shift, and a server or a firewall that
+    /// forgets connections earlier says so itself. Where tables are full, flows make way that have been silent for 3 h.
+    pub const IDLE_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
     /// Idle timeout of UDP where the file names none: 3 min, in which an answered question is long forgotten (RFC 4787
     /// section 4.3 asks for 2 at least).
     pub const UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(180);

@@ -60,7 +60,7 @@ virtual_services:
     forwarding: snat
     scheduler: source-hash
     persistence: { mode: source-ip, timeout: 1h }
-    idle_timeout: 3h
+    idle_timeout: 1d
     mss_clamp: none
     on_down: reset
     health_check: { kind: tcp, interval: 2s, timeout: 1s, fall: 3, rise: 2 }
@@ -79,7 +79,7 @@ fn the_design_s_example_is_read_with_its_defaults() {
     let config = parse("design", DESIGN).unwrap();
     let service = config.service("Hyperspace").unwrap();
     assert_eq!(service.persistence, Persistence::default());
-    assert_eq!(service.idle_timeout, Duration::from_secs(3 * 3600));
+    assert_eq!(service.idle_timeout, Duration::from_secs(24 * 3600));
     let server = service.server("Hyperspace_Srv_2").unwrap();
     assert_eq!((server.port, server.weight), (443, 100));
     assert!(config.service("Hyperspace_redirect").unwrap().force_https);

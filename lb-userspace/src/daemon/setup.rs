@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use anyhow::{Context as _, bail, ensure};
 use lb_common::address::Address;
 use lb_common::clock::Ticks;
-use lb_common::control::{LAYOUT_VERSION, MAX_SOURCES, Snat, idle_seconds};
+use lb_common::control::{LAYOUT_VERSION, MAX_SOURCES, SPARED_SECONDS, Snat, idle_seconds};
 use lb_common::ports::QUARANTINE_SECONDS;
 use lb_common::tcp::TcpState;
 
@@ -157,6 +157,7 @@ fn settle_times(maps: &Maps, hz: u64) {
     control.idle_handshake.store(ticks(idle_seconds(TcpState::SynReceived)));
     control.idle_half_closed.store(ticks(idle_seconds(TcpState::ClientFin)));
     control.idle_closed.store(ticks(idle_seconds(TcpState::TimeWait)));
+    control.spared.store(ticks(SPARED_SECONDS));
 }
 
 fn settle_sources(maps: &Maps, sources: &[IpAddr]) -> anyhow::Result<()> {

@@ -211,8 +211,9 @@ fn any(random: &mut Random) -> (Model, usize) {
         }
     }
     let rows = [0, 4, 20, 60, 300][random.below(5)];
+    let all_open = random.one_in(4);
     for _ in 0..rows {
-        put_flow(&mut model, random);
+        put_flow(&mut model, random, all_open);
     }
     for _ in 0..rows.min(60) / 4 {
         put_half_open(&mut model, random);
@@ -239,13 +240,15 @@ fn flow(random: &mut Random, site: &Site, key: Key, state: State) -> Flow {
         port: 0,
         hop: router(random),
         numbers: if is_udp { [u32::from(is_over), 0] } else { [number(random), number(random)] },
+        first: 0,
+        syn_seen: false,
         hold: None,
         state,
         until: 0,
     }
 }
 
-fn put_flow(model: &mut Model, random: &mut Random) {
+fn put_flow(model: &mut Model, random: &mut Random, is_open: bool) {
     let stranger = random.one_in(4);
     let site = model.settings.site;
     let mut key = key(random, &site);
@@ -264,13 +267,14 @@ fn put_flow(model: &mut Model, random: &mut Random) {
     ];
     let state = states[random.below(states.len())];
     let state = match state {
+        _ if is_open => State::Established,
         State::Established | State::ServerReset => state,
         // A datagram ends nothing.
         _ if site.kind(key.service).is_udp => State::Established,
         _ => state,
     };
     let mut flow = flow(random, &site, key, state);
-    flow.until = between(random, -200, 4_000);
+    flow.until = between(random, if is_open { 900 } else { -200 }, 4_000);
     put(model, random, flow);
 }
 

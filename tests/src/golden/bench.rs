@@ -230,6 +230,7 @@ impl Bench {
         set(&control.idle_handshake, span::HANDSHAKE);
         set(&control.idle_half_closed, span::HALF_CLOSED);
         set(&control.idle_closed, span::CLOSED);
+        set(&control.spared, span::SPARED);
         for (words, source) in control.sources.iter().zip(SOURCES) {
             for (word, value) in words.iter().zip(address(source).0) {
                 word.store(value);

@@ -4,7 +4,7 @@ use lb_common::{reason::Reason, tcp::TcpState};
 
 use super::{
     Case, Given, Then, case,
-    connection::{Connection, SERVER_ISN, reset_answer},
+    connection::{Connection, SERVER_ISN, reset_answer, reset_by_acknowledgment},
     frame::{Frame, flag},
     hospital::{FIRST_PORT, OTHER_ROUTER, SRV_1, span},
     rows::{FlowRow, Key, PortOwner, PortRow, Row},
@@ -199,9 +199,9 @@ fn expiry() -> Vec<Case> {
         case("a client's segment of an expired flow is answered with RST")
             .given(expired())
             .sends(&c.request(), Reason::ResetNoFlow, reset),
-        case("a server's segment of an expired flow passes to the stack")
+        case("a server's segment of an expired flow is answered with RST")
             .given(expired())
-            .passes(c.response().build(), Reason::NoReturnFlow),
+            .sends(&c.response(), Reason::ResetNoReturnFlow, reset_by_acknowledgment(&c.response())),
         case("an expired flow's row is reused by the same client's next connection, its port rests since the expiry")
             .given(expired())
             .given(anew.after_syn_ack())

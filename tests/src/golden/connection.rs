@@ -314,7 +314,12 @@ impl Connection {
     }
 }
 
-/// The RST that answers a client's frame, with these numbers and flags.
+/// The RST that answers a frame with an acknowledgement.
+pub(super) fn reset_by_acknowledgment(frame: &Frame) -> Vec<u8> {
+    reset_answer(frame, frame.tcp.acknowledgment_number, 0, flag::RST)
+}
+
+/// The RST that answers a frame, with these numbers and flags.
 pub(super) fn reset_answer(frame: &Frame, sequence: u32, acknowledgment: u32, flags: u8) -> Vec<u8> {
     let link = Link { from: frame.link.to, to: frame.link.from, trailer: Vec::new(), ..frame.link.clone() };
     let source = (Ipv4Addr::from(frame.ip.destination), frame.tcp.destination_port);

@@ -14,7 +14,7 @@ use super::{
 /// The cases.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    [flows(), closed_flows(), stickies()].into_iter().flatten().collect()
+    [flows(), closed_flows(), silent_flows(), stickies()].into_iter().flatten().collect()
 }
 
 /// The half-open row takes the flow's part; the record it made is not held.
@@ -113,6 +113,38 @@ fn closed_flows() -> Vec<Case> {
         full("a flow that an RST closed keeps its place in a full flow table", TcpState::ClientReset)
             .sends(&c.ack(), Reason::FlowTableFull, c.forwarded(&c.ack()))
             .leaves([Then::Becomes(Row::HalfOpen(overflow(&c))), Then::Becomes(Row::Sticky(c.sticky(0)))]),
+    ]
+}
+
+fn silent_flows() -> Vec<Case> {
+    let c = Connection::to(SRV_1);
+    let old = beside(&c);
+    let silent = |for_ticks: i64| {
+        let row = FlowRow { expires: span::IDLE - for_ticks, ..old.flow() };
+        [
+            Given::Row(Row::Sticky(c.sticky(1))),
+            Given::Row(Row::Flow(row)),
+            Given::Row(old.port_of_flow()),
+            Given::Full(Full::Flows),
+        ]
+    };
+    vec![
+        case("an open flow that has been silent for very long makes way in a full flow table")
+            .given(silent(span::SPARED + 100))
+            .given(c.after_syn_ack())
+            .sends(&c.ack(), Reason::EstablishedDisplacing, c.forwarded(&c.ack()))
+            .leaves([
+                Then::Goes(Key::HalfOpen(c.who())),
+                Then::Goes(Key::Flow(old.who())),
+                Then::Appears(Row::Flow(c.flow())),
+                Then::Becomes(c.port_of_flow()),
+                Then::Becomes(Row::Port(old.cell(PortOwner::Nobody))),
+            ]),
+        case("an open flow that has been silent for less keeps its place in a full flow table")
+            .given(silent(span::SPARED - 100))
+            .given(c.after_syn_ack())
+            .sends(&c.ack(), Reason::FlowTableFull, c.forwarded(&c.ack()))
+            .leaves([Then::Becomes(Row::HalfOpen(overflow(&c)))]),
     ]
 }
 

@@ -5,7 +5,7 @@ use lb_common::{reason::Reason, tcp::TcpState};
 
 use super::{
     Case, Given, Then, case,
-    connection::{CLIENT_ISN, Connection, SERVER_ISN, reset_answer},
+    connection::{CLIENT_ISN, Connection, SERVER_ISN, reset_answer, reset_by_acknowledgment},
     frame::{Frame, flag},
     hospital::{MYCHART_1, OTHER_ROUTER, SRV_1, SRV_2, span},
     rows::{FlowRow, Held, Key, PortOwner, Row},
@@ -14,7 +14,10 @@ use super::{
 /// The cases.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    [answers(), completions(), incomplete(), failures(), data()].into_iter().flatten().collect()
+    [answers(), completions(), early_data(), other_numbers(), incomplete(), failures(), data()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// What the last acknowledgement of a handshake changes.
@@ -30,7 +33,7 @@ pub(super) fn establishes(connection: &Connection) -> [Then; 4] {
 fn answers() -> Vec<Case> {
     let c = Connection::to(SRV_1);
     let over = c.over(OTHER_ROUTER);
-    let wrong = c.server_segment(flag::SYN | flag::ACK, 0, 2).syn_options();
+    let wrong = c.server_segment(flag::SYN | flag::ACK, 0, 0x2_0000).syn_options();
     let refused = c.server_segment(flag::RST | flag::ACK, 0, 1);
     vec![
         case("the SYN-ACK goes back to where the SYN came from, in the service's name")
@@ -54,10 +57,10 @@ fn answers() -> Vec<Case> {
             Reason::Returned,
             c.returned(&refused),
         ),
-        case("the answer to an expired SYN passes to the stack")
+        case("the answer to an expired SYN is answered with RST")
             .given([Given::Row(Row::HalfOpen(FlowRow { expires: -1, ..c.syn_sent() }))])
             .given([Given::Row(c.port_of_half_open())])
-            .passes(c.syn_ack().build(), Reason::NoReturnFlow),
+            .sends(&c.syn_ack(), Reason::ResetNoReturnFlow, reset_by_acknowledgment(&c.syn_ack())),
     ]
 }
 
@@ -134,6 +137,80 @@ fn completions() -> Vec<Case> {
             .leaves([
                 Then::Goes(Key::HalfOpen(c.who())),
                 Then::Appears(Row::Flow(FlowRow { held: Held::None, ..c.flow() })),
+                Then::Becomes(c.port_of_flow()),
+            ]),
+    ]
+}
+
+/// Data before the handshake is complete (TCP Fast Open).
+fn early_data() -> Vec<Case> {
+    let c = Connection::to(SRV_1);
+    let syn = c.syn().payload(b"hello, early");
+    let syn_ack = c.server_segment(flag::SYN | flag::ACK, 0, 13).syn_options();
+    let behind = c.server_segment(flag::ACK | flag::PSH, 1, 13).payload(&[0x5a; 1200]);
+    let ack = |acknowledgment| c.client_segment(flag::ACK, 13, acknowledgment);
+    let row = |all: u32| FlowRow { server_sequence: SERVER_ISN.wrapping_add(all), ..c.syn_received() };
+    let flow = |acknowledged: u32| FlowRow {
+        client_sequence: CLIENT_ISN.wrapping_add(13),
+        server_sequence: SERVER_ISN.wrapping_add(acknowledged),
+        ..c.flow()
+    };
+    let beginning = |name| {
+        case(name)
+            .sends(&syn, Reason::NewByScheduler, c.forwarded(&syn))
+            .sends(&syn_ack, Reason::Returned, c.returned(&syn_ack))
+            .sends(&behind, Reason::Returned, c.returned(&behind))
+    };
+    let established = |acknowledged| {
+        [
+            Then::Appears(Row::Flow(flow(acknowledged))),
+            Then::Appears(Row::Sticky(c.sticky(1))),
+            Then::Appears(c.port_of_flow()),
+        ]
+    };
+    vec![
+        case("a SYN-ACK that acknowledges the data in the SYN answers that SYN")
+            .sends(&syn, Reason::NewByScheduler, c.forwarded(&syn))
+            .sends(&syn_ack, Reason::Returned, c.returned(&syn_ack))
+            .sends(&ack(1), Reason::Established, c.forwarded(&ack(1)))
+            .leaves(established(0)),
+        beginning("an acknowledgement of all data that came behind the SYN-ACK establishes the flow")
+            .sends(&ack(1201), Reason::Established, c.forwarded(&ack(1201)))
+            .leaves(established(1200)),
+        beginning("an acknowledgement of some of the data that came behind the SYN-ACK establishes the flow")
+            .sends(&ack(601), Reason::Established, c.forwarded(&ack(601)))
+            .leaves(established(600)),
+        beginning("an acknowledgement of more than the server has sent establishes nothing")
+            .sends(&ack(1202), Reason::HandshakeForwarded, c.forwarded(&ack(1202)))
+            .leaves([Then::Appears(Row::HalfOpen(row(1200))), Then::Appears(c.port_of_half_open())]),
+    ]
+}
+
+/// A server that forgets a SYN, and answers it with another number when it comes again: SYN cookies.
+fn other_numbers() -> Vec<Case> {
+    let c = Connection::to(SRV_1);
+    let other = c.server_segment(flag::SYN | flag::ACK, 0x4000_0000, 1).syn_options();
+    let twice = |name| {
+        case(name).given(c.after_syn_ack()).sends(&c.syn(), Reason::SynRepeated, c.forwarded(&c.syn())).sends(
+            &other,
+            Reason::Returned,
+            c.returned(&other),
+        )
+    };
+    let ack = c.client_segment(flag::ACK, 1, 0x4000_0001);
+    let wrong = c.client_segment(flag::ACK, 1, 0x2000_0001);
+    let last = FlowRow { server_sequence: SERVER_ISN.wrapping_add(0x4000_0000), ..c.flow() };
+    vec![
+        twice("of two SYN-ACKs with different numbers the first may be acknowledged")
+            .sends(&c.ack(), Reason::Established, c.forwarded(&c.ack()))
+            .leaves(establishes(&c)),
+        twice("of two SYN-ACKs with different numbers the second may be acknowledged")
+            .sends(&wrong, Reason::HandshakeForwarded, c.forwarded(&wrong))
+            .sends(&ack, Reason::Established, c.forwarded(&ack))
+            .leaves([
+                Then::Goes(Key::HalfOpen(c.who())),
+                Then::Appears(Row::Flow(last)),
+                Then::Appears(Row::Sticky(c.sticky(1))),
                 Then::Becomes(c.port_of_flow()),
             ]),
     ]

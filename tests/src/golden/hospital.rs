@@ -51,6 +51,8 @@ pub(crate) mod span {
     pub(crate) const PERSISTENCE: i64 = 25_600;
     /// How long an established flow may be silent.
     pub(crate) const IDLE: i64 = 51_200;
+    /// How long an open flow has been silent before it may make way.
+    pub(crate) const SPARED: i64 = 12_800;
     /// Two times are the same within this: what a test may take.
     pub(crate) const SLACK: i64 = 40;
 }

@@ -13,7 +13,7 @@ use super::{
     Case, Given, Then,
     bench::{Bench, HALF_OPEN},
     case,
-    connection::{CLIENT_ISN, Connection, SERVER_ISN, reset_answer},
+    connection::{CLIENT_ISN, Connection, SERVER_ISN, reset_answer, reset_by_acknowledgment},
     frame::{Frame, flag},
     hospital::{
         FIRST_PORT, HYPERSPACE, Host, MYCHART, OTHER_ROUTER, PORTS, SCHEDULES, SEED, SERVERS, SRV_1, SRV_2,
@@ -297,6 +297,7 @@ fn ports_of_closed_flows() -> Vec<Case> {
         case(name).given(closed.in_state(state, span::CLOSED - ago)).given(taken_but(SRV_3, &[5]))
     };
     let long_ago = 2 * span::LEAST_REST;
+    let silent = FlowRow { expires: span::IDLE - span::SPARED - 100, ..closed.flow() };
     vec![
         alone(
             "the port of a flow that both sides have closed is handed out where no other is left",
@@ -321,6 +322,16 @@ fn ports_of_closed_flows() -> Vec<Case> {
             long_ago,
         )
         .drops(c.syn().build(), Reason::PortsExhausted),
+        case("where no port is left an open flow that has been silent for very long makes way, for the SYN that is sent again")
+            .given([Given::Row(Row::Sticky(closed.sticky(1))), Given::Row(Row::Flow(silent))])
+            .given([Given::Row(closed.port_of_flow())])
+            .given(taken_but(SRV_3, &[5]))
+            .drops(c.syn().build(), Reason::PortsExhausted)
+            .leaves([
+                Then::Goes(Key::Flow(closed.who())),
+                Then::Becomes(Row::Sticky(closed.sticky(0))),
+                Then::Becomes(Row::Port(closed.cell(PortOwner::Nobody))),
+            ]),
         case("a rested port of the other source address is handed out rather than one that rests")
             .given([Given::Sources(2)])
             .given([0, 1].into_iter().flat_map(|source| {
@@ -360,7 +371,7 @@ fn many_ports() -> Vec<Case> {
             .sends(&other.syn_ack(), Reason::Returned, other.returned(&other.syn_ack()))
             .sends(&other.ack(), Reason::Established, other.forwarded(&other.ack()))
             .sends(&other.response(), Reason::Returned, other.returned(&other.response()))
-            .passes(stray.build(), Reason::NoReturnFlow)
+            .sends(&stray, Reason::ResetNoReturnFlow, reset_by_acknowledgment(&stray))
             .leaves([
                 Then::Appears(Row::Flow(other.flow())),
                 Then::Appears(Row::Sticky(other.sticky(1))),
@@ -437,17 +448,53 @@ fn half_open_table() -> Vec<Case> {
 fn open_flows() -> Vec<Case> {
     let c = Connection::to(SRV_1);
     let elsewhere = c.over(OTHER_ROUTER).client_segment(flag::SYN, 0x4000_0000, 0).syn_options();
+    let noted =
+        FlowRow { client_sequence: CLIENT_ISN.wrapping_add(0x4000_0000), hop: OTHER_ROUTER, ..c.syn_sent() };
+    let (begun, answered) = (0x4000_0000, 0x2000_0000);
+    let over_there = c.over(OTHER_ROUTER);
+    let guess = over_there.client_segment(flag::ACK, begun + 1, answered + 1);
+    let answer = c.server_segment(flag::SYN | flag::ACK, answered, begun + 1).syn_options();
+    let ack = over_there.client_segment(flag::ACK, begun + 1, answered + 1);
+    let fin = over_there.client_segment(flag::FIN | flag::ACK, begun + 1, answered + 1);
+    let last = over_there.server_segment(flag::FIN | flag::ACK, answered + 1, begun + 2);
+    let over = FlowRow {
+        client_sequence: CLIENT_ISN.wrapping_add(begun + 1),
+        server_sequence: SERVER_ISN.wrapping_add(answered),
+        state: TcpState::TimeWait,
+        expires: span::CLOSED,
+        ..over_there.flow()
+    };
     let expired = FlowRow { expires: -1, ..c.flow() };
     let reused = c.snat(FIRST_PORT + 1);
     vec![
         case("a SYN on an open flow goes to that flow's server, which challenges it")
             .given(c.established())
-            .sends(&c.syn(), Reason::Forwarded, c.forwarded(&c.syn())),
-        case("a forged SYN on an open flow changes nothing").given(c.established()).sends(
-            &elsewhere,
-            Reason::Forwarded,
-            c.forwarded(&elsewhere),
-        ),
+            .sends(&c.syn(), Reason::Forwarded, c.forwarded(&c.syn()))
+            .sends(&c.syn(), Reason::Forwarded, c.forwarded(&c.syn()))
+            .leaves([Then::Appears(Row::HalfOpen(c.syn_sent()))]),
+        case("a forged SYN on an open flow changes nothing that lasts, and its data goes on in both directions")
+            .given(c.established())
+            .sends(&elsewhere, Reason::Forwarded, c.forwarded(&elsewhere))
+            .sends(&c.request(), Reason::Forwarded, c.forwarded(&c.request()))
+            .sends(&c.response(), Reason::Returned, c.returned(&c.response()))
+            .leaves([Then::Appears(Row::HalfOpen(noted))]),
+        case("a forged SYN on an open flow, and a forged acknowledgement of an answer that the server has not given, change nothing")
+            .given(c.established())
+            .sends(&elsewhere, Reason::Forwarded, c.forwarded(&elsewhere))
+            .sends(&guess, Reason::Forwarded, c.forwarded(&guess))
+            .leaves([Then::Appears(Row::HalfOpen(noted))]),
+        case("an open flow whose server has forgotten it is the new connection's, from the acknowledgement on, and ends with it")
+            .given(c.established())
+            .sends(&elsewhere, Reason::Forwarded, c.forwarded(&elsewhere))
+            .sends(&answer, Reason::Returned, c.returned(&answer))
+            .sends(&ack, Reason::Established, c.forwarded(&ack))
+            .sends(&fin, Reason::Forwarded, c.forwarded(&fin))
+            .sends(&last, Reason::Returned, over_there.returned(&last))
+            .leaves([Then::Becomes(Row::Flow(over)), Then::Becomes(Row::Sticky(c.sticky(0)))]),
+        case("a server's answer to a SYN that no client has sent leaves an open flow as it is")
+            .given(c.established())
+            .sends(&answer, Reason::Returned, c.returned(&answer))
+            .sends(&ack, Reason::Forwarded, c.forwarded(&ack)),
         case("a SYN on an expired flow opens another, and leaves the old row for the ACK to replace")
             .given([
                 Given::Row(Row::Sticky(c.sticky(1))),

@@ -7,7 +7,7 @@ use lb_common::reason::Reason;
 
 use super::{
     Case, Given, case,
-    connection::Connection,
+    connection::{Connection, reset_by_acknowledgment},
     frame::{ECHO, ETHERNET, Frame, Link, datagram, flag, icmp, udp},
     hospital::{BALANCER, FIRST_PORT, HYPERSPACE, MYCHART, OTHER_PORT, PORTS, ROUTER, SOURCE, SRV_1},
 };
@@ -136,7 +136,8 @@ fn runts() -> Vec<Case> {
 
 fn servers() -> Vec<Case> {
     let connection = Connection::to(SRV_1);
-    let answer = connection.syn_ack();
+    let (answer, response) = (connection.syn_ack(), connection.response());
+    let refusal = connection.server_segment(flag::RST | flag::ACK, 0, 1);
     let mut health_check = answer.clone();
     health_check.tcp.destination_port = FIRST_PORT + PORTS;
     let mut below = answer.clone();
@@ -156,9 +157,11 @@ fn servers() -> Vec<Case> {
             .given(connection.established())
             .passes(beside.build(), Reason::NoReturnFlow),
         case("a server's segment to somebody else passes").passes(routed.build(), Reason::NotOurs),
-        case("a server's answer to a SNAT port without a flow passes to the stack, which resets it")
-            .passes(answer.build(), Reason::NoReturnFlow)
-            .passes(connection.response().build(), Reason::NoReturnFlow),
+        case("a server that speaks to a SNAT port without a flow is answered with RST")
+            .sends(&answer, Reason::ResetNoReturnFlow, reset_by_acknowledgment(&answer))
+            .sends(&response, Reason::ResetNoReturnFlow, reset_by_acknowledgment(&response)),
+        case("a server's RST to a SNAT port without a flow is not answered")
+            .drops(refusal.build(), Reason::StrayReset),
         case("a server's later fragment to the SNAT address passes")
             .passes(connection.response().fragment(185, false).build(), Reason::NotOurs),
     ]

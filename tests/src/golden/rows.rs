@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use lb_common::{
     clock::Ticks,
-    flow::{Flow, FlowKey, FlowSlot, FlowSticky},
+    flow::{Flow, FlowKey, FlowSlot, FlowSticky, STICKY_WORD},
+    handshake::Answered,
     hash::{HashKey, hash3},
     life::{Life, SlotState},
     ports::{Owner, PortCell},
@@ -386,7 +387,11 @@ impl Tables {
             deadline: after(row.expires, epoch),
         };
         tag(table, u32::try_from(slot).expect("a small table"), hash);
-        fill(&table[slot], &flow.pack(), u32::from(row.state as u8), flow.deadline);
+        let mut words = flow.pack();
+        if row.state == TcpState::SynReceived {
+            words[STICKY_WORD] = Answered::new(row.server_sequence, 0).in_sticky(words[STICKY_WORD]);
+        }
+        fill(&table[slot], &words, u32::from(row.state as u8), flow.deadline);
     }
 
     /// The slot of a flow; of nobody's, one that never comes up.

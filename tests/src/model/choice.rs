@@ -19,7 +19,7 @@ use crate::golden::{
     bench::Bench,
     hospital::{
         FIRST_PORT,
-        span::{LEAST_REST, QUARANTINE},
+        span::{LEAST_REST, QUARANTINE, SPARED},
     },
 };
 
@@ -193,6 +193,31 @@ impl Model {
         }
     }
 
+    /// Where there is no room at all for a flow, the open one makes way that has been silent for longest, if for very long.
+    pub(super) fn silent_flow_makes_way(&mut self, key: Key) -> bool {
+        if !self.settings.site.kind(key.service).sees_answers()
+            || self.flow_of(key).is_some()
+            || self.check_no_flow_slot(key).is_err()
+        {
+            return false;
+        }
+        let silent = flow_slots(key, self.flows.len()).into_iter().filter_map(|slot| {
+            let silent = self.silent_for(self.flows[slot].as_ref()?);
+            (silent > SPARED).then_some((silent, slot))
+        });
+        let Some((_, longest)) = silent.min_by_key(|(silent, _)| -silent) else { return false };
+        self.retire(longest);
+        true
+    }
+
+    /// For how long an open flow has been silent.
+    fn silent_for(&self, flow: &Flow) -> i64 {
+        if flow.state.is_closed() {
+            return 0;
+        }
+        self.now - (flow.until - self.patience(flow.state, flow.key.service))
+    }
+
     /// The slot of a weak row that would expire first, if there are so many.
     fn first_to_expire(
         &self,
@@ -218,11 +243,13 @@ impl Model {
         }
     }
 
-    /// Flows that were closed as long ago as a port must rest, and that the program took out because no other port was left.
+    /// Flows that were closed as long ago as a port must rest, or open but silent for very long, and that the program took out
+    /// because no other port was left.
     pub(super) fn take_closed(&mut self, chosen: &Chosen, endpoint: u16) -> Result<(), String> {
         for (slot, now) in &chosen.flows {
             let Some(flow) = self.flows[*slot].as_ref().filter(|_| now.is_none()) else { continue };
-            if flow.endpoint == endpoint && self.is_over(flow, LEAST_REST) {
+            let over = self.is_over(flow, LEAST_REST) || self.silent_for(flow) > SPARED;
+            if flow.endpoint == endpoint && over {
                 self.check_no_rested_port(endpoint)?;
                 self.retire(*slot);
             }

@@ -8,7 +8,7 @@ use super::{
     Chosen, Flow, Hold, Key, Model, Owner, Record, State, Verdict, mac_at,
     parse::{Segment, flag},
     server_number,
-    state::{From, ahead},
+    state::{From, Limits, ahead},
 };
 use crate::golden::{
     frame::Mac,
@@ -47,6 +47,10 @@ impl Model {
             && !flow.state.is_closed()
             && self.serving(&flow).is_some_and(|number| self.reachable(number))
         {
+            let begins = segment.is_syn() && self.settings.site.kind(service).sees_answers();
+            if flow.syn_seen || begins {
+                return self.syn_on_open_flow(&heard, slot, flow);
+            }
             return Ok(self.of_usable_flow(&heard, slot, flow));
         }
         if segment.is_udp() {
@@ -62,6 +66,88 @@ impl Model {
             self.set_flow(slot, Some(flow.clone()));
         }
         self.forward(Reason::Forwarded, heard, &flow)
+    }
+
+    /// A segment of an open flow on whose ports its client sends a SYN, or has: the server challenges it, or has forgotten the
+    /// connection and begins another. Then the flow is the new one's from the acknowledgement of the SYN-ACK on.
+    fn syn_on_open_flow(
+        &mut self,
+        heard: &Heard<'_>,
+        slot: usize,
+        mut flow: Flow,
+    ) -> Result<Verdict, String> {
+        let segment = heard.segment;
+        let half_open =
+            self.half_open_of(heard.key).and_then(|slot| Some((slot, self.half_open[slot].clone()?)));
+        if let Some((at, syn)) = &half_open
+            && syn.state == State::SynReceived
+            && same_way(syn, &flow)
+            && self.completes(segment, syn)
+        {
+            flow.numbers = [segment.sequence, segment.acknowledgment.wrapping_sub(1)];
+            flow.hop = heard.hop;
+            flow.syn_seen = false;
+            flow.state = if segment.has(flag::FIN) { State::ClientFin } else { State::Established };
+            flow.until = self.now + self.patience(flow.state, flow.key.service);
+            self.set_flow(slot, Some(flow.clone()));
+            self.set_half_open(*at, None);
+            self.count(flow.key.service, flow.server, |traffic| traffic.flows += 1);
+            return Ok(self.forward(Reason::Established, heard, &flow));
+        }
+        if self.follow(slot, &mut flow, segment, From::Client) {
+            flow.hop = heard.hop;
+        }
+        if segment.is_syn() {
+            flow.syn_seen = true;
+            self.note_syn(heard, half_open, &flow)?;
+        } else if half_open.is_none() {
+            flow.syn_seen = false;
+        }
+        self.set_flow(slot, Some(flow.clone()));
+        Ok(self.forward(Reason::Forwarded, heard, &flow))
+    }
+
+    /// A SYN on an open flow is half-open beside it.
+    fn note_syn(
+        &mut self,
+        heard: &Heard<'_>,
+        half_open: Option<(usize, Flow)>,
+        open: &Flow,
+    ) -> Result<(), String> {
+        let sent = Flow {
+            numbers: [heard.segment.sequence, 0],
+            state: State::SynSent,
+            until: self.now + self.patience(State::SynSent, open.key.service),
+            ..open.clone()
+        };
+        if let Some((slot, old)) = half_open {
+            let same = old.numbers[0] == heard.segment.sequence && same_way(&old, open);
+            if !same && matches!(old.state, State::SynSent | State::SynReceived) {
+                let Flow { hop, first, hold, .. } = old;
+                self.set_half_open(slot, Some(Flow { hop, first, hold, syn_seen: false, ..sent }));
+            }
+            return Ok(());
+        }
+        if self.all_are_busy(heard.key) {
+            return Ok(());
+        }
+        let Some((slot, _)) = heard.chosen.half_open(heard.key) else {
+            return Err(format!("the SYN of {:?} is not in the half-open table", heard.key));
+        };
+        self.check_half_open_slot(heard.key, slot)?;
+        let fresh = Flow { hop: heard.hop, first: 0, hold: None, syn_seen: false, ..sent };
+        self.set_half_open(slot, Some(fresh));
+        Ok(())
+    }
+
+    /// Whether a segment acknowledges what the server has answered to a SYN, and is in sequence behind it.
+    fn completes(&self, segment: &Segment, half_open: &Flow) -> bool {
+        let Limits { first_window, .. } = self.settings.limits;
+        let acknowledges = segment.has(flag::ACK) && !segment.has(flag::RST);
+        let answered = !self.settings.site.kind(half_open.key.service).sees_answers()
+            || half_open.answered().contains(segment.acknowledgment);
+        let behind = ahead(half_open.numbers[0], segment.sequence) - 1;
+        acknowledges && answered && (0..=first_window).contains(&behind)
     }
 
     /// A datagram of no open flow: the second one after an answer establishes it, any other is as a SYN.
@@ -217,6 +303,8 @@ impl Model {
             port: 0,
             hop: heard.hop,
             numbers: [heard.segment.sequence, 0],
+            first: 0,
+            syn_seen: false,
             hold: None,
             state: State::SynSent,
             until: self.now + self.patience(State::SynSent, heard.key.service),
@@ -230,12 +318,7 @@ impl Model {
         if !self.reachable(number) {
             return Ok(Verdict::Left(Reason::NoNeighbour));
         }
-        let acknowledges = heard.segment.has(flag::ACK) && !heard.segment.has(flag::RST);
-        let right = heard.segment.acknowledgment == flow.numbers[1].wrapping_add(1)
-            || !self.settings.site.kind(flow.key.service).sees_answers();
-        let behind = ahead(flow.numbers[0], heard.segment.sequence) - 1;
-        let in_sequence = (0..=self.settings.limits.first_window).contains(&behind);
-        if self.is_answered(flow) && acknowledges && right && in_sequence {
+        if self.is_answered(flow) && self.completes(heard.segment, flow) {
             return self.establish(heard, slot, flow.clone());
         }
         self.keep_overflow(slot, flow);
@@ -248,6 +331,10 @@ impl Model {
         flow.hold = self.stick(heard, flow.server)?;
         // What a UDP flow's second datagram stands for comes after what its first one stood for.
         flow.numbers[0] = if heard.segment.is_udp() { 1 } else { heard.segment.sequence };
+        if !heard.segment.is_udp() && self.settings.site.kind(service).sees_answers() {
+            flow.numbers[1] = heard.segment.acknowledgment.wrapping_sub(1);
+        }
+        flow.first = 0;
         if let Some(old) = self.flow_of(heard.key) {
             let over = |old: &Flow| old.state.is_closed() || self.serving(old).is_none();
             if self.flows[old].as_ref().is_some_and(over) {
@@ -256,6 +343,7 @@ impl Model {
         }
         self.unverified_flow_makes_way(heard.key);
         self.take_retired(heard.chosen);
+        let displacing = self.silent_flow_makes_way(heard.key);
         flow.state = State::Established;
         flow.until = self.now + self.patience(State::Established, service);
         let entered = heard.chosen.flow(heard.key).filter(|_| self.flow_of(heard.key).is_none());
@@ -280,7 +368,11 @@ impl Model {
         }
         self.set_flow(slot, Some(flow.clone()));
         let unrecorded = self.persistence(service) != 0 && flow.hold.is_none();
-        let reason = if unrecorded { Reason::EstablishedUnrecorded } else { Reason::Established };
+        let reason = match displacing {
+            _ if unrecorded => Reason::EstablishedUnrecorded,
+            true => Reason::EstablishedDisplacing,
+            false => Reason::Established,
+        };
         Ok(self.forward(reason, heard, &flow))
     }
 
@@ -335,6 +427,12 @@ impl Model {
     fn forward(&mut self, reason: Reason, heard: &Heard<'_>, flow: &Flow) -> Verdict {
         self.towards_server(reason, flow, heard.bytes, heard.segment.length)
     }
+}
+
+/// Whether two flows go to one server by one port.
+fn same_way(one: &Flow, other: &Flow) -> bool {
+    let way = |flow: &Flow| (flow.server, flow.endpoint, flow.source, flow.port);
+    way(one) == way(other)
 }
 
 /// A datagram is dropped, an RST never answered.

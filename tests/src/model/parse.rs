@@ -38,6 +38,8 @@ pub(super) struct Segment {
     pub(super) ttl: u8,
     /// Bytes of the IP packet.
     pub(super) length: usize,
+    /// Bytes of data in a segment; zero in a datagram.
+    pub(super) data: usize,
     pub(super) flags: u8,
     pub(super) sequence: u32,
     pub(super) acknowledgment: u32,
@@ -209,6 +211,7 @@ fn transport(packet: &[u8], header: &Header) -> Parsed {
         protocol: header.protocol,
         ttl: header.ttl,
         length: header.total,
+        data: if header.protocol == TCP { content.len() - usize::from(content[12] >> 4) * 4 } else { 0 },
         flags,
         sequence,
         acknowledgment,

@@ -6,9 +6,9 @@ use lb_common::{reason::Reason, server::ServerState};
 
 use super::{
     Flow, Key, Model, Owner, State, Verdict, between,
-    parse::{Ends, Segment},
+    parse::{Ends, Segment, flag},
     server_number,
-    state::From,
+    state::{Answered, From, ahead},
 };
 use crate::golden::hospital::FIRST_PORT;
 
@@ -41,7 +41,9 @@ impl Model {
     ) -> Verdict {
         match self.by_port(endpoint, source, segment.ends.destination_port) {
             Some(found) => self.answer_client(frame, segment, found),
-            None => Verdict::Left(Reason::NoReturnFlow),
+            None if segment.is_udp() => Verdict::Left(Reason::NoReturnFlow),
+            None if segment.has(flag::RST) => Verdict::Left(Reason::StrayReset),
+            None => Verdict::Answered(Reason::ResetNoReturnFlow),
         }
     }
 
@@ -95,7 +97,14 @@ impl Model {
         if half_open {
             self.of_half_open_server(slot, segment, &flow);
         } else {
+            let has_forgotten = flow.syn_seen && segment.is_syn_ack();
             self.follow(slot, &mut flow, segment, From::Server);
+            if has_forgotten
+                && let Some((slot, syn)) =
+                    self.half_open_of(flow.key).and_then(|slot| Some((slot, self.half_open[slot].clone()?)))
+            {
+                self.of_half_open_server(slot, segment, &syn);
+            }
         }
         let bytes = frame.len() as u64;
         self.count(service, flow.server, |traffic| {
@@ -106,17 +115,32 @@ impl Model {
         Verdict::Sent(Reason::Returned, flow.hop, ends, None)
     }
 
-    /// A SYN-ACK that fits the SYN is noted, or any datagram.
+    /// A SYN-ACK that fits the SYN is noted, or any datagram; and data that comes behind a SYN-ACK.
     fn of_half_open_server(&mut self, slot: usize, segment: &Segment, flow: &Flow) {
-        let fits = segment.is_udp()
-            || segment.is_syn_ack() && segment.acknowledgment == flow.numbers[0].wrapping_add(1);
-        if !fits || flow.state == State::Established {
+        let window = self.settings.limits.first_window;
+        let acknowledged = ahead(flow.numbers[0], segment.acknowledgment) - 1;
+        let fits = segment.is_udp() || segment.is_syn_ack() && (0..=window).contains(&acknowledged);
+        let data = i64::try_from(segment.data).unwrap_or(i64::MAX);
+        if flow.state == State::Established {
             return self.keep_overflow(slot, flow);
         }
         let mut flow = flow.clone();
-        flow.numbers[1] = segment.sequence;
-        flow.state = State::SynReceived;
-        flow.until = self.now + self.patience(State::SynReceived, flow.key.service);
-        self.set_half_open(slot, Some(flow));
+        let before = flow.clone();
+        let answered = flow.answered();
+        if fits && flow.state == State::SynSent {
+            flow.answer(Answered::One(segment.sequence, data));
+        } else if fits {
+            flow.answer(answered.and(segment.sequence, data, window));
+        } else if flow.state == State::SynReceived && !segment.has(flag::SYN) && !segment.has(flag::RST) {
+            let ends = data + i64::from(segment.has(flag::FIN));
+            flow.answer(answered.and_data(segment.sequence, ends, window));
+        }
+        if fits {
+            flow.state = State::SynReceived;
+            flow.until = self.now + self.patience(State::SynReceived, flow.key.service);
+        }
+        if flow != before {
+            self.set_half_open(slot, Some(flow));
+        }
     }
 }

@@ -60,9 +60,80 @@ pub(crate) struct Flow {
     pub(crate) hop: Mac,
     /// The numbers recorded of the client and of the server.
     pub(crate) numbers: [u32; 2],
+    /// While it is half-open: a number of the server's from before, its lower 31 bits (decision 5).
+    pub(crate) first: u32,
+    /// While it is open: whether its client has sent a SYN on its ports.
+    pub(crate) syn_seen: bool,
     pub(crate) hold: Option<Hold>,
     pub(crate) state: State,
     pub(crate) until: i64,
+}
+
+/// What a server has answered to a SYN.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answered {
+    /// A SYN-ACK with this number, and so many bytes of data with and behind it.
+    One(u32, i64),
+    /// Two SYN-ACKs: of the first the lower 31 bits are known, and the last one's number.
+    Two(u32, u32),
+}
+
+/// What is kept of the first number.
+const KEPT: u32 = u32::MAX >> 1;
+
+impl Answered {
+    /// Whether an acknowledgement is of it.
+    pub(super) fn contains(self, acknowledgment: u32) -> bool {
+        match self {
+            Self::One(number, data) => (1..=data + 1).contains(&ahead(number, acknowledgment)),
+            Self::Two(first, last) => {
+                let number = acknowledgment.wrapping_sub(1);
+                number == last || number & KEPT == first
+            }
+        }
+    }
+
+    /// After another SYN-ACK.
+    pub(super) fn and(self, number: u32, data: i64, window: i64) -> Self {
+        match self {
+            Self::One(own, _) if own == number => self.and_data(number.wrapping_add(1), data, window),
+            Self::One(own, _) if own & KEPT == number & KEPT => self,
+            Self::One(own, _) => Self::Two(own & KEPT, number),
+            Self::Two(first, last) if number == last || number & KEPT == first => self,
+            Self::Two(_, last) => Self::Two(last & KEPT, number),
+        }
+    }
+
+    /// After data that begins at this number.
+    pub(super) fn and_data(self, number: u32, data: i64, window: i64) -> Self {
+        let Self::One(own, known) = self else { return self };
+        let before = ahead(own, number) - 1;
+        let all = before + data;
+        let fits = (0..=window).contains(&before) && all <= window;
+        if fits { Self::One(own, known.max(all)) } else { self }
+    }
+}
+
+impl Flow {
+    /// What its server has answered, while it is half-open.
+    pub(super) fn answered(&self) -> Answered {
+        let data = self.numbers[1].wrapping_sub(self.first) & KEPT;
+        if data <= 0xffff {
+            Answered::One(self.numbers[1].wrapping_sub(data), data.into())
+        } else {
+            Answered::Two(self.first, self.numbers[1])
+        }
+    }
+
+    /// Notes what its server has answered.
+    pub(super) fn answer(&mut self, answered: Answered) {
+        (self.first, self.numbers[1]) = match answered {
+            Answered::One(number, data) => {
+                (number & KEPT, number.wrapping_add(u32::try_from(data).unwrap_or_default()))
+            }
+            Answered::Two(first, last) => (first, last),
+        };
+    }
 }
 
 /// A sticky record.
@@ -262,6 +333,7 @@ impl Model {
     pub(super) fn change_state(&mut self, flow: &mut Flow, to: State) {
         let was_closed = flow.state.is_closed();
         flow.state = to;
+        flow.syn_seen = false;
         flow.until = self.now + self.patience(to, flow.key.service);
         match (was_closed, to.is_closed()) {
             (false, true) => self.let_go(flow.hold, flow.key),

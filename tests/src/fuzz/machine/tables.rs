@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use lb_common::{
     address::Address,
     clock::Ticks,
-    flow::{Flow as PackedFlow, FlowKey, FlowServer, FlowSticky, Sequences, StickyRef},
+    flow::{Flow as PackedFlow, FlowKey, FlowServer, FlowSticky, STICKY_WORD, Sequences, StickyRef},
     hash::hash3,
     life::{Life, SlotState},
     ports::{Owner as PackedOwner, PortCell},
     sticky::{MADE_AT_TICKS, Sticky, StickyServer},
     table::{Slot, tag},
-    tcp::TcpState,
+    tcp::{SYN_SEEN, TcpState},
     word::Word,
 };
 
@@ -135,7 +135,12 @@ impl Machine {
             deadline: self.stamp(row.until, model),
         };
         tag(table, index, hash3(&Bench::key(), flow.key.words()));
-        fill(&table[index as usize], &flow.pack(), flow.state as u32, flow.deadline);
+        let mut words = flow.pack();
+        if record.is_none() {
+            words[STICKY_WORD] |= u64::from(row.first) << 32;
+        }
+        let note = flow.state as u32 | if row.syn_seen { SYN_SEEN } else { 0 };
+        fill(&table[index as usize], &words, note, flow.deadline);
     }
 
     fn cell_word(&self, cell: Cell, model: &Model) -> u64 {
@@ -189,6 +194,12 @@ impl Machine {
             port: u16::from_be(flow.to.snat_port),
             hop: flow.return_hop,
             numbers: [flow.sequences.client, flow.sequences.server],
+            first: if flow.sticky.record.is_none() {
+                u32::try_from(row[STICKY_WORD] >> 32).unwrap_or(u32::MAX)
+            } else {
+                0
+            },
+            syn_seen: life.note() & SYN_SEEN != 0,
             hold: flow.sticky.record.map(hold),
             state: unpacked_state(flow.state)?,
             until: self.moment(flow.deadline, model),
