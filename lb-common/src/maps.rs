@@ -105,8 +105,9 @@ pub struct ServiceInfo {
     pub protocol: u8,
     /// 1: snat.
     pub forwarding: u8,
-    /// Zero.
-    pub reserved: u32,
+    /// Whether the daemon listens, where it answers itself. Lower half: 0: unknown, 1: it does, 2: the kernel refused it, for
+    /// the errno in the upper half.
+    pub listening: u32,
 }
 
 /// What user space says about a server.
@@ -129,7 +130,7 @@ pub struct ServerInfo {
     pub weight: u16,
     /// 1: online, 2: drain, 3: halt.
     pub state: u8,
-    /// 0: unknown, 1: up, 2: down.
+    /// 0: unknown, 1: up, 2: down, 3: not checked, and taken for up, 4: up, and the reason is something to know.
     pub health: u8,
     /// Why the health is what it is, padded with zeros.
     pub health_reason: [u8; 96],

@@ -250,6 +250,7 @@ impl Watch {
                 outcome: Outcome::NoVerdict("the probe itself broke: please report this".to_owned()),
                 took: Duration::ZERO,
                 certificate_expires: None,
+                note: None,
             },
         }
     }

@@ -120,7 +120,7 @@ fn fill(maps: &Maps) {
         port: 443,
         protocol: 1,
         forwarding: 1,
-        reserved: 0,
+        listening: 0,
     };
     assert!(maps.service_info.write(0, info));
     let mut candidates = Vec::new();

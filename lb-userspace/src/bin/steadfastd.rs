@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use lb_userspace::config::{self, parse_duration};
+use lb_userspace::daemon::descriptors;
 use lb_userspace::daemon::detach::detach;
 use lb_userspace::daemon::guard;
 use lb_userspace::daemon::run::{Ended, Options, run, xdp};
@@ -85,6 +86,7 @@ fn execute(arguments: Arguments) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Run { config, iface, confirm_within } => {
+            descriptors::raise();
             let attach = xdp(paths.pin_dir.clone());
             let options = Options { config, interface: iface, paths: paths.clone(), confirm_within };
             match runtime()?.block_on(run(options, attach))? {

@@ -7,6 +7,7 @@ use std::io;
 use anyhow::bail;
 use lb_common::{clock::Ticks, control::Snat, reason::Reason};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{
     args::Doctor,
@@ -23,7 +24,8 @@ use crate::{
         Snapshot, flow,
         format::plural,
         program::{Attachment, ProgramRecord},
-        server::{AdminState, Health},
+        server::{AdminState, Health, ServerRecord},
+        service::ServiceRecord,
         stats::{Stats, percent},
         table::{Align, render},
     },
@@ -253,6 +255,7 @@ fn daemon(findings: &mut Findings, world: &World, paths: &Paths) {
                     "",
                 );
             }
+            descriptors(findings, &status);
             let ours = env!("CARGO_PKG_VERSION");
             if version != "?" && version != ours {
                 findings.add(
@@ -264,6 +267,17 @@ fn daemon(findings: &mut Findings, world: &World, paths: &Paths) {
             }
         }
         Err(error) => findings.add("daemon", Status::Fail, format!("{error:#}"), ""),
+    }
+}
+
+/// Whether the daemon may have as many descriptors as it needs.
+fn descriptors(findings: &mut Findings, status: &Value) {
+    let number = |key: &str| status.pointer(&format!("/descriptors/{key}")).and_then(Value::as_u64);
+    let Some(limit) = number("limit") else { return };
+    let open = number("open").map_or_else(String::new, |open| format!("{open} of "));
+    match status.pointer("/descriptors/shortage").and_then(Value::as_str) {
+        None => findings.ok("descriptors", format!("{open}{limit} in use by the daemon")),
+        Some(shortage) => findings.add("descriptors", Status::Warn, shortage.to_owned(), ""),
     }
 }
 
@@ -296,10 +310,40 @@ fn in_maps(findings: &mut Findings, world: &World, maps: &Maps) -> anyhow::Resul
         let known = plural(stats.servers.len() as u64, "server", "servers");
         findings.ok("neighbours", format!("the next hop of all {known} is known"));
     }
+    not_checked(findings, &stats.servers);
+    not_listening(findings, &stats.services);
     unconfirmed(findings, &snapshot, maps);
     full(findings, &stats);
     troubles(findings, &stats);
     Ok(())
+}
+
+/// Servers that count as up whatever happens to them.
+fn not_checked(findings: &mut Findings, servers: &[ServerRecord]) {
+    let not_checked: Vec<&ServerRecord> =
+        servers.iter().filter(|server| server.health == Health::NotChecked).collect();
+    let Some(first) = not_checked.first() else { return };
+    let many = plural(not_checked.len() as u64, "server is", "servers are");
+    let why = first.health_reason.as_deref().unwrap_or("no reason given");
+    findings.add(
+        "health",
+        Status::Warn,
+        format!("{many} not checked, and count as up, such as {}: {why}", first.name()),
+        "give the virtual service a health_check of kind tcp, tls, http or https",
+    );
+}
+
+/// Redirects whose port somebody else has.
+fn not_listening(findings: &mut Findings, services: &[ServiceRecord]) {
+    for service in services.iter().filter(|service| service.listening == Some(false)) {
+        let error = service.listening_error.as_deref().unwrap_or("no reason given");
+        findings.add(
+            "redirects",
+            Status::Fail,
+            format!("{}: nobody is redirected, the daemon cannot listen: {error}", service.service),
+            "`ss -ltnp` shows who listens on that port: end it; the daemon tries again every 5 s",
+        );
+    }
 }
 
 /// Whether the attachment is to be undone.

@@ -507,7 +507,7 @@ const NO_SERVICE: ServiceInfo = ServiceInfo {
     port: 0,
     protocol: 0,
     forwarding: 0,
-    reserved: 0,
+    listening: 0,
 };
 
 const NO_SERVER: ServerInfo = ServerInfo {

@@ -20,10 +20,11 @@ use super::name::{AdminState, ServerName};
 use super::overlay::Overlay;
 use super::slow_start::Growth;
 use super::text::padded;
-use crate::config::{self, Config, OnDown, Persistence, Protocol, Scope};
+use crate::config::{self, Config, HealthKind, OnDown, Persistence, Protocol, Scope};
 use crate::dataplane::Maps;
 use crate::health::state::Verdict;
 use crate::net::Mac;
+use crate::redirect::listening::Listener;
 
 /// A server's health, as the info map shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub struct ServerHealth {
     pub reason: String,
     /// When the server's certificate expires, seconds since 1970; zero: unknown.
     pub certificate_expires: u64,
+    /// What is to be known of a server that is up.
+    pub note: Option<String>,
+    /// Why it cannot be checked, if so.
+    pub uncheckable: Option<String>,
 }
 
 /// A server that is not configured any more, but still has open flows.
@@ -81,6 +86,8 @@ pub struct Inputs<'a> {
     pub growth: &'a Growth,
     /// How long the daemon has run.
     pub uptime: Duration,
+    /// Where the daemon listens; what is not in it is not known.
+    pub listening: &'a BTreeMap<SocketAddr, Listener>,
 }
 
 /// The content of the maps. What is not in it is not there.
@@ -224,7 +231,12 @@ fn one_service(
     let label = service.label.as_str();
     let number = inputs.ids.service(label).ok_or_else(|| NoId(label.to_owned()))?;
     let port = service.ports.first().copied().unwrap_or_default();
-    out.services.insert(number.id, service_entry(service, port, number.since, inputs.hz));
+    let places = service.ports.iter().map(|port| SocketAddr::new(service.address, *port));
+    let listener = places.filter_map(|place| inputs.listening.get(&place).copied()).reduce(Listener::worse);
+    let listener = listener.filter(|_| service.protocol == Protocol::Http);
+    let (entry, info) = service_entry(service, port, number.since, inputs.hz);
+    let listening = listener.map_or(0, Listener::number);
+    out.services.insert(number.id, (entry, ServiceInfo { listening, ..info }));
     let is_balanced = service.protocol.is_balanced();
     let kind = if is_balanced { EntryKind::Service } else { EntryKind::Local };
     let protocol = service.protocol.number();
@@ -297,7 +309,7 @@ fn service_entry(service: &config::Service, port: u16, since: u64, hz: u64) -> (
             Protocol::Udp => 3,
         },
         forwarding: 1 + service.forwarding.mode() as u8,
-        reserved: 0,
+        listening: 0,
     };
     (entry, info)
 }
@@ -331,6 +343,7 @@ fn server_entry(
         mac: at.unwrap_or_default().mac,
         state,
     };
+    let (health_known, reason) = shown(service, health);
     let info = ServerInfo {
         label: padded(server.label.as_str()),
         address: address.0,
@@ -340,8 +353,8 @@ fn server_entry(
         port: server.port,
         weight: server.weight,
         state: admin.number(),
-        health: health_number(health.verdict),
-        health_reason: padded(&health.reason),
+        health: health_known,
+        health_reason: padded(reason),
     };
     Ok((entry, info))
 }
@@ -388,13 +401,40 @@ fn endpoint(server: &Server, protocol: u8, port: u16, asked: u16) -> Option<Inde
     }
 }
 
-/// A verdict's number in [`ServerInfo`].
+/// A server's health and why, as [`ServerInfo`] has them.
+fn shown<'a>(service: &config::Service, health: &'a ServerHealth) -> (u8, &'a str) {
+    if service.health_check.kind == HealthKind::None {
+        return (NOT_CHECKED, "no health check is configured");
+    }
+    match (&health.uncheckable, health.verdict, &health.note) {
+        (Some(why), ..) => (NOT_CHECKED, why),
+        (None, Some(Verdict::Up), Some(note)) => (UP_WITH_NOTE, note),
+        (None, verdict, _) => (health_number(verdict), &health.reason),
+    }
+}
+
+/// In [`ServerInfo::health`]: not checked, and taken for up.
+pub const NOT_CHECKED: u8 = 3;
+/// In [`ServerInfo::health`]: up, and the reason is something to know.
+pub const UP_WITH_NOTE: u8 = 4;
+
+/// A verdict's number in [`ServerInfo::health`].
 #[must_use]
 pub const fn health_number(verdict: Option<Verdict>) -> u8 {
     match verdict {
         None => 0,
         Some(Verdict::Up) => 1,
         Some(Verdict::Down) => 2,
+    }
+}
+
+/// The verdict that a number in [`ServerInfo::health`] stands for.
+#[must_use]
+pub const fn health_verdict(number: u8) -> Option<Verdict> {
+    match number {
+        1 | NOT_CHECKED | UP_WITH_NOTE => Some(Verdict::Up),
+        2 => Some(Verdict::Down),
+        _ => None,
     }
 }
 

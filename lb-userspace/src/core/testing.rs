@@ -108,6 +108,7 @@ impl Case {
             seed: self.maps.control().maglev_seed.load(),
             growth: &Growth::default(),
             uptime: std::time::Duration::ZERO,
+            listening: &BTreeMap::new(),
         })
         .unwrap()
     }

@@ -25,7 +25,9 @@ use super::problems::Problems;
 use super::store::{Loaded, OwnAddress, State, Store};
 use crate::config::{self, Config, Protocol};
 use crate::core::apply::{apply, wait_for_packets};
-use crate::core::desired::{At, Desired, Inputs, Leaving, ServerHealth, desired, ip, leaving};
+use crate::core::desired::{
+    At, Desired, Inputs, Leaving, ServerHealth, UP_WITH_NOTE, desired, health_verdict, ip, leaving,
+};
 use crate::core::overlay::effective;
 use crate::core::rows::Usage;
 use crate::core::slow_start::Growth;
@@ -36,6 +38,7 @@ use crate::firewall;
 use crate::health::state::Verdict;
 use crate::health::{HealthEvent, HealthNews, HealthTable};
 use crate::net::{Link, Mac};
+use crate::redirect::listening::{Listener, Listening};
 
 use doubt::Doubts;
 use durable::Unsaved;
@@ -105,6 +108,9 @@ pub struct Engine {
     resetting: Vec<u16>,
     /// Whether sticky records got other names, and flows other records to hold.
     renamed: bool,
+    /// Which redirects listen, and which did when the maps were last written.
+    listening: Listening,
+    listened: BTreeMap<SocketAddr, Listener>,
     /// How the host's firewall table stood when it was last compared.
     firewall: Result<firewall::Report, String>,
     in_the_way: InTheWay,
@@ -234,6 +240,8 @@ impl Engine {
             moved: true,
             resetting: Vec::new(),
             renamed: false,
+            listening: Listening::default(),
+            listened: BTreeMap::new(),
             firewall: Err("not made yet".to_owned()),
             in_the_way: |_| Vec::new(),
             unsaved: Unsaved::default(),
@@ -277,6 +285,21 @@ impl Engine {
     /// Takes the health checks' results from here on.
     pub fn set_health_table(&mut self, table: HealthTable) {
         self.health_table = table;
+    }
+
+    /// Takes from here on which redirects listen.
+    pub fn set_listening(&mut self, listening: Listening) {
+        self.listening = listening;
+    }
+
+    /// The servers that cannot be checked, with why: all of them, each time.
+    pub fn set_uncheckable(&mut self, mut uncheckable: BTreeMap<u16, String>) {
+        for (id, health) in &mut self.health {
+            health.uncheckable = uncheckable.remove(id);
+        }
+        for (id, why) in uncheckable {
+            self.health.insert(id, ServerHealth { uncheckable: Some(why), ..ServerHealth::default() });
+        }
     }
 
     /// The health of every server as known now: what a new checker begins with.
@@ -515,6 +538,8 @@ impl Engine {
                 .map(seconds)
                 .or_else(|| self.health.get(&id).map(|before| before.certificate_expires))
                 .unwrap_or_default(),
+            note: self.health_table.get(event.target_id).and_then(|view| view.note),
+            uncheckable: None,
         };
         let before = self.health.insert(id, health);
         Some((name, before.and_then(|before| before.verdict)))
@@ -535,8 +560,9 @@ impl Engine {
         }
         self.grow();
         self.keep_again();
+        self.look_at_listeners();
         if self.ticks.is_multiple_of(RESYNC) {
-            self.take_certificates();
+            self.take_notes();
             self.moved = true;
             let applied = self.resync()?;
             if applied.changed() {
@@ -544,6 +570,15 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Shows it soon when a redirect's port is taken by somebody else, or free again.
+    fn look_at_listeners(&mut self) {
+        let listening = self.listening.all();
+        if listening != self.listened {
+            self.listened = listening;
+            self.resync_or_warn("which redirects listen");
+        }
     }
 
     fn finish_leaving(&mut self, now: Ticks) {
@@ -561,11 +596,19 @@ impl Engine {
         }
     }
 
-    fn take_certificates(&mut self) {
+    /// What checks have seen of servers whose health did not change.
+    fn take_notes(&mut self) {
         for view in self.health_table.all() {
-            if let (Ok(id), Some(expires)) = (u16::try_from(view.id), view.certificate_expires) {
-                self.health.entry(id).or_default().certificate_expires = seconds(expires);
+            let Ok(id) = u16::try_from(view.id) else { continue };
+            let health = self.health.entry(id).or_default();
+            if let Some(expires) = view.certificate_expires {
+                health.certificate_expires = seconds(expires);
             }
+            if let Some(note) = view.note.as_ref().filter(|note| health.note.as_ref() != Some(*note)) {
+                let name = self.state.ids.server_name(id).map_or_else(|| format!("#{id}"), ToString::to_string);
+                info!("{name} answers its checks: {note}");
+            }
+            health.note = view.note;
         }
     }
 
@@ -638,6 +681,7 @@ impl Engine {
             seed: control.maglev_seed.load(),
             growth: &self.growth,
             uptime: self.uptime(),
+            listening: &self.listened,
         };
         Ok((desired(&inputs)?, leaving))
     }
@@ -715,16 +759,14 @@ fn health_of(maps: &Maps) -> BTreeMap<u16, ServerHealth> {
             let info = maps.server_info.read(usize::from(id)).filter(|info| info.label[0] != 0)?;
             // Of another address, nothing is known.
             maps.servers.present(id).filter(|server| ip(info.address) == IpAddr::from(server.address))?;
-            let verdict = match info.health {
-                1 => Some(Verdict::Up),
-                2 => Some(Verdict::Down),
-                _ => None,
-            };
+            let note = (info.health == UP_WITH_NOTE).then(|| unpadded(&info.health_reason));
             let health = ServerHealth {
-                verdict,
+                verdict: health_verdict(info.health),
                 since: info.health_since,
                 reason: unpadded(&info.health_reason),
                 certificate_expires: info.certificate_expires,
+                note,
+                uncheckable: None,
             };
             Some((id, health))
         })

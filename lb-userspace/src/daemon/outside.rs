@@ -10,6 +10,7 @@ use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use super::descriptors;
 use super::engine::{Engine, Hop};
 use super::redirects::Redirects;
 use super::routers::refusals;
@@ -57,6 +58,8 @@ pub struct Outside {
     firewall: Follower,
     announced: BTreeSet<IpAddr>,
     told: Sender<ArmEvent>,
+    /// How many servers are checked.
+    checked: usize,
 }
 
 /// An interface that the program is attached to.
@@ -92,18 +95,21 @@ impl Outside {
         let (sender, health) = unbounded_channel();
         let checker = Checker::new(Environment::real(seed), engine.known_health(), sender);
         engine.set_health_table(checker.table());
+        let redirects = Redirects::default();
+        engine.set_listening(redirects.listening());
         let (told, network) = channel(1);
         let arms = links.into_iter().map(|link| Arm { link, neighbours: None }).collect();
         let mut outside = Self {
             net,
             arms,
             checker,
-            redirects: Redirects::default(),
+            redirects,
             sources,
             missing: Vec::new(),
             firewall: Follower::default(),
             announced: BTreeSet::new(),
             told,
+            checked: 0,
         };
         for number in 0..outside.arms.len() {
             let link = outside.arms[number].link.clone();
@@ -339,18 +345,25 @@ impl Outside {
 
     fn follow_checks(&mut self, engine: &mut Engine) {
         let mut targets = Vec::new();
+        let mut uncheckable = BTreeMap::new();
         for (id, service, server) in engine.checked_servers() {
             let source = of_family(&self.sources, Family::of(server.address));
             match target(id, service, server, source) {
                 Ok(target) => targets.push(target),
                 Err(error) => {
                     warn!("{}/{} is not checked, and counts as up: {error}", service.label, server.label);
+                    uncheckable.insert(id, format!("its check cannot be made: {error}"));
                 }
             }
+        }
+        if self.checked != targets.len() {
+            self.checked = targets.len();
+            descriptors::warn_of_shortage(self.checked);
         }
         if let Err(error) = self.checker.set_targets(targets) {
             warn!("{error}");
         }
+        engine.set_uncheckable(uncheckable);
     }
 
     /// Takes in what the kernel told, all of it together: a change of many addresses is told of one by one.

@@ -12,55 +12,90 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
-use crate::redirect::server::{RedirectOptions, RedirectStats, serve};
+use super::descriptors;
+use crate::redirect::listening::{Listener, Listening};
+use crate::redirect::server::{Admission, RedirectOptions, RedirectStats, serve};
 
 /// The pause before a listener is bound again.
 const RETRY: Duration = Duration::from_secs(5);
+/// The errno of what has none.
+const EIO: u16 = 5;
 /// Connections that wait for being accepted.
 const BACKLOG: i32 = 1024;
 
 /// The listeners. Dropping it stops them, with what they have running.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Redirects {
     running: BTreeMap<SocketAddr, oneshot::Sender<()>>,
+    listening: Listening,
+    admission: Arc<Admission>,
+}
+
+impl Default for Redirects {
+    fn default() -> Self {
+        let share = descriptors::share(descriptors::limit());
+        let admission = Admission::new(share.all, share.of_one_client);
+        Self { running: BTreeMap::new(), listening: Listening::default(), admission }
+    }
 }
 
 impl Redirects {
+    /// Which of them listen: a view that stays current.
+    #[must_use]
+    pub fn listening(&self) -> Listening {
+        self.listening.clone()
+    }
+
     /// Listens on exactly these addresses from now on. Call it within a tokio runtime.
     pub fn follow(&mut self, wanted: &BTreeSet<SocketAddr>) {
         self.running.retain(|address, _| wanted.contains(address));
+        self.listening.retain(|address| wanted.contains(address));
         for address in wanted {
             self.running.entry(*address).or_insert_with(|| {
                 let (keep, stop) = oneshot::channel();
-                tokio::spawn(run(*address, stop));
+                tokio::spawn(run(*address, stop, self.listening.clone(), Arc::clone(&self.admission)));
                 keep
             });
         }
     }
 }
 
-async fn run(address: SocketAddr, mut stop: oneshot::Receiver<()>) {
+async fn run(
+    address: SocketAddr,
+    mut stop: oneshot::Receiver<()>,
+    listening: Listening,
+    admission: Arc<Admission>,
+) {
     let mut told = false;
     let listener = loop {
         match bind(address) {
             Ok(listener) => break listener,
-            Err(error) if !told => {
-                told = true;
-                warn!("cannot listen on {address} for the redirect ({error}); trying again every {RETRY:?}");
+            Err(error) => {
+                listening.note(address, Listener::Refused(errno(&error)));
+                if !told {
+                    told = true;
+                    warn!("cannot listen on {address} for the redirect ({error}); trying again every {RETRY:?}");
+                }
             }
-            Err(_) => {}
         }
         tokio::select! {
             _ = &mut stop => return,
             () = sleep(RETRY) => {}
         }
     };
+    listening.note(address, Listener::Open);
     info!("redirecting {address} to https");
     let stopped = async {
         // Told to, or whoever tells is gone.
         let _ = stop.await;
     };
-    serve(listener, RedirectOptions::default(), stopped, Arc::new(RedirectStats::default())).await;
+    let stats = Arc::new(RedirectStats::default());
+    serve(listener, RedirectOptions::default(), admission, stopped, stats).await;
+}
+
+/// The kernel's number for what it refused; EIO for what is not the kernel's.
+fn errno(error: &io::Error) -> u16 {
+    error.raw_os_error().and_then(|errno| u16::try_from(errno).ok()).unwrap_or(EIO)
 }
 
 /// Also before the address is on the interface (`IP_FREEBIND`), and beside connections of the last daemon.
@@ -84,6 +119,8 @@ fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
+
+    use nix::libc;
 
     use super::*;
     use crate::net::Net;
@@ -124,8 +161,11 @@ mod tests {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap();
         let mut redirects = Redirects::default();
+        let listening = redirects.listening();
         redirects.follow(&BTreeSet::from([address]));
         tokio::task::yield_now().await;
+        let in_use = Listener::Refused(libc::EADDRINUSE.unsigned_abs().try_into().unwrap());
+        assert_eq!(listening.all(), BTreeMap::from([(address, in_use)]));
         drop(taken);
         let mut answer = String::new();
         for _ in 0..100 {
@@ -139,7 +179,9 @@ mod tests {
         }
         assert!(answer.starts_with("HTTP/1.1 301"), "{answer}");
         assert!(answer.to_lowercase().contains("location: https://mychart.example/a"), "{answer}");
+        assert_eq!(listening.all(), BTreeMap::from([(address, Listener::Open)]));
         redirects.follow(&BTreeSet::new());
+        assert_eq!(listening.all(), BTreeMap::new());
         for _ in 0..100 {
             if ask(address, "mychart.example").await.is_err() {
                 return;

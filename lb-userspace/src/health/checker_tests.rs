@@ -82,7 +82,7 @@ impl Servers {
             Behaviour::Panicking => panic!("a probe that breaks on purpose"),
         };
         *self.0.lock().unwrap().under_way.entry(target.port()).or_default() -= 1;
-        ProbeResult { outcome, took: Duration::ZERO, certificate_expires: None }
+        ProbeResult { outcome, took: Duration::ZERO, certificate_expires: None, note: None }
     }
 
     fn environment(&self, seed: u64) -> Environment {

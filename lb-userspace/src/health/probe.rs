@@ -35,6 +35,8 @@ pub struct ProbeResult {
     pub took: Duration,
     /// When the server's certificate expires (`tls` and `https`, if the handshake got that far).
     pub certificate_expires: Option<Timestamp>,
+    /// What is to be known of a good answer: what of it could not be asked, and what is unusual about it.
+    pub note: Option<String>,
 }
 
 /// Probes `target` once.
@@ -42,7 +44,7 @@ pub struct ProbeResult {
 /// It takes the specified timeout and 0.2 s for closing, at most. Dropping it ends it at once.
 pub async fn probe(spec: &ProbeSpec, target: SocketAddr) -> ProbeResult {
     let started = Instant::now();
-    let mut progress = Progress { phase: Phase::Connecting, certificate_expires: None };
+    let mut progress = Progress { phase: Phase::Connecting, certificate_expires: None, note: None };
     let attempt = timeout(spec.timeout, attempt(spec, target, &mut progress)).await;
     let took = started.elapsed();
     let outcome = match attempt {
@@ -60,13 +62,14 @@ pub async fn probe(spec: &ProbeSpec, target: SocketAddr) -> ProbeResult {
             }
         }
     };
-    ProbeResult { outcome, took, certificate_expires: progress.certificate_expires }
+    ProbeResult { outcome, took, certificate_expires: progress.certificate_expires, note: progress.note }
 }
 
 /// How far a probe came.
 pub(super) struct Progress {
     pub(super) phase: Phase,
     certificate_expires: Option<Timestamp>,
+    pub(super) note: Option<String>,
 }
 
 /// What a probe was doing when its time ran out.

@@ -42,6 +42,8 @@ pub struct TargetView {
     pub last: Option<LastProbe>,
     /// When the server's certificate expires, as last seen.
     pub certificate_expires: Option<Timestamp>,
+    /// What is to be known of an answer that was good enough, as of the last one.
+    pub note: Option<String>,
 }
 
 /// One probe's result.
@@ -119,6 +121,7 @@ impl Ledger {
             since: None,
             last: None,
             certificate_expires: None,
+            note: None,
         };
         rows.insert(spec.id, Row { view, generation, due: first });
         first
@@ -130,6 +133,7 @@ impl Ledger {
         let Some(row) = rows.get_mut(&id) else { return };
         row.view.last = None;
         row.view.certificate_expires = None;
+        row.view.note = None;
         let was = row.view.state.verdict();
         row.view.state = State::adopted(Verdict::Up);
         if was != Some(Verdict::Up) {
@@ -157,6 +161,9 @@ impl Ledger {
         row.due = due;
         if result.certificate_expires.is_some() {
             row.view.certificate_expires = result.certificate_expires;
+        }
+        if result.outcome == Outcome::Ok {
+            row.view.note = result.note;
         }
         let missed = matches!(result.outcome, Outcome::Failed(_) | Outcome::Lost(_));
         row.view.last = Some(LastProbe { at, took: result.took, outcome: result.outcome });
@@ -214,7 +221,7 @@ mod tests {
         ledger.enter(&spec, 2, None, now);
         let record = |generation| {
             let outcome = Outcome::Failed("late".to_owned());
-            let result = ProbeResult { outcome, took: second, certificate_expires: None };
+            let result = ProbeResult { outcome, took: second, certificate_expires: None, note: None };
             ledger.record(&spec, generation, result, Timestamp::UNIX_EPOCH, now)
         };
         assert!(!record(1));

@@ -6,8 +6,6 @@
 use std::fmt::Write as _;
 use std::num::NonZeroU16;
 
-use hyper::http::uri::PathAndQuery;
-use hyper::{Method, Uri, Version};
 use thiserror::Error;
 
 use super::host::{AskedHost, HostError};
@@ -16,11 +14,9 @@ use super::host::{AskedHost, HostError};
 #[derive(Debug, Clone)]
 pub struct Request<'a> {
     /// The request's method.
-    pub method: &'a Method,
-    /// The request's protocol version.
-    pub version: Version,
-    /// The request target, in any of its four forms (RFC 9112 3.2).
-    pub target: &'a Uri,
+    pub method: &'a str,
+    /// The request target, raw, in any of its four forms (RFC 9112 3.2).
+    pub target: &'a [u8],
     /// The value of every `Host` field line, raw and in order.
     pub hosts: Vec<&'a [u8]>,
 }
@@ -28,10 +24,13 @@ pub struct Request<'a> {
 /// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// 301 with this `Location`.
+    /// 301 or 308 with this `Location`.
     Redirect {
         /// An absolute `https` URL: the asked host, path and query.
         location: String,
+        /// Whether the method has to stay the same, and the body is to be sent again (308): a browser makes a GET of
+        /// what was anything but GET and HEAD (RFC 9110 15.4.2).
+        keeps_method: bool,
     },
     /// 400 with this reason.
     Refuse(Refusal),
@@ -61,27 +60,24 @@ pub enum Refusal {
     /// `OPTIONS *` or `CONNECT host:port`: nothing that could be redirected.
     #[error("the request target is not a path")]
     NoPath,
-    /// Not HTTP/1.0 or HTTP/1.1.
-    #[error("only HTTP/1.0 and HTTP/1.1 are spoken here")]
-    BadVersion,
 }
 
 /// Decides the answer; `https_port` is where the redirect leads, and is written only if it isn't 443.
 ///
-/// Path and query go into the `Location` byte for byte. The one change is that bytes beyond ASCII,
-/// which no URI has, are percent-encoded (RFC 9112 3.2 has it so).
+/// Path and query go into the `Location` byte for byte, but for what no URI has and browsers send all the same: quotes,
+/// angle brackets, backticks, spaces and bytes beyond ASCII are percent-encoded (RFC 9112 3.2 has it so). A fragment,
+/// which is not the server's to see, ends them.
 #[must_use]
 pub fn decide(request: &Request<'_>, https_port: NonZeroU16) -> Decision {
     match try_decide(request, https_port) {
-        Ok(location) => Decision::Redirect { location },
+        Ok(location) => {
+            Decision::Redirect { location, keeps_method: !matches!(request.method, "GET" | "HEAD") }
+        }
         Err(refusal) => Decision::Refuse(refusal),
     }
 }
 
 fn try_decide(request: &Request<'_>, https_port: NonZeroU16) -> Result<String, Refusal> {
-    if !matches!(request.version, Version::HTTP_10 | Version::HTTP_11) {
-        return Err(Refusal::BadVersion);
-    }
     let host = match request.hosts.as_slice() {
         [] => return Err(Refusal::NoHost),
         [one] => AskedHost::parse(one).map_err(Refusal::BadHost)?,
@@ -98,32 +94,40 @@ fn try_decide(request: &Request<'_>, https_port: NonZeroU16) -> Result<String, R
 }
 
 /// The path and query asked for, once the target's form and its authority are found fit.
-fn asked_path<'a>(request: &Request<'a>, host: &AskedHost<'_>) -> Result<&'a str, Refusal> {
-    let target = request.target;
-    if request.method == Method::CONNECT {
+fn asked_path<'a>(request: &Request<'a>, host: &AskedHost<'_>) -> Result<&'a [u8], Refusal> {
+    if request.method == "CONNECT" {
         return Err(Refusal::NoPath);
     }
-    let path = target.path_and_query().map_or("", PathAndQuery::as_str);
-    match (target.scheme_str(), target.authority()) {
-        (None, None) if path.starts_with('/') => Ok(path),
-        (Some(scheme), Some(authority)) => {
-            if !scheme.eq_ignore_ascii_case("http") {
-                return Err(Refusal::NotHttp);
-            }
-            let named = AskedHost::parse(authority.as_str().as_bytes()).map_err(Refusal::BadAuthority)?;
-            if named.same_origin(host) { Ok(path) } else { Err(Refusal::HostMismatch) }
-        }
-        _ => Err(Refusal::NoPath),
+    let target = request.target.split(|byte| *byte == b'#').next().unwrap_or_default();
+    if target.starts_with(b"/") {
+        return Ok(target);
     }
+    let (scheme, rest) = absolute(target).ok_or(Refusal::NoPath)?;
+    if !scheme.eq_ignore_ascii_case(b"http") {
+        return Err(Refusal::NotHttp);
+    }
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    let named = AskedHost::parse(authority).map_err(Refusal::BadAuthority)?;
+    if named.same_origin(host) { Ok(path) } else { Err(Refusal::HostMismatch) }
 }
 
-fn push_path(location: &mut String, path: &str) {
-    if !path.starts_with('/') {
+/// The scheme of an absolute-form target, and what is behind `://` (RFC 3986 3.1).
+fn absolute(target: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = target.windows(3).position(|window| window == b"://")?;
+    let (scheme, rest) = (&target[..end], &target[end + 3..]);
+    let is_scheme = scheme.first().is_some_and(u8::is_ascii_alphabetic)
+        && scheme.iter().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte));
+    is_scheme.then_some((scheme, rest))
+}
+
+fn push_path(location: &mut String, path: &[u8]) {
+    if !path.starts_with(b"/") {
         location.push('/');
     }
-    for byte in path.bytes() {
-        if byte.is_ascii_graphic() {
-            location.push(char::from(byte));
+    for byte in path {
+        if byte.is_ascii_graphic() && !b"\"<>`".contains(byte) {
+            location.push(char::from(*byte));
         } else {
             push(location, format_args!("%{byte:02X}"));
         }
@@ -144,17 +148,12 @@ mod tests {
     const HTTPS: NonZeroU16 = NonZeroU16::new(443).unwrap();
 
     fn ask(method: &str, target: &str, hosts: &[&str]) -> Decision {
-        let request = Request {
-            method: &method.parse().unwrap(),
-            version: Version::HTTP_11,
-            target: &target.parse().unwrap(),
-            hosts: hosts.iter().map(|host| host.as_bytes()).collect(),
-        };
-        decide(&request, HTTPS)
+        let hosts = hosts.iter().map(|host| host.as_bytes()).collect();
+        decide(&Request { method, target: target.as_bytes(), hosts }, HTTPS)
     }
 
     fn to(location: &str) -> Decision {
-        Decision::Redirect { location: location.to_owned() }
+        Decision::Redirect { location: location.to_owned(), keeps_method: false }
     }
 
     #[test]
@@ -186,18 +185,37 @@ mod tests {
 
     #[test]
     fn another_https_port_is_written_out() {
-        let request = Request {
-            method: &Method::GET,
-            version: Version::HTTP_10,
-            target: &"/a?b".parse().unwrap(),
-            hosts: vec![b"h:80"],
-        };
+        let request = Request { method: "GET", target: b"/a?b", hosts: vec![b"h:80"] };
         assert_eq!(decide(&request, NonZeroU16::new(8443).unwrap()), to("https://h:8443/a?b"));
     }
 
     #[test]
     fn bytes_beyond_ascii_are_percent_encoded() {
         assert_eq!(ask("GET", "/b\u{fc}cher?\u{e9}", &["h"]), to("https://h/b%C3%BCcher?%C3%A9"));
+        let latin = Request { method: "GET", target: b"/b\xfccher", hosts: vec![b"h"] };
+        assert_eq!(decide(&latin, HTTPS), to("https://h/b%FCcher"));
+    }
+
+    #[test]
+    fn what_browsers_send_and_no_uri_has_is_percent_encoded() {
+        for (target, location) in [
+            ("/a?q=\"x\"&r=<y>", "https://h/a?q=%22x%22&r=%3Cy%3E"),
+            ("/<a>\"`", "https://h/%3Ca%3E%22%60"),
+            ("/a b?c d", "https://h/a%20b?c%20d"),
+            ("/a|b{c}^[d]", "https://h/a|b{c}^[d]"),
+            ("/a?b#c", "https://h/a?b"),
+            ("http://h/<", "https://h/%3C"),
+        ] {
+            assert_eq!(ask("GET", target, &["h"]), to(location), "{target}");
+        }
+    }
+
+    #[test]
+    fn only_get_and_head_may_become_a_get() {
+        for (method, keeps) in [("GET", false), ("HEAD", false), ("POST", true), ("PUT", true), ("BREW", true)] {
+            let location = "https://h/a".to_owned();
+            assert_eq!(ask(method, "/a", &["h"]), Decision::Redirect { location, keeps_method: keeps }, "{method}");
+        }
     }
 
     #[test]
@@ -236,24 +254,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn http_1_0_without_host_and_other_versions_are_refused() {
-        let target = "/".parse().unwrap();
-        let at = |version, hosts| {
-            decide(&Request { method: &Method::GET, version, target: &target, hosts }, HTTPS)
-        };
-        assert_eq!(at(Version::HTTP_10, vec![]), Decision::Refuse(Refusal::NoHost));
-        assert_eq!(at(Version::HTTP_10, vec![b"h"]), to("https://h/"));
-        assert_eq!(at(Version::HTTP_2, vec![b"h"]), Decision::Refuse(Refusal::BadVersion));
-        assert_eq!(at(Version::HTTP_09, vec![b"h"]), Decision::Refuse(Refusal::BadVersion));
-    }
-
     fn check_location(decision: &Decision, host: &[u8], port: NonZeroU16) -> Result<(), TestCaseError> {
-        let Decision::Redirect { location } = decision else {
+        let Decision::Redirect { location, .. } = decision else {
             return Ok(());
         };
         prop_assert!(location.bytes().all(|b| b.is_ascii_graphic()), "{location:?}");
-        let uri: Uri = location.parse().map_err(|e| TestCaseError::fail(format!("{location:?}: {e}")))?;
+        let uri: hyper::Uri = location.parse().map_err(|e| TestCaseError::fail(format!("{location:?}: {e}")))?;
         prop_assert_eq!(uri.scheme_str(), Some("https"));
         prop_assert_eq!(uri.port_u16().unwrap_or(443), port.get());
         let asked = str::from_utf8(host).map_err(|e| TestCaseError::fail(e.to_string()))?;
@@ -271,15 +277,15 @@ mod tests {
         #[test]
         fn any_input_is_refused_or_sent_to_its_own_host(
             host in prop::collection::vec(any::<u8>(), 0..40),
-            target in "[/*a-z.:@\\\\?#%\\[\\]\u{e9} ]{0,30}",
+            target in prop_oneof![
+                "[/*a-z.:@\\\\?#%\\[\\]\u{e9} ]{0,30}".prop_map(String::into_bytes),
+                prop::collection::vec(any::<u8>(), 0..40),
+            ],
             port in any::<NonZeroU16>(),
             method in prop::sample::select(vec!["GET", "HEAD", "POST", "OPTIONS", "CONNECT", "BREW"]),
         ) {
-            if let Ok(target) = target.parse::<Uri>() {
-                let method = method.parse().unwrap();
-                let request = Request { method: &method, version: Version::HTTP_11, target: &target, hosts: vec![&host] };
-                check_location(&decide(&request, port), &host, port)?;
-            }
+            let request = Request { method, target: &target, hosts: vec![&host] };
+            check_location(&decide(&request, port), &host, port)?;
         }
 
         #[test]
@@ -287,12 +293,8 @@ mod tests {
             host in "([a-z0-9.-]{0,12}|\\[[0-9a-f:]{0,9}\\]?|[0-9.]{1,15})[@/\\\\%]?(:[0-9]{0,6})?",
             path in "/[!-~]{0,20}",
         ) {
-            if let Ok(target) = path.parse::<Uri>() {
-                let request = Request {
-                    method: &Method::GET, version: Version::HTTP_11, target: &target, hosts: vec![host.as_bytes()],
-                };
-                check_location(&decide(&request, HTTPS), host.as_bytes(), HTTPS)?;
-            }
+            let request = Request { method: "GET", target: path.as_bytes(), hosts: vec![host.as_bytes()] };
+            check_location(&decide(&request, HTTPS), host.as_bytes(), HTTPS)?;
         }
 
         #[test]

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::server::{Limits, RedirectCounts, RedirectOptions, RedirectStats, serve};
+use super::server::{Admission, Limits, RedirectCounts, RedirectOptions, RedirectStats, serve};
 
 /// For what must come, on a machine that does other things, too.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,6 +38,10 @@ fn patient() -> Limits {
 }
 
 async fn start(limits: Limits) -> Service {
+    admitting(limits, Admission::new(1024, 1024)).await
+}
+
+async fn admitting(limits: Limits, admission: Arc<Admission>) -> Service {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stats = Arc::new(RedirectStats::default());
@@ -46,7 +50,7 @@ async fn start(limits: Limits) -> Service {
         let _ = stopped.await;
     };
     let options = RedirectOptions { limits, ..RedirectOptions::default() };
-    let task = tokio::spawn(serve(listener, options, shutdown, Arc::clone(&stats)));
+    let task = tokio::spawn(serve(listener, options, admission, shutdown, Arc::clone(&stats)));
     Service { address, stats, stop, task }
 }
 
@@ -268,7 +272,7 @@ async fn an_unread_body_does_not_take_the_answer_away() {
         sleep(Duration::from_millis(10)).await;
     }
     // Read late: a reset would have thrown the answer away by now.
-    assert!(read_to_end(&mut stream).await.starts_with("HTTP/1.1 301 "));
+    assert!(read_to_end(&mut stream).await.starts_with("HTTP/1.1 308 "));
 }
 
 #[tokio::test]
@@ -276,33 +280,92 @@ async fn an_endless_body_does_not_keep_the_connection() {
     let service = start(patient()).await;
     let mut stream = service.connect().await;
     stream.write_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000\r\n\r\n").await.unwrap();
-    assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 301 "));
+    assert!(read_head(&mut stream).await.starts_with("HTTP/1.1 308 "));
     let flood = async { while stream.write_all(&[b'x'; 4096]).await.is_ok() {} };
     timeout(PATIENCE, flood).await.expect("the server kept reading the body");
 }
 
-#[tokio::test]
-async fn one_connection_more_than_the_limit_is_closed_at_once() {
-    let service = start(Limits { connections: 2, ..patient() }).await;
-    let mut first = service.connect().await;
-    let _second = service.connect().await;
-    assert_eq!(read_to_end(&mut service.connect().await).await, "");
-    assert_eq!(service.stats.counts().over_limit, 1);
+const ASKING: &[u8] = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
 
-    first.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await.unwrap();
-    assert!(read_to_end(&mut first).await.starts_with("HTTP/1.1 301 "));
-    drop(first);
-    for attempt in 0.. {
-        let mut next = service.connect().await;
-        let _ = next.write_all(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").await;
-        let mut answer = Vec::new();
-        let _ = next.read_to_end(&mut answer).await;
-        if answer.starts_with(b"HTTP/1.1 301 ") {
-            break;
-        }
-        assert!(attempt < 50, "the slot of a closed connection is never given back");
-        sleep(Duration::from_millis(20)).await;
+#[tokio::test]
+async fn where_all_are_connected_the_longest_idle_gives_way() {
+    let service = admitting(patient(), Admission::new(2, 2)).await;
+    let mut silent = service.connect().await;
+    service.counts_when(|counts| counts.connections == 1).await;
+    let mut answered = service.connect().await;
+    answered.write_all(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n").await.unwrap();
+    assert!(read_head(&mut answered).await.starts_with("HTTP/1.1 301 "));
+
+    let mut third = service.connect().await;
+    assert_eq!(read_to_end(&mut silent).await, "", "it has said nothing, and gives way");
+    third.write_all(ASKING).await.unwrap();
+    assert!(read_to_end(&mut third).await.starts_with("HTTP/1.1 301 "));
+    answered.write_all(ASKING).await.unwrap();
+    assert!(read_to_end(&mut answered).await.starts_with("HTTP/1.1 301 "));
+    assert_eq!(service.stats.counts().gave_way, 1);
+}
+
+#[tokio::test]
+async fn one_address_with_more_half_sent_requests_than_there_is_room_shuts_nobody_out() {
+    let admission = Admission::new(64, 16);
+    let service = admitting(patient(), Arc::clone(&admission)).await;
+    let other = admitting(patient(), admission).await;
+    let mut halves = Vec::new();
+    for service in [&service, &other].into_iter().cycle().take(200) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.66:0".parse().unwrap()).unwrap();
+        let mut half = socket.connect(service.address).await.unwrap();
+        half.write_all(b"GET / HTTP/1.1\r\nHost:").await.unwrap();
+        halves.push(half);
     }
+    service.counts_when(|counts| counts.gave_way + other.stats.counts().gave_way == 200 - 16).await;
+    let counts = (service.stats.counts(), other.stats.counts());
+    assert_eq!(counts.0.gave_way + counts.1.gave_way, 200 - 16, "both services count as one");
+    for service in [&service, &other] {
+        let mut mine = service.connect().await;
+        mine.write_all(ASKING).await.unwrap();
+        assert!(read_to_end(&mut mine).await.starts_with("HTTP/1.1 301 "));
+    }
+    assert_eq!(service.stats.counts().gave_way + other.stats.counts().gave_way, 200 - 16);
+}
+
+#[tokio::test]
+async fn a_request_with_the_clients_fin_behind_it_gets_its_answer() {
+    let service = start(patient()).await;
+    for _ in 0..200 {
+        // Both are there before the server looks.
+        let request = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
+        let address = service.address;
+        let mut stream = tokio::task::spawn_blocking(move || {
+            let mut stream = std::net::TcpStream::connect(address).unwrap();
+            std::io::Write::write_all(&mut stream, request).unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            stream.set_nonblocking(true).unwrap();
+            TcpStream::from_std(stream).unwrap()
+        })
+        .await
+        .unwrap();
+        let answer = read_to_end(&mut stream).await;
+        assert_eq!(field(&answer, "location"), Some("https://h/a"), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_browsers_send_raw_is_carried_over_encoded() {
+    let service = start(patient()).await;
+    let answer = service.exchange("GET /a?q=\"x\"&r=<y>` HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_eq!(field(&answer, "location"), Some("https://h/a?q=%22x%22&r=%3Cy%3E%60"));
+    let answer = service.exchange(b"GET /b\xfccher HTTP/1.1\r\nHost: h\r\n\r\n").await;
+    assert_eq!(field(&answer, "location"), Some("https://h/b%FCcher"));
+}
+
+#[tokio::test]
+async fn a_post_is_to_be_sent_again_as_a_post() {
+    let service = start(patient()).await;
+    let answer = service.exchange("POST /form HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 308 Permanent Redirect\r\n"), "{answer}");
+    assert_eq!(field(&answer, "location"), Some("https://h/form"));
+    assert!(field(&answer, "date").unwrap().ends_with(" GMT"), "{answer}");
 }
 
 #[tokio::test]

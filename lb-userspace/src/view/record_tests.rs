@@ -59,7 +59,7 @@ fn a_service_record_has_the_fields_of_the_contract() {
             "forwarding": "snat", "scheduler": "source-hash", "mss_clamp": "none", "connections": 3, "half_open": 1, "connections_total": 5, "resets": 6,
             "packets_in": 1, "packets_out": 3, "bytes_in": 2, "bytes_out": 4, "sticky_clients": 3,
             "persistence_timeout": 3600, "persistence_scope": "service", "idle_timeout": 10800, "servers": 3, "servers_taking_new": 1,
-            "servers_down": 1, "id": 0,
+            "servers_down": 1, "servers_not_checked": 0, "listening": null, "listening_error": null, "id": 0,
         })
     );
     assert_eq!(services[1].protocol, "http");
@@ -76,7 +76,7 @@ fn a_server_record_has_the_fields_of_the_contract() {
         json!({
             "service": "Hyperspace", "server": "Hyperspace_Srv_3", "address": "192.168.85.202", "port": 443,
             "weight": 100, "slow_start_percent": null, "state": "drain", "health": "up", "health_reason": null,
-            "health_since": "2026-03-01T02:00:00Z", "connections": 2, "half_open": 0, "connections_total": 305,
+            "health_note": null, "health_since": "2026-03-01T02:00:00Z", "connections": 2, "half_open": 0, "connections_total": 305,
             "resets": 306, "packets_in": 301, "packets_out": 303, "bytes_in": 302, "bytes_out": 304,
             "sticky_clients": 2, "sticky_clients_idle": 1, "last_record_expires": "2026-03-01T03:30:00Z",
             "last_record_expires_in": 1800, "takes_new": false, "takes_known": true, "resets_flows": false,
@@ -159,6 +159,65 @@ Hyperspace/Hyperspace_Srv_3  192.168.85.202:443     100  drain   up      1h     
     assert!(service::detail(&services[0], &servers).contains("kept for 1h after its last connection"));
     assert!(service::detail(&services[0], &servers).contains("\nscheduler     source-hash\n"));
     assert!(service::detail(&services[0], &servers).contains("\nmss clamp     none\n"));
+}
+
+#[test]
+fn a_server_that_is_not_checked_is_said_to_be_so_everywhere() {
+    let builder = Builder::example();
+    builder.change(2, UP, |info| {
+        info.health = 3;
+        info.health_reason[..31].copy_from_slice(b"no health check is configured\0\0");
+    });
+    let snapshot = builder.snapshot();
+    let servers = servers(&snapshot);
+    assert_eq!(json_of(&servers[1])["health"], "not checked");
+    let note = "Hyperspace/Hyperspace_Srv_2: not checked, and counts as up: no health check is configured";
+    assert_eq!(servers[1].note().as_deref(), Some(note));
+    assert!(server::overview(&servers).contains("  not checked  "), "{}", server::overview(&servers));
+    let services = service::records(&snapshot, &snapshot.census(), &servers).unwrap();
+    assert_eq!((services[0].servers_not_checked, services[0].servers_down), (1, 0));
+    assert!(service::overview(&services, &servers).contains(note));
+    let stats = stats::Stats::read(&snapshot).unwrap();
+    let rates = rates::Rates::between(&stats, &stats, std::time::Duration::from_secs(1));
+    assert_eq!(rates.servers[1].health, Some("not checked"), "as top shows it");
+}
+
+#[test]
+fn what_is_to_be_known_of_a_server_that_is_up_is_said_beside_its_health() {
+    let builder = Builder::example();
+    builder.change(2, UP, |info| {
+        info.health = 4;
+        info.health_reason[..9].copy_from_slice(b"TLS alert");
+    });
+    let server = &servers(&builder.snapshot())[1];
+    let json = json_of(server);
+    assert_eq!((&json["health"], &json["health_note"], &json["health_reason"]), (&json!("up"), &json!("TLS alert"), &json!(null)));
+    assert_eq!(server.note().as_deref(), Some("Hyperspace/Hyperspace_Srv_2: TLS alert"));
+}
+
+#[test]
+fn a_redirect_whose_port_somebody_else_has_says_so_and_why() {
+    let builder = Builder::example();
+    let shown = |number: u32| {
+        let mut info = builder.maps.service_info.read(1).unwrap();
+        info.listening = number;
+        assert!(builder.maps.service_info.write(1, info));
+        let snapshot = builder.snapshot();
+        let servers = servers(&snapshot);
+        let services = service::records(&snapshot, &snapshot.census(), &servers).unwrap();
+        (json_of(&services[1]), service::overview(&services, &[]))
+    };
+    let (json, text) = shown(1);
+    assert_eq!((&json["listening"], &json["listening_error"]), (&json!(true), &json!(null)));
+    assert!(text.contains("redirect to https") && !text.contains("not listening"), "{text}");
+    let (json, text) = shown(2 | 98 << 16);
+    let error = "Address already in use (os error 98)";
+    assert_eq!((&json["listening"], &json["listening_error"]), (&json!(false), &json!(error)));
+    let note = format!(
+        "Hyperspace_redirect: not listening on 192.168.85.150:80, clients are not redirected: {error}; trying again (ss \
+         -ltnp shows who listens there)\n"
+    );
+    assert!(text.ends_with(&note) && !text.contains("redirect to https"), "{text}");
 }
 
 #[test]

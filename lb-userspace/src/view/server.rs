@@ -9,6 +9,7 @@ use lb_common::{
 };
 use serde::Serialize;
 
+use crate::core::desired::{NOT_CHECKED, UP_WITH_NOTE};
 use crate::core::slow_start::WHOLE;
 
 use super::{
@@ -64,6 +65,9 @@ pub enum Health {
     Down,
     /// Not checked yet.
     Unknown,
+    /// Not checked at all, and taken for up.
+    #[serde(rename = "not checked")]
+    NotChecked,
 }
 
 impl Health {
@@ -71,8 +75,9 @@ impl Health {
     #[must_use]
     pub const fn from_number(number: u8) -> Self {
         match number {
-            1 => Self::Up,
+            1 | UP_WITH_NOTE => Self::Up,
             2 => Self::Down,
+            NOT_CHECKED => Self::NotChecked,
             _ => Self::Unknown,
         }
     }
@@ -84,6 +89,7 @@ impl Health {
             Self::Up => "up",
             Self::Down => "down",
             Self::Unknown => "unknown",
+            Self::NotChecked => "not checked",
         }
     }
 }
@@ -113,6 +119,8 @@ pub struct ServerRecord {
     pub health: Health,
     /// Why the health is what it is.
     pub health_reason: Option<String>,
+    /// What is to be known of a server that is up, such as an answer to the check that says little.
+    pub health_note: Option<String>,
     /// Since when.
     pub health_since: Option<Time>,
     /// Open flows.
@@ -171,6 +179,7 @@ impl ServerRecord {
         let live = snapshot.maps().servers.present(id);
         let has = |bits| live.is_some_and(|server| server.state.has(bits));
         let reason = text(&info.health_reason);
+        let is_note = info.health == UP_WITH_NOTE;
         let since = Time::from_unix(info.health_since);
         Ok(Self {
             service: snapshot.names.service_label(info.service),
@@ -186,7 +195,8 @@ impl ServerRecord {
             slow_start_percent: growing(snapshot, id, info.weight).filter(|_| has(ServerState::TAKES_NEW)),
             state: AdminState::from_number(info.state),
             health: Health::from_number(info.health),
-            health_reason: (!reason.is_empty()).then_some(reason),
+            health_reason: (!reason.is_empty() && !is_note).then(|| reason.clone()),
+            health_note: is_note.then_some(reason),
             health_since: since,
             connections: load.open,
             half_open: load.half_open,
@@ -223,11 +233,15 @@ impl ServerRecord {
     #[must_use]
     pub fn note(&self) -> Option<String> {
         let mut notes = Vec::new();
-        if self.health != Health::Up {
+        if self.health == Health::NotChecked {
+            let why = self.health_reason.as_deref().unwrap_or("it counts as up");
+            notes.push(format!("not checked, and counts as up: {why}"));
+        } else if self.health != Health::Up {
             let since = self.since().map_or_else(String::new, |since| format!(" since {since}"));
             let why = self.health_reason.as_ref().map_or_else(String::new, |why| format!(": {why}"));
             notes.push(format!("{}{since}{why}", self.health.as_str()));
         }
+        notes.extend(self.health_note.clone());
         match self.state {
             AdminState::Online => {}
             AdminState::Drain => notes.push(format!("draining, {}", self.left())),
@@ -386,6 +400,9 @@ pub fn detail(server: &ServerRecord) -> String {
     }
     if let Some(reason) = &server.health_reason {
         line("health check", reason.clone());
+    }
+    if let Some(note) = &server.health_note {
+        line("health check", note.clone());
     }
     if let Some(expires) = server.certificate_expires {
         line("certificate expires", expires.to_string());

@@ -6,6 +6,7 @@ use lb_common::{forwarding::Forwarding, maps::ServiceInfo, mss::MssClamp};
 use serde::{Serialize, Serializer};
 
 use crate::config::port_list;
+use crate::redirect::listening::{Listener, os_error};
 
 use super::{
     Census, Snapshot,
@@ -64,6 +65,12 @@ pub struct ServiceRecord {
     pub servers_taking_new: u64,
     /// Real servers that are down.
     pub servers_down: u64,
+    /// Real servers that are not checked, and taken for up.
+    pub servers_not_checked: u64,
+    /// Whether the daemon listens, where it answers itself.
+    pub listening: Option<bool>,
+    /// Why it does not.
+    pub listening_error: Option<String>,
     /// The id in the maps.
     pub id: u16,
 }
@@ -82,6 +89,7 @@ impl ServiceRecord {
             servers.iter().filter(|server| server.service_id == id && wanted(server)).count() as u64
         };
         let balanced = info.protocol != HTTP;
+        let listener = Listener::from_number(info.listening).filter(|_| !balanced);
         let entry = scheduler::service(snapshot.maps(), id).filter(|_| balanced);
         Ok(Self {
             service: text(&info.label),
@@ -108,8 +116,29 @@ impl ServiceRecord {
             servers: ours(&|_| true),
             servers_taking_new: ours(&|server| server.takes_new),
             servers_down: ours(&|server| server.health == Health::Down),
+            servers_not_checked: ours(&|server| server.health == Health::NotChecked),
+            listening: listener.map(|listener| listener == Listener::Open),
+            listening_error: listener.and_then(|listener| match listener {
+                Listener::Open => None,
+                Listener::Refused(errno) => Some(os_error(errno)),
+            }),
             id,
         })
+    }
+
+    /// What whoever is on call should know of it, if anything.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        if let Some(error) = &self.listening_error {
+            return Some(format!(
+                "{}: not listening on {}, clients are not redirected: {error}; trying again (ss -ltnp shows who listens \
+                 there)",
+                self.service,
+                place(self.address, &self.ports)
+            ));
+        }
+        (self.protocol != "http" && self.servers_taking_new == 0)
+            .then(|| format!("{}: no server takes new clients", self.service))
     }
 }
 
@@ -169,8 +198,7 @@ pub fn overview(services: &[ServiceRecord], servers: &[ServerRecord]) -> String 
     let mut out = render(&columns, services.iter().map(row));
     let notes: Vec<String> = services
         .iter()
-        .filter(|service| service.protocol != "http" && service.servers_taking_new == 0)
-        .map(|service| format!("{}: no server takes new clients", service.service))
+        .filter_map(ServiceRecord::note)
         .chain(servers.iter().filter_map(ServerRecord::note))
         .collect();
     if !notes.is_empty() {
@@ -204,7 +232,7 @@ fn row(service: &ServiceRecord) -> Vec<String> {
             service.service.clone(),
             address,
             protocol,
-            "redirect to https".to_owned(),
+            if service.listening == Some(false) { "not listening" } else { "redirect to https" }.to_owned(),
             nothing(),
             nothing(),
             nothing(),

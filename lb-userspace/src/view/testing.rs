@@ -190,7 +190,7 @@ impl Builder {
             port,
             protocol,
             forwarding: 1,
-            reserved: 0,
+            listening: 0,
         };
         assert!(self.maps.service_info.write(usize::from(id), info));
     }

@@ -209,6 +209,7 @@ impl World {
             seed: secrets.maglev_seed,
             growth: &Growth::default(),
             uptime: Duration::ZERO,
+            listening: &BTreeMap::new(),
         })?;
         apply(&maps, &wanted, now, &mut || Ok(()))?;
         setup::open(&maps);

@@ -9,15 +9,17 @@ use tracing::info;
 
 use super::change::{Candidate, Refusal};
 use super::{Engine, balanced};
-use crate::config;
+use crate::config::{self, HealthKind};
 use crate::core::overlay::AddedServer;
 use crate::core::plan::count;
 use crate::core::rows::Usage;
 use crate::core::{AdminState, Plan, ServerName};
+use crate::daemon::descriptors;
 use crate::dataplane::confirm::{self, Confirmed};
 use crate::dataplane::{Clock, Maps};
 use crate::health::TargetView;
 use crate::health::state::Verdict;
+use crate::redirect::listening::{Listener, os_error};
 
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -343,12 +345,15 @@ impl Engine {
                     "server": server.label,
                     "kind": service.health_check.kind,
                     "health": match health.verdict {
+                        _ if health.uncheckable.is_some() => "not checked",
+                        _ if service.health_check.kind == HealthKind::None => "not checked",
                         None => "unknown",
                         Some(Verdict::Up) => "up",
                         Some(Verdict::Down) => "down",
                     },
                     "since": time(health.since),
-                    "reason": health.reason,
+                    "reason": health.uncheckable.unwrap_or(health.reason),
+                    "note": health.note,
                     "certificate_expires": time(health.certificate_expires),
                 });
                 if let Some(last) = self.health_table.get(u32::from(id)).as_ref().and_then(last_probe) {
@@ -362,6 +367,18 @@ impl Engine {
             .keys()
             .map(|id| self.state.ids.server_name(*id).map_or_else(|| format!("#{id}"), ToString::to_string))
             .collect();
+        let redirects: Vec<Value> = self
+            .listening
+            .all()
+            .into_iter()
+            .map(|(address, listener)| {
+                let error = match listener {
+                    Listener::Open => None,
+                    Listener::Refused(errno) => Some(os_error(errno)),
+                };
+                json!({ "address": address, "listening": error.is_none(), "error": error })
+            })
+            .collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pid": std::process::id(),
@@ -372,6 +389,12 @@ impl Engine {
             "addresses": self.wanted_addresses(),
             "health_checks": checks,
             "finishing": leaving,
+            "redirects": redirects,
+            "descriptors": {
+                "limit": descriptors::limit(),
+                "open": descriptors::open(),
+                "shortage": descriptors::shortage(descriptors::limit(), checks.len()),
+            },
             "firewall": match &self.firewall {
                 Ok(report) => json!(report),
                 Err(why) => json!({ "in_force": false, "reason": why }),

@@ -336,6 +336,63 @@ fn health_decides_who_is_served_and_is_shown_with_its_reason() {
 }
 
 #[test]
+fn servers_that_are_not_checked_are_shown_as_that_and_take_clients() {
+    let unchecked = two().replace("    ports:", "    health_check: { kind: none }\n    ports:");
+    let mut world = World::new(&unchecked);
+    let shown = |world: &World, server: &str| {
+        let info = world.maps.server_info.read(usize::from(world.id(server))).unwrap();
+        (info.health, unpadded(&info.health_reason))
+    };
+    assert_eq!(shown(&world, "a"), (3, "no health check is configured".to_owned()));
+    assert_eq!(world.bits("a"), ALL);
+    let status = world.engine.request(Request::Status).unwrap();
+    assert_eq!(status["health_checks"][0]["health"], "not checked");
+
+    let mut world = World::new(&two());
+    world.health("b", Verdict::Up, "the first probe succeeded");
+    let why = "its check cannot be made: for a test".to_owned();
+    world.engine.set_uncheckable([(world.id("a"), why.clone())].into());
+    world.engine.resync().unwrap();
+    assert_eq!((shown(&world, "a"), shown(&world, "b").0), ((3, why.clone()), 1));
+    let status = world.engine.request(Request::Status).unwrap();
+    let check = &status["health_checks"][0];
+    assert_eq!((&check["health"], &check["reason"]), (&json!("not checked"), &json!(why)));
+    world.restart(&two());
+    assert_eq!(world.bits("a"), ALL, "another daemon takes clients there, too");
+    world.engine.set_uncheckable(BTreeMap::new());
+    world.engine.resync().unwrap();
+    assert_eq!(shown(&world, "b").0, 1);
+}
+
+#[test]
+fn a_redirect_that_cannot_listen_is_shown_within_a_second_and_so_is_its_end() {
+    let text = two() + "  - { label: R, address: 192.0.2.150, ports: [80, 81], protocol: http, force_https: true }\n";
+    let mut world = World::new(&text);
+    let listening = Listening::default();
+    world.engine.set_listening(listening.clone());
+    let id = usize::from(world.engine.state.ids.service("R").unwrap().id);
+    let mut shown = |listening: &Listening, first, second| {
+        listening.note("192.0.2.150:80".parse().unwrap(), first);
+        listening.note("192.0.2.150:81".parse().unwrap(), second);
+        world.engine.tick().unwrap();
+        let status = world.engine.request(Request::Status).unwrap();
+        (world.maps.service_info.read(id).unwrap().listening, status["redirects"].clone())
+    };
+    let (number, _) = shown(&listening, Listener::Open, Listener::Open);
+    assert_eq!(number, 1);
+    let (number, redirects) = shown(&listening, Listener::Open, Listener::Refused(98));
+    assert_eq!(number, 2 | 98 << 16, "one of its ports is enough");
+    let in_use = "Address already in use (os error 98)";
+    let json = json!([
+        { "address": "192.0.2.150:80", "listening": true, "error": null },
+        { "address": "192.0.2.150:81", "listening": false, "error": in_use },
+    ]);
+    assert_eq!(redirects, json);
+    let (number, _) = shown(&listening, Listener::Open, Listener::Open);
+    assert_eq!(number, 1);
+}
+
+#[test]
 fn a_server_without_a_neighbour_is_told_apart_from_one_that_is_down() {
     let mut world = World::new(&two());
     world.engine.neighbours([([192, 0, 2, 1].into(), None)]);
