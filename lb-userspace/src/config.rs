@@ -35,12 +35,12 @@ mod bad_input_tests;
 mod property_tests;
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::Read;
 use std::path::Path;
 
 pub use diff::{Change, FieldChange, diff};
 pub use duration::{display_duration, parse_duration};
-pub use error::{ConfigErrors, Problem};
+pub use error::{ConfigErrors, MOST_TOLD, Problem};
 pub use label::{InvalidLabel, Label};
 pub use model::{
     Config, Forwarding, HealthCheck, HealthKind, Node, OnDown, Persistence, PortRange, Protocol, Scheduler,
@@ -65,7 +65,8 @@ pub struct Checked {
 ///
 /// # Errors
 ///
-/// Every mistake in the file, in line order; of a text that is not YAML at all, the first.
+/// The mistakes in the file, in line order, the first [`MOST_TOLD`] of them and a count; of a text that is not YAML at all,
+/// the first.
 pub fn parse(source_name: &str, text: &str) -> Result<Config, ConfigErrors> {
     check(source_name, text).map(|checked| checked.config)
 }
@@ -79,8 +80,8 @@ pub fn check(source_name: &str, text: &str) -> Result<Checked, ConfigErrors> {
     if text.len() > MAX_BYTES {
         return Err(ConfigErrors::about_file(source_name, too_large()));
     }
-    let tree = tree::parse(text).map_err(|problem| ConfigErrors::new(source_name, vec![problem]))?;
-    read::config(&tree).map_err(|problems| ConfigErrors::new(source_name, problems))
+    let tree = tree::parse(text).map_err(|problem| ConfigErrors::about_file(source_name, problem))?;
+    read::config(&tree).map_err(|mistakes| ConfigErrors::new(source_name, mistakes.first, mistakes.more))
 }
 
 /// Reads the configuration file at `path`.
@@ -100,19 +101,37 @@ pub fn parse_file(path: &Path) -> Result<Config, ConfigErrors> {
 /// As [`parse_file`].
 pub fn check_file(path: &Path) -> Result<Checked, ConfigErrors> {
     let name = path.display().to_string();
-    let text = read_text(path).map_err(|problem| ConfigErrors::about_file(&name, problem))?;
-    check(&name, &text)
+    check(&name, &read_file(path)?)
 }
 
-/// The file's text. Never reads more than one byte over the limit, also from a device or a pipe.
-fn read_text(path: &Path) -> Result<String, Problem> {
-    let unreadable = |error: std::io::Error| {
-        Problem::at_start(format!("cannot read the file: {error}"), "name a file that this user can read")
-    };
-    let file = File::open(path).map_err(unreadable)?;
+/// The text of the file at `path`, not understood yet.
+///
+/// # Errors
+///
+/// What of [`parse_file`] is not about its content.
+pub fn read_file(path: &Path) -> Result<String, ConfigErrors> {
+    let name = path.display().to_string();
+    let file = File::open(path).map_err(|error| ConfigErrors::about_file(&name, unreadable(&error)))?;
+    read_text(&name, file)
+}
+
+/// The text that `source` gives, which may be a device or a pipe: never more than one byte over [`MAX_BYTES`] is read.
+///
+/// # Errors
+///
+/// As [`read_file`].
+pub fn read_text(source_name: &str, source: impl Read) -> Result<String, ConfigErrors> {
+    bounded_text(source).map_err(|problem| ConfigErrors::about_file(source_name, problem))
+}
+
+fn unreadable(error: &std::io::Error) -> Problem {
+    Problem::at_start(format!("cannot read the file: {error}"), "name a file that this user can read")
+}
+
+fn bounded_text(source: impl Read) -> Result<String, Problem> {
     let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX);
     let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
+    source.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|error| unreadable(&error))?;
     if bytes.len() > MAX_BYTES {
         return Err(too_large());
     }

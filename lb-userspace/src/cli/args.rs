@@ -381,24 +381,24 @@ pub struct Explain {
 pub enum Config {
     /// Says everything that is wrong with a file; needs no daemon.
     Check {
-        /// The candidate.
+        /// The candidate; `-` is standard input.
         file: PathBuf,
     },
     /// The configuration in force, with every default.
     Show,
     /// What is different in a file.
     Diff {
-        /// The candidate.
+        /// The candidate; `-` is standard input.
         file: PathBuf,
     },
     /// What applying a file would do: who would move, before anything does.
     Plan {
-        /// The candidate.
+        /// The candidate; `-` is standard input.
         file: PathBuf,
     },
     /// Puts a file in force.
     Apply {
-        /// The candidate.
+        /// The candidate; `-` is standard input.
         file: PathBuf,
     },
 }

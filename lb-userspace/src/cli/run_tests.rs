@@ -77,6 +77,7 @@ fn world() -> World {
         firewall: Box::new(|| Ok(None)),
         enter: Box::new(|_| Ok(None)),
         ask: Box::new(|_, _| bail!("the daemon is not running")),
+        input: Box::new(|| Box::new(io::empty())),
         now: Box::new(wall),
         sleep: Box::new(|_| {}),
     }
@@ -184,6 +185,38 @@ fn reading_works_with_the_daemon_dead_and_says_so_on_standard_error() {
     let said = steadfast(&silent, "vip show -j");
     assert_eq!(said.json().as_array().map(Vec::len), Some(3));
     assert!(said.err.starts_with("daemon is not running (last seen "), "{}", said.err);
+}
+
+#[test]
+fn a_configuration_may_come_by_standard_input() {
+    let text = std::fs::read_to_string(FILE).unwrap();
+    let running = serde_json::json!({ "yaml": text, "done": "done", "plan": {} });
+    let piped = |text: &str| {
+        let (world, asked) = with_daemon(running.clone());
+        let text = text.to_owned();
+        (World { input: Box::new(move || Box::new(io::Cursor::new(text.clone()))), ..world }, asked)
+    };
+    let (world, _) = piped(&text);
+    let said = steadfast(&world, "config check -");
+    assert!(said.out.starts_with("standard input: valid, "), "{}", said.err);
+    assert_eq!(
+        steadfast(&world, "config diff -").out,
+        "standard input does not differ from the running configuration\n"
+    );
+    for command in ["plan", "apply"] {
+        let (world, asked) = piped(&text);
+        steadfast(&world, &format!("config {command} - -j"));
+        let asked = asked.borrow();
+        assert_eq!(asked[0].0, format!("/v1/config/{command}"));
+        assert_eq!(
+            (&asked[0].1["yaml"], &asked[0].1["source"]),
+            (&Value::from(text.as_str()), &Value::from("standard input"))
+        );
+    }
+    let (world, asked) = piped("version: 2\n");
+    let said = steadfast(&world, "config apply -");
+    assert!(said.error().contains("standard input:1:10: version \"2\" is not known"), "{}", said.error());
+    assert!(asked.borrow().is_empty());
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! What the commands need of the world outside; tests give them another.
 
-use std::{path::Path, time::Duration};
+use std::{
+    io::{self, Read},
+    path::Path,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -50,6 +54,8 @@ pub struct World {
     pub enter: Box<Enter>,
     /// Asks the daemon.
     pub ask: Box<Ask>,
+    /// Standard input.
+    pub input: Box<dyn Fn() -> Box<dyn Read>>,
     /// The time of day.
     pub now: Box<dyn Fn() -> Timestamp>,
     /// Waits.
@@ -76,6 +82,7 @@ impl World {
                     Request::Post(path, body) => daemon.post(path, body),
                 }
             }),
+            input: Box::new(|| Box::new(io::stdin())),
             now: Box::new(Timestamp::now),
             sleep: Box::new(std::thread::sleep),
         }

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use proptest::prelude::*;
 
-use super::{MAX_BYTES, parse, parse_file};
+use super::suggest::tests::ASKED;
+use super::{MAX_BYTES, MOST_TOLD, parse, parse_file};
 
 fn error_of(content: &[u8]) -> String {
     let directory = tempfile::tempdir().unwrap();
@@ -66,28 +67,41 @@ fn text_that_is_not_yaml_is_refused_where_it_goes_wrong() {
     assert!(error.contains("not readable as YAML: "), "{error}");
 }
 
-/// Where time grows with the square of the size, a quarter of the largest takes minutes; the bound is generous for
-/// a busy machine.
+/// What is done for a file of nonsense: so many mistakes told, so many more, so many bytes of text, and so often the nearest
+/// word looked for, which is what costs time.
+fn work(head: &str, line: &str, bytes: usize) -> (usize, usize, usize, usize) {
+    let text = format!("{head}{}", line.repeat(bytes / line.len()));
+    let before = ASKED.get();
+    let error = parse("f", &text).unwrap_err();
+    (error.problems().len(), error.more(), error.to_string().len(), ASKED.get() - before)
+}
+
 #[test]
-fn time_grows_with_the_size_only() {
+fn a_file_of_nonsense_gets_the_first_hundred_mistakes_and_a_count_however_large_it_is() {
     let head = "version: 1\nnode: { interfaces: [eth0] }\nvirtual_services:\n";
     for (head, line) in [
         ("", "lable: 1\n"),
-        ("", "- [a, b, c]\n"),
+        ("", "version: 1\n"),
         ("a: &a { b: 1 }\nc:\n", "- *a\n"),
         (head, "- {}\n"),
-        (head, "- { label: a, address: 192.0.2.1, ports: [443] }\n"),
+        (head, "- { label: a, address: 192.0.2.1, ports: [443], protocol: tpc }\n"),
+        (head, "- { lable: a, adress: 192.0.2.1, prots: [443] }\n"),
         ("a: \"", "x\n\n"),
         ("", "? "),
         ("", "{ a: "),
         ("", "&a "),
     ] {
-        let text = format!("{head}{}", line.repeat(MAX_BYTES / 4 / line.len()));
-        let start = std::time::Instant::now();
-        assert!(parse("f", &text).is_err());
-        let took = start.elapsed();
-        assert!(took.as_secs() < 20, "{line:?} took {took:?}");
+        let (told, more, length, asked) = work(head, line, MAX_BYTES / 128);
+        let (told_of_more, more_of_more, longer, asked_more) = work(head, line, MAX_BYTES / 64);
+        assert!(told <= MOST_TOLD && told_of_more == told, "{line:?}: {told}, {told_of_more}");
+        assert!(longer <= length + 2 && length < 64 * 1024, "{line:?}: {length}, {longer} bytes");
+        assert!(asked <= 3 * MOST_TOLD && asked_more == asked, "{line:?}: {asked}, {asked_more} comparisons");
+        assert!(more_of_more <= 2 * (more + MOST_TOLD), "{line:?}: {more}, {more_of_more}");
+        assert!(more_of_more > more || more == 0, "{line:?}: {more}, {more_of_more}");
     }
+    let lines = MAX_BYTES / 128 / "lable: 1\n".len();
+    // Each unknown key, and three that are missing.
+    assert_eq!(work("", "lable: 1\n", MAX_BYTES / 128).1, lines + 3 - MOST_TOLD);
 }
 
 proptest! {

@@ -501,6 +501,16 @@ fn a_health_check_asks_only_what_its_kind_can() {
             "host \"http://a\" is not a host name; write a host name, without scheme and port",
         "{ kind: http, host: \"[2001:db8::21]:80\" }" @ 39:
             "host \"[2001:db8::21]:80\" is not a host name; write a host name, without scheme and port",
+        "{ kind: http, host: -epic.example }" @ 39:
+            "host \"-epic.example\" is not a host name; write labels of letters, digits, - and _ with dots between them, none empty, longer than 63, or with - at an end",
+        "{ kind: tls, host: epic..example }" @ 38:
+            "host \"epic..example\" is not a host name; write labels of letters, digits, - and _ with dots between them, none empty, longer than 63, or with - at an end",
+        "{ kind: https, host: epic.example- }" @ 40:
+            "host \"epic.example-\" is not a host name; write labels of letters, digits, - and _ with dots between them, none empty, longer than 63, or with - at an end",
+        "{ kind: http, path: \"/a`b\" }" @ 39:
+            "path \"/a`b\" cannot be requested; write a path as in /health, percent-encoded where needed",
+        "{ kind: http, path: \"/a?q=<b>\" }" @ 39:
+            "path \"/a?q=<b>\" cannot be requested; write a path as in /health, percent-encoded where needed",
         "{ kind: http, expect_status: 200 }" @ 48:
             "expect_status is a single value, not a list; write a list of status codes and ranges, as in [200-399]",
         "{ kind: http, expect_status: [] }" @ 48:

@@ -55,7 +55,9 @@ impl<'t> Fields<'t> {
             return;
         };
         if !known.contains(&name.as_str()) {
-            let remedy = suggest(name, known).map_or_else(all, |near| format!("did you mean \"{near}\"?"));
+            // Comparing words is what costs time; where nobody reads the answer, it is not done.
+            let near = if findings.tells(key.at) { suggest(name, known) } else { None };
+            let remedy = near.map_or_else(all, |near| format!("did you mean \"{near}\"?"));
             findings.error(key.at, format!("unknown key {} in {owner}", quoted(name)), remedy);
         } else if let Some(first) = self.entries.iter().find(|entry| entry.key == name) {
             let what = format!("key \"{name}\" is given twice in {owner}");

@@ -13,6 +13,7 @@ use super::{
     Config, Forwarding, HealthCheck, HealthKind, Label, Node, OnDown, Persistence, PortRange, Protocol,
     Scheduler, Scope, Server, Service, StatusRange, Tables, XdpMode, check, diff, parse,
 };
+use crate::health::spec;
 
 const EXAMPLE: &str = include_str!("../../../docs/examples/steadfast.yaml");
 
@@ -212,8 +213,11 @@ fn health_check() -> impl Strategy<Value = HealthCheck> {
         (Just(interval), millis(10..=most))
     });
     let counts = (1u32..=100, 1u32..=100, option::of(1u16..));
-    let http = ("/[!-\"$-~]{0,40}", vec(status, 1..4), option::of(".{1,40}"));
-    let host = prop_oneof!["[A-Za-z0-9._-]{1,60}", r"\[2001:db8::[1-9a-f]{1,4}\]"];
+    let path = "/[!-\"$-~]{0,40}".prop_filter("a path", |path| spec::parse_path(path).is_ok());
+    let http = (path, vec(status, 1..4), option::of(".{1,40}"));
+    let name = "[A-Za-z0-9_]{1,9}([._-][A-Za-z0-9]{1,9}){0,4}[.]?";
+    let name = name.prop_filter("a host name", |name| spec::TlsName::new(name).is_ok());
+    let host = prop_oneof![name, r"\[2001:db8::[1-9a-f]{1,4}\]"];
     (select(kinds), times, counts, option::of(host), http).prop_map(
         |(kind, (interval, timeout), (fall, rise, port), host, (path, expect_status, expect_body))| {
             let common = HealthCheck { kind, interval, timeout, fall, rise, port, ..HealthCheck::default() };
@@ -314,6 +318,17 @@ fn unique(labels: Vec<&mut Label>) {
 }
 
 proptest! {
+    #[test]
+    fn whatever_check_is_taken_the_checker_can_make(
+        kind in select(vec!["http", "https"]), host in "[a-zA-Z0-9._-]{1,20}|[!-~]{1,12}", path in "/[ -~]{0,12}",
+    ) {
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+        let text = DESIGN.replace("kind: tcp", &format!("kind: {kind}, host: {}, path: {}", quoted(&host), quoted(&path)));
+        if let Ok(config) = parse("f", &text) {
+            prop_assert!(spec::from_config(&config.services[0].health_check, None).is_ok());
+        }
+    }
+
     #[test]
     fn what_is_written_is_read_back_as_the_same(config in config()) {
         let yaml = config.to_yaml();

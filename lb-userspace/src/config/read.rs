@@ -1,7 +1,7 @@
 //! The whole tree to a whole configuration.
 
 use super::Checked;
-use super::error::{Findings, Position, Problem};
+use super::error::{Findings, Mistakes, Position, Problem};
 use super::fields::Fields;
 use super::model::{Config, Service};
 use super::rules;
@@ -15,13 +15,13 @@ pub(super) const VERSION: u16 = 1;
 const KEYS: &[&str] = &["version", "node", "virtual_services"];
 
 /// Reads the document.
-pub(super) fn config(tree: &Tree) -> Result<Checked, Vec<Problem>> {
+pub(super) fn config(tree: &Tree) -> Result<Checked, Mistakes> {
     let mut findings = Findings::default();
     let config = document(tree, &mut findings);
     let warnings = findings.into_result()?;
     // Whatever leaves no configuration has reported why.
-    let config =
-        config.ok_or_else(|| vec![Problem::at_start("no configuration was read", "report this defect")])?;
+    let defect = || Problem::at_start("no configuration was read", "report this defect");
+    let config = config.ok_or_else(|| Mistakes { first: vec![defect()], more: 0 })?;
     Ok(Checked { config, warnings })
 }
 

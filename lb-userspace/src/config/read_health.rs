@@ -9,6 +9,7 @@ use super::fields::Fields;
 use super::model::{HealthCheck, HealthKind, StatusRange};
 use super::tree::Tree;
 use super::values::{duration, list, port, quoted, range_of, text, whole, word};
+use crate::health::spec::{self, TlsName};
 
 const KEYS: &[&str] =
     &["kind", "interval", "timeout", "fall", "rise", "port", "path", "host", "expect_status", "expect_body"];
@@ -23,6 +24,18 @@ const MAX_HOST: usize = 253;
 
 /// Reads the section; `None` where it is not a mapping.
 pub(super) fn health_check(tree: &Tree, findings: &mut Findings) -> Option<HealthCheck> {
+    let mistakes = findings.mistakes();
+    let check = entries(tree, findings)?;
+    // Whatever the checker could not do and the readers below have let pass.
+    if findings.mistakes() == mistakes
+        && let Err(why) = spec::from_config(&check, None)
+    {
+        findings.error(tree.at, format!("this check cannot be made: {why}"), "correct it");
+    }
+    Some(check)
+}
+
+fn entries(tree: &Tree, findings: &mut Findings) -> Option<HealthCheck> {
     let fields = Fields::open(tree, "health_check", KEYS, findings)?;
     let default = HealthCheck::default();
     let kind = fields.or_default("kind", default.kind, findings, |tree, findings| {
@@ -89,8 +102,7 @@ fn timeout(fields: &Fields<'_>, interval: Duration, findings: &mut Findings) -> 
 fn path(tree: &Tree, findings: &mut Findings) -> Option<String> {
     let remedy = "write a path as in /health, percent-encoded where needed";
     let given = text(tree, "path", remedy, findings)?;
-    let printable = given.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-    if !given.starts_with('/') || !printable || given.len() > MAX_TEXT {
+    if spec::parse_path(given).is_err() || given.len() > MAX_TEXT {
         findings.error(tree.at, format!("path {} cannot be requested", quoted(given)), remedy);
         return None;
     }
@@ -108,6 +120,13 @@ fn host(tree: &Tree, findings: &mut Findings) -> Option<String> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     if given.is_empty() || given.len() > MAX_HOST || !given.bytes().all(allowed) {
         findings.error(tree.at, format!("host {} is not a host name", quoted(given)), remedy);
+        return None;
+    }
+    if TlsName::new(given).is_err() {
+        let what = format!("host {} is not a host name", quoted(given));
+        let remedy = "write labels of letters, digits, - and _ with dots between them, none empty, longer than 63, or with \
+                      - at an end";
+        findings.error(tree.at, what, remedy);
         return None;
     }
     Some(given.to_owned())

@@ -6,6 +6,8 @@ const MAX_WORD: usize = 32;
 /// The candidate that `word` is probably a slip of: at most a third of its letters wrong (swapped
 /// neighbours count once), or one contained in the other.
 pub(crate) fn suggest<'c>(word: &str, candidates: &[&'c str]) -> Option<&'c str> {
+    #[cfg(test)]
+    tests::ASKED.set(tests::ASKED.get() + 1);
     if word.len() > MAX_WORD {
         return None;
     }
@@ -43,8 +45,15 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    thread_local! {
+        /// How often this thread has looked for the nearest word.
+        pub(in crate::config) static ASKED: Cell<usize> = const { Cell::new(0) };
+    }
 
     const KEYS: &[&str] = &["label", "address", "ports", "health_check", "real_servers", "weight"];
 

@@ -82,7 +82,8 @@ pub(super) fn word<T: Copy>(
     if later.contains(&given) {
         findings.error(tree.at, format!("{what} {given} is not supported in this version yet"), all);
     } else {
-        let remedy = suggest(given, &names).map_or(all, |near| format!("did you mean \"{near}\"?"));
+        let near = if findings.tells(tree.at) { suggest(given, &names) } else { None };
+        let remedy = near.map_or(all, |near| format!("did you mean \"{near}\"?"));
         findings.error(tree.at, format!("{} is not a known {what}", quoted(given)), remedy);
     }
     None

@@ -605,7 +605,8 @@ impl Engine {
                 health.certificate_expires = seconds(expires);
             }
             if let Some(note) = view.note.as_ref().filter(|note| health.note.as_ref() != Some(*note)) {
-                let name = self.state.ids.server_name(id).map_or_else(|| format!("#{id}"), ToString::to_string);
+                let name =
+                    self.state.ids.server_name(id).map_or_else(|| format!("#{id}"), ToString::to_string);
                 info!("{name} answers its checks: {note}");
             }
             health.note = view.note;

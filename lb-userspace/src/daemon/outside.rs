@@ -16,9 +16,9 @@ use super::redirects::Redirects;
 use super::routers::refusals;
 use super::sources::of_family;
 use super::store::OwnAddress;
-use crate::config::{self, HealthKind};
+use crate::config;
 use crate::firewall::{Follower, Guarded};
-use crate::health::spec::{HttpCheck, ProbeKind, ProbeSpec, Rhythm, SpecError, TargetSpec, TlsName};
+use crate::health::spec::{self, SpecError, TargetSpec};
 use crate::health::{Checker, Environment, HealthNews};
 use crate::net::{
     ANNOUNCE_SCHEDULE, Added, Family, Link, LinkEvent, Neighbours, Net, NetEvent, Removed, Timing, announce,
@@ -450,25 +450,11 @@ fn target(
     source: Option<IpAddr>,
 ) -> Result<TargetSpec, SpecError> {
     let check = &service.health_check;
-    let http = || {
-        HttpCheck::new(
-            &check.path,
-            check.host.as_deref(),
-            check.expect_status.iter().map(|range| range.first..=range.last).collect(),
-            check.expect_body.clone(),
-        )
-    };
-    let kind = match check.kind {
-        HealthKind::None => ProbeKind::None,
-        HealthKind::Tcp => ProbeKind::Tcp,
-        HealthKind::Tls => ProbeKind::Tls(check.host.as_deref().map(TlsName::new).transpose()?),
-        HealthKind::Http => ProbeKind::Http(http()?),
-        HealthKind::Https => ProbeKind::Https(http()?),
-    };
+    let (probe, rhythm) = spec::from_config(check, source)?;
     Ok(TargetSpec {
         id: u32::from(id),
         address: SocketAddr::new(server.address, check.port.unwrap_or(server.port)),
-        probe: ProbeSpec::new(kind, check.timeout, source)?,
-        rhythm: Rhythm::new(check.interval, check.fall, check.rise)?,
+        probe,
+        rhythm,
     })
 }

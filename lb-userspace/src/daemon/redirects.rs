@@ -74,7 +74,9 @@ async fn run(
                 listening.note(address, Listener::Refused(errno(&error)));
                 if !told {
                     told = true;
-                    warn!("cannot listen on {address} for the redirect ({error}); trying again every {RETRY:?}");
+                    warn!(
+                        "cannot listen on {address} for the redirect ({error}); trying again every {RETRY:?}"
+                    );
                 }
             }
         }

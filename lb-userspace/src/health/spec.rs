@@ -12,9 +12,38 @@ use rustls::pki_types::ServerName;
 use thiserror::Error;
 
 use super::state::Thresholds;
+use crate::config::{self, HealthKind};
 
 /// Shortest interval and timeout; less would be load, not a check.
 pub const SHORTEST: Duration = Duration::from_millis(10);
+
+/// How a configured check is carried out: what a probe does, and how often. What the reader of the configuration and the
+/// daemon both ask, so that what the one takes the other can do.
+///
+/// # Errors
+/// The first thing that a probe could not do.
+pub fn from_config(
+    check: &config::HealthCheck,
+    source: Option<IpAddr>,
+) -> Result<(ProbeSpec, Rhythm), SpecError> {
+    let http = || {
+        HttpCheck::new(
+            &check.path,
+            check.host.as_deref(),
+            check.expect_status.iter().map(|range| range.first..=range.last).collect(),
+            check.expect_body.clone(),
+        )
+    };
+    let kind = match check.kind {
+        HealthKind::None => ProbeKind::None,
+        HealthKind::Tcp => ProbeKind::Tcp,
+        HealthKind::Tls => ProbeKind::Tls(check.host.as_deref().map(TlsName::new).transpose()?),
+        HealthKind::Http => ProbeKind::Http(http()?),
+        HealthKind::Https => ProbeKind::Https(http()?),
+    };
+    let probe = ProbeSpec::new(kind, check.timeout, source)?;
+    Ok((probe, Rhythm::new(check.interval, check.fall, check.rise)?))
+}
 
 /// One real server to watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,17 +159,26 @@ impl HttpCheck {
         expect_status: Vec<RangeInclusive<u16>>,
         expect_body: Option<String>,
     ) -> Result<Self, SpecError> {
-        let bad_path = || SpecError::Path(path.to_owned());
-        if !path.starts_with('/') || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(bad_path());
-        }
         Ok(Self {
-            path: path.parse().map_err(|_| bad_path())?,
+            path: parse_path(path)?,
             host: host.map(parse_host).transpose()?,
             expect_status: StatusRanges::new(expect_status)?,
             expect_body: expect_body.filter(|text| !text.is_empty()),
         })
     }
+}
+
+/// The path, and the query if there is one, of a request.
+///
+/// # Errors
+/// It does not begin with a slash, or has bytes that no URI has: those are to be percent-encoded (RFC 3986 section 2.1).
+pub fn parse_path(path: &str) -> Result<PathAndQuery, SpecError> {
+    let bad = || SpecError::Path(path.to_owned());
+    let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic() && !b"#\"<>`".contains(&byte));
+    if !path.starts_with('/') || !is_plain {
+        return Err(bad());
+    }
+    path.parse().map_err(|_| bad())
 }
 
 fn parse_host(host: &str) -> Result<(HeaderValue, TlsName), SpecError> {
@@ -196,7 +234,9 @@ pub enum SpecError {
     #[error("{0} is 0: use 1 or more")]
     Zero(&'static str),
     /// Not a path of an HTTP request.
-    #[error("path {0:?} is not valid: it begins with / and has neither spaces nor bytes beyond ASCII")]
+    #[error(
+        "path {0:?} is not valid: it begins with /, and has no space, quote, #, <, >, backtick or byte beyond ASCII"
+    )]
     Path(String),
     /// Not a host name or address.
     #[error("{0:?} is not a host name or an address")]
@@ -225,7 +265,7 @@ mod tests {
             assert!(TlsName::new(name).is_err(), "{name}");
         }
         assert_eq!(http("health", None, vec![]), Err(SpecError::Path("health".to_owned())));
-        for path in ["", "/a b", "/\r\nX: y", "/\u{e9}"] {
+        for path in ["", "/a b", "/\r\nX: y", "/\u{e9}", "/a`b", "/<", "/a?b=\"c\"", "/a#b"] {
             assert!(http(path, None, vec![]).is_err(), "{path:?}");
         }
         for host in ["", "a b", "user@h", "h/..", "h\r\n", "[::1"] {

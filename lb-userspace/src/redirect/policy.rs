@@ -212,9 +212,15 @@ mod tests {
 
     #[test]
     fn only_get_and_head_may_become_a_get() {
-        for (method, keeps) in [("GET", false), ("HEAD", false), ("POST", true), ("PUT", true), ("BREW", true)] {
+        for (method, keeps) in
+            [("GET", false), ("HEAD", false), ("POST", true), ("PUT", true), ("BREW", true)]
+        {
             let location = "https://h/a".to_owned();
-            assert_eq!(ask(method, "/a", &["h"]), Decision::Redirect { location, keeps_method: keeps }, "{method}");
+            assert_eq!(
+                ask(method, "/a", &["h"]),
+                Decision::Redirect { location, keeps_method: keeps },
+                "{method}"
+            );
         }
     }
 
@@ -259,7 +265,8 @@ mod tests {
             return Ok(());
         };
         prop_assert!(location.bytes().all(|b| b.is_ascii_graphic()), "{location:?}");
-        let uri: hyper::Uri = location.parse().map_err(|e| TestCaseError::fail(format!("{location:?}: {e}")))?;
+        let uri: hyper::Uri =
+            location.parse().map_err(|e| TestCaseError::fail(format!("{location:?}: {e}")))?;
         prop_assert_eq!(uri.scheme_str(), Some("https"));
         prop_assert_eq!(uri.port_u16().unwrap_or(443), port.get());
         let asked = str::from_utf8(host).map_err(|e| TestCaseError::fail(e.to_string()))?;

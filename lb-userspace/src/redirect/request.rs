@@ -148,7 +148,8 @@ fn head<'a>(line: &Line<'a>, fields: &[Header<'a>], length: usize) -> Head<'a> {
         hosts: values("host").collect(),
         // Of HTTP/1.0, nobody needs a second request here.
         keep_alive: line.minor == 1 && !closes,
-        has_body: values("transfer-encoding").next().is_some() || values("content-length").any(|value| value != b"0"),
+        has_body: values("transfer-encoding").next().is_some()
+            || values("content-length").any(|value| value != b"0"),
         length,
     }
 }

@@ -191,7 +191,10 @@ fn what_is_to_be_known_of_a_server_that_is_up_is_said_beside_its_health() {
     });
     let server = &servers(&builder.snapshot())[1];
     let json = json_of(server);
-    assert_eq!((&json["health"], &json["health_note"], &json["health_reason"]), (&json!("up"), &json!("TLS alert"), &json!(null)));
+    assert_eq!(
+        (&json["health"], &json["health_note"], &json["health_reason"]),
+        (&json!("up"), &json!("TLS alert"), &json!(null))
+    );
     assert_eq!(server.note().as_deref(), Some("Hyperspace/Hyperspace_Srv_2: TLS alert"));
 }
 

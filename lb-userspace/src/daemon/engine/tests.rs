@@ -366,7 +366,8 @@ fn servers_that_are_not_checked_are_shown_as_that_and_take_clients() {
 
 #[test]
 fn a_redirect_that_cannot_listen_is_shown_within_a_second_and_so_is_its_end() {
-    let text = two() + "  - { label: R, address: 192.0.2.150, ports: [80, 81], protocol: http, force_https: true }\n";
+    let text = two()
+        + "  - { label: R, address: 192.0.2.150, ports: [80, 81], protocol: http, force_https: true }\n";
     let mut world = World::new(&text);
     let listening = Listening::default();
     world.engine.set_listening(listening.clone());
