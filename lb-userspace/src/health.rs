@@ -22,7 +22,7 @@ mod table;
 mod tls;
 mod words;
 
-pub use tls::client_config;
+pub use tls::{Verify, client_config};
 
 #[cfg(test)]
 mod checker_tests;
@@ -30,6 +30,8 @@ mod checker_tests;
 mod probe_ipv6_tests;
 #[cfg(test)]
 mod probe_tests;
+#[cfg(test)]
+mod tls_servers_tests;
 
 use std::collections::BTreeMap;
 use std::fmt;

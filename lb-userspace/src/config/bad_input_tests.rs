@@ -462,7 +462,7 @@ fn persistence_has_a_mode_and_a_duration() {
 fn a_health_check_has_sensible_times_and_counts() {
     health_check_refused! {
         "tcp" @ 19:
-            "health_check is a mapping, not a single value; write key: value pairs of kind, interval, timeout, fall, rise, port, path, host, expect_status, expect_body",
+            "health_check is a mapping, not a single value; write key: value pairs of kind, interval, timeout, fall, rise, port, path, host, verify, expect_status, expect_body",
         "{ kind: ping }" @ 27:
             "\"ping\" is not a known health check kind; use tcp, tls, http, https or none",
         "{ interval: 50ms }" @ 31:
@@ -511,6 +511,12 @@ fn a_health_check_asks_only_what_its_kind_can() {
             "path \"/a`b\" cannot be requested; write a path as in /health, percent-encoded where needed",
         "{ kind: http, path: \"/a?q=<b>\" }" @ 39:
             "path \"/a?q=<b>\" cannot be requested; write a path as in /health, percent-encoded where needed",
+        "{ kind: http, verify: system }" @ 33:
+            "verify has no meaning for a health check of kind http; remove it, or use kind tls or https",
+        "{ kind: https, verify: yes }" @ 42:
+            "verify \"yes\" is neither of its words nor a whole path; write none, system, or the whole path of a PEM file with the certificate authorities",
+        "{ kind: tls, verify: ca.pem }" @ 40:
+            "verify \"ca.pem\" is neither of its words nor a whole path; write none, system, or the whole path of a PEM file with the certificate authorities",
         "{ kind: http, expect_status: 200 }" @ 48:
             "expect_status is a single value, not a list; write a list of status codes and ranges, as in [200-399]",
         "{ kind: http, expect_status: [] }" @ 48:

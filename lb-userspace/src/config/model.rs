@@ -13,6 +13,7 @@ use serde::ser::SerializeStruct as _;
 use serde::{Serialize, Serializer};
 
 use super::label::Label;
+use crate::health::Verify;
 
 /// A whole configuration.
 ///
@@ -390,6 +391,9 @@ pub struct HealthCheck {
     pub path: String,
     /// The Host header (`http`, `https`) and the TLS server name (`tls`, `https`).
     pub host: Option<String>,
+    /// By what the server's certificate is judged (`tls`, `https`); by nothing where the file does not say.
+    #[serde(serialize_with = "as_text")]
+    pub verify: Verify,
     /// Status codes that pass (`http`, `https`), at least one range.
     pub expect_status: Vec<StatusRange>,
     /// Text that the body must contain (`http`, `https`).
@@ -421,10 +425,15 @@ impl Default for HealthCheck {
             port: None,
             path: "/".to_owned(),
             host: None,
+            verify: Verify::None,
             expect_status: vec![StatusRange { first: 200, last: 399 }],
             expect_body: None,
         }
     }
+}
+
+fn as_text<S: Serializer>(value: &Verify, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 /// What a health check asks of a server.

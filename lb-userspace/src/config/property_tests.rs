@@ -13,7 +13,7 @@ use super::{
     Config, Forwarding, HealthCheck, HealthKind, Label, Node, OnDown, Persistence, PortRange, Protocol,
     Scheduler, Scope, Server, Service, StatusRange, Tables, XdpMode, check, diff, parse,
 };
-use crate::health::spec;
+use crate::health::{Verify, spec};
 
 const EXAMPLE: &str = include_str!("../../../docs/examples/steadfast.yaml");
 
@@ -218,15 +218,25 @@ fn health_check() -> impl Strategy<Value = HealthCheck> {
     let name = "[A-Za-z0-9_]{1,9}([._-][A-Za-z0-9]{1,9}){0,4}[.]?";
     let name = name.prop_filter("a host name", |name| spec::TlsName::new(name).is_ok());
     let host = prop_oneof![name, r"\[2001:db8::[1-9a-f]{1,4}\]"];
-    (select(kinds), times, counts, option::of(host), http).prop_map(
-        |(kind, (interval, timeout), (fall, rise, port), host, (path, expect_status, expect_body))| {
+    let verify = prop_oneof![
+        Just(Verify::None),
+        Just(Verify::System),
+        "/[ -~]{1,20}".prop_map(|path| Verify::File(path.into())),
+    ];
+    (select(kinds), times, counts, (option::of(host), verify), http).prop_map(
+        |(
+            kind,
+            (interval, timeout),
+            (fall, rise, port),
+            (host, verify),
+            (path, expect_status, expect_body),
+        )| {
             let common = HealthCheck { kind, interval, timeout, fall, rise, port, ..HealthCheck::default() };
             match kind {
                 HealthKind::Tcp | HealthKind::None => common,
-                HealthKind::Tls => HealthCheck { host, ..common },
-                HealthKind::Http | HealthKind::Https => {
-                    HealthCheck { host, path, expect_status, expect_body, ..common }
-                }
+                HealthKind::Tls => HealthCheck { host, verify, ..common },
+                HealthKind::Http => HealthCheck { host, path, expect_status, expect_body, ..common },
+                HealthKind::Https => HealthCheck { host, verify, path, expect_status, expect_body, ..common },
             }
         },
     )

@@ -1,6 +1,7 @@
 //! The `health_check` section.
 
 use std::net::Ipv6Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::duration::display_duration;
@@ -9,10 +10,22 @@ use super::fields::Fields;
 use super::model::{HealthCheck, HealthKind, StatusRange};
 use super::tree::Tree;
 use super::values::{duration, list, port, quoted, range_of, text, whole, word};
+use crate::health::Verify;
 use crate::health::spec::{self, TlsName};
 
-const KEYS: &[&str] =
-    &["kind", "interval", "timeout", "fall", "rise", "port", "path", "host", "expect_status", "expect_body"];
+const KEYS: &[&str] = &[
+    "kind",
+    "interval",
+    "timeout",
+    "fall",
+    "rise",
+    "port",
+    "path",
+    "host",
+    "verify",
+    "expect_status",
+    "expect_body",
+];
 const SECOND: Duration = Duration::from_secs(1);
 const MIN_TIMEOUT: Duration = Duration::from_millis(10);
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
@@ -58,6 +71,7 @@ fn entries(tree: &Tree, findings: &mut Findings) -> Option<HealthCheck> {
         port: fields.get("port").and_then(|tree| port(tree, findings)),
         path: fields.or_default("path", default.path, findings, path),
         host: fields.get("host").and_then(|tree| host(tree, findings)),
+        verify: fields.or_default("verify", default.verify, findings, verify),
         expect_status: fields.or_default("expect_status", default.expect_status, findings, statuses),
         expect_body: fields.get("expect_body").and_then(|tree| body(tree, findings)),
     })
@@ -66,13 +80,15 @@ fn entries(tree: &Tree, findings: &mut Findings) -> Option<HealthCheck> {
 /// A check that looks stricter than it is would be worse than none.
 fn refuse_what_kind_ignores(fields: &Fields<'_>, kind: HealthKind, findings: &mut Findings) {
     let ignored: &[(&str, &str)] = match kind {
-        HealthKind::Http | HealthKind::Https => &[],
+        HealthKind::Http => &[("verify", "tls or https")],
+        HealthKind::Https => &[],
         HealthKind::Tls => {
             &[("path", "http or https"), ("expect_status", "http or https"), ("expect_body", "http or https")]
         }
         HealthKind::Tcp | HealthKind::None => &[
             ("path", "http or https"),
             ("host", "tls, http or https"),
+            ("verify", "tls or https"),
             ("expect_status", "http or https"),
             ("expect_body", "http or https"),
         ],
@@ -130,6 +146,25 @@ fn host(tree: &Tree, findings: &mut Findings) -> Option<String> {
         return None;
     }
     Some(given.to_owned())
+}
+
+fn verify(tree: &Tree, findings: &mut Findings) -> Option<Verify> {
+    let remedy = "write none, system, or the whole path of a PEM file with the certificate authorities";
+    match text(tree, "verify", remedy, findings)? {
+        "none" => Some(Verify::None),
+        "system" => Some(Verify::System),
+        path if path.starts_with('/') && path.len() <= MAX_TEXT && !path.contains('\0') => {
+            Some(Verify::File(PathBuf::from(path)))
+        }
+        other => {
+            findings.error(
+                tree.at,
+                format!("verify {} is neither of its words nor a whole path", quoted(other)),
+                remedy,
+            );
+            None
+        }
+    }
 }
 
 fn statuses(tree: &Tree, findings: &mut Findings) -> Option<Vec<StatusRange>> {

@@ -202,6 +202,9 @@ fn health_fields(check: &HealthCheck) -> Vec<(&'static str, String)> {
     if check.kind.asks_http() || check.kind == HealthKind::Tls {
         fields.extend(check.host.as_deref().map(|host| ("host", scalar(host))));
     }
+    if matches!(check.kind, HealthKind::Tls | HealthKind::Https) {
+        fields.push(("verify", scalar(&check.verify.to_string())));
+    }
     if check.kind.asks_http() {
         fields.push(("expect_status", flow_list(check.expect_status.iter().map(ToString::to_string))));
         fields.extend(check.expect_body.as_deref().map(|body| ("expect_body", scalar(body))));

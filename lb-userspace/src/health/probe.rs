@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use super::http;
 use super::spec::{HttpCheck, ProbeKind, ProbeSpec, TlsName};
 use super::state::Outcome;
-use super::tls::{self, Inside};
+use super::tls::{self, Inside, Session};
 use super::words;
 
 /// How long a good probe's connection is given to close in peace. Not part of the probe's timeout:
@@ -44,7 +44,8 @@ pub struct ProbeResult {
 /// It takes the specified timeout and 0.2 s for closing, at most. Dropping it ends it at once.
 pub async fn probe(spec: &ProbeSpec, target: SocketAddr) -> ProbeResult {
     let started = Instant::now();
-    let mut progress = Progress { phase: Phase::Connecting, certificate_expires: None, note: None };
+    let mut progress =
+        Progress { phase: Phase::Connecting, heard: false, certificate_expires: None, note: None };
     let attempt = timeout(spec.timeout, attempt(spec, target, &mut progress)).await;
     let took = started.elapsed();
     let outcome = match attempt {
@@ -68,8 +69,10 @@ pub async fn probe(spec: &ProbeSpec, target: SocketAddr) -> ProbeResult {
 /// How far a probe came.
 pub(super) struct Progress {
     pub(super) phase: Phase,
+    /// Whether anything of an HTTP answer came.
+    pub(super) heard: bool,
     certificate_expires: Option<Timestamp>,
-    pub(super) note: Option<String>,
+    note: Option<String>,
 }
 
 /// What a probe was doing when its time ran out.
@@ -96,29 +99,59 @@ type Close = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 async fn attempt(spec: &ProbeSpec, target: SocketAddr, progress: &mut Progress) -> Result<Close, Outcome> {
     match &spec.kind {
-        ProbeKind::None => Ok(Box::pin(async {})),
+        ProbeKind::None => Ok(nothing()),
         ProbeKind::Tcp => Ok(Box::pin(close(connect(spec, target).await?))),
         ProbeKind::Tls(name) => {
-            let stream = connect_tls(spec, target, name.as_ref(), Inside::Nothing, progress).await?;
+            let mut session = connect_tls(spec, target, name.as_ref(), Inside::Nothing, progress).await?;
+            let Some(stream) = session.stream.take() else {
+                return Ok(without("no TLS session", &session, progress));
+            };
+            progress.note = session.note;
             Ok(Box::pin(close(stream)))
         }
         ProbeKind::Http(check) => {
-            let stream = connect(spec, target).await?;
-            finish(http::get(stream, check, target, 80, progress).await)
+            let mut stream = connect(spec, target).await?;
+            http::get(&mut stream, check, target, 80, progress).await?;
+            Ok(Box::pin(close(stream)))
         }
         ProbeKind::Https(check) => {
-            let stream = connect_tls(spec, target, sni(check), Inside::Http, progress).await?;
-            finish(http::get(stream, check, target, 443, progress).await)
+            let mut session = connect_tls(spec, target, sni(check), Inside::Http, progress).await?;
+            let Some(mut stream) = session.stream.take() else {
+                return Ok(without(NOT_ASKED, &session, progress));
+            };
+            match http::get(&mut stream, check, target, 443, progress).await {
+                Ok(()) => {
+                    progress.note = session.note;
+                    Ok(Box::pin(close(stream)))
+                }
+                // In TLS 1.3 the client's handshake is complete before the server has seen that there is no certificate.
+                Err(Outcome::Failed(_)) if session.asks_for_certificate && !progress.heard => {
+                    Ok(without(NOT_ASKED, &session, progress))
+                }
+                Err(outcome) => Err(outcome),
+            }
         }
     }
 }
 
-fn finish(answer: Result<http::Rest, Outcome>) -> Result<Close, Outcome> {
-    answer.map(|rest| Box::pin(rest.drain()) as Close)
+/// What a check of kind `https` leaves open where there is no session to ask in.
+const NOT_ASKED: &str = "HTTP status not asked";
+
+/// A server that is alive, and did not let itself be asked.
+fn without(what: &str, session: &Session, progress: &mut Progress) -> Close {
+    progress.note = Some(match &session.note {
+        Some(note) => format!("{what}: {note}"),
+        None => what.to_owned(),
+    });
+    nothing()
+}
+
+fn nothing() -> Close {
+    Box::pin(async {})
 }
 
 fn sni(check: &HttpCheck) -> Option<&TlsName> {
-    check.host.as_ref().map(|(_, name)| name)
+    check.host.as_ref().map(|host| &host.name)
 }
 
 async fn connect(spec: &ProbeSpec, target: SocketAddr) -> Result<TcpStream, Outcome> {
@@ -158,13 +191,13 @@ async fn connect_tls(
     name: Option<&TlsName>,
     inside: Inside,
     progress: &mut Progress,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, Outcome> {
+) -> Result<Session, Outcome> {
     let stream = connect(spec, target).await?;
     progress.phase = Phase::TlsHandshake;
     let name = name.map_or_else(|| ServerName::from(target.ip()), |name| name.0.clone());
-    let (stream, expires) = tls::handshake(stream, name, inside).await?;
-    progress.certificate_expires = expires;
-    Ok(stream)
+    let session = tls::handshake(stream, name, inside, &spec.verify).await?;
+    progress.certificate_expires = session.expires;
+    Ok(session)
 }
 
 /// Closes our half, then reads what the server still says until it closes its own: a socket closed

@@ -52,7 +52,7 @@ async fn an_http_probe_names_the_server_in_brackets() {
         let serve = async |mut stream: TcpStream| answer_request(&mut stream, ANSWER).await;
         let (target, served) = listener_on(PLACE, serve).await;
         assert_eq!(probe(&spec(ProbeKind::Http(check(host))), target).await.outcome, Outcome::Ok);
-        let expected = expected.map_or_else(|| format!("[::1]:{}", target.port()), str::to_owned);
+        let expected = format!("{}:{}", expected.unwrap_or("[::1]"), target.port());
         let request = served.await.unwrap().to_lowercase();
         assert!(request.contains(&format!("\r\nhost: {expected}\r\n")), "{host:?}: {request}");
     }

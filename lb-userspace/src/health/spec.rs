@@ -6,12 +6,12 @@ use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
 use hyper::http::uri::{Authority, PathAndQuery};
 use rustls::pki_types::ServerName;
 use thiserror::Error;
 
 use super::state::Thresholds;
+use super::tls::Verify;
 use crate::config::{self, HealthKind};
 
 /// Shortest interval and timeout; less would be load, not a check.
@@ -41,7 +41,7 @@ pub fn from_config(
         HealthKind::Http => ProbeKind::Http(http()?),
         HealthKind::Https => ProbeKind::Https(http()?),
     };
-    let probe = ProbeSpec::new(kind, check.timeout, source)?;
+    let probe = ProbeSpec::new(kind, check.timeout, source)?.verifying(check.verify.clone());
     Ok((probe, Rhythm::new(check.interval, check.fall, check.rise)?))
 }
 
@@ -87,6 +87,7 @@ pub struct ProbeSpec {
     pub(super) kind: ProbeKind,
     pub(super) timeout: Duration,
     pub(super) source: Option<IpAddr>,
+    pub(super) verify: Verify,
 }
 
 impl ProbeSpec {
@@ -99,7 +100,13 @@ impl ProbeSpec {
         if timeout < SHORTEST {
             return Err(SpecError::TooShort("timeout", timeout));
         }
-        Ok(Self { kind, timeout, source })
+        Ok(Self { kind, timeout, source, verify: Verify::None })
+    }
+
+    /// The same, with the server's certificate judged (`tls`, `https`).
+    #[must_use]
+    pub fn verifying(self, verify: Verify) -> Self {
+        Self { verify, ..self }
     }
 }
 
@@ -110,11 +117,11 @@ pub enum ProbeKind {
     None,
     /// A TCP connection can be made.
     Tcp,
-    /// A TLS handshake completes; the certificate is not judged.
+    /// A TLS hello is answered.
     Tls(Option<TlsName>),
     /// An HTTP/1.1 GET is answered as expected.
     Http(HttpCheck),
-    /// The same over TLS; the certificate is not judged.
+    /// The same over TLS; where the server answers the hello and there is no session, the status is not asked.
     Https(HttpCheck),
 }
 
@@ -137,11 +144,22 @@ impl TlsName {
     }
 }
 
+/// What an HTTP probe says of itself whom it asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Host {
+    /// As given: a name or address, and a port if it has one.
+    pub(super) text: String,
+    /// Whether it has a port; without one, that of the target is added where it is not the scheme's own.
+    pub(super) has_port: bool,
+    /// What is asked for in a TLS handshake.
+    pub(super) name: TlsName,
+}
+
 /// What an HTTP probe asks for and expects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpCheck {
     pub(super) path: PathAndQuery,
-    pub(super) host: Option<(HeaderValue, TlsName)>,
+    pub(super) host: Option<Host>,
     pub(super) expect_status: StatusRanges,
     pub(super) expect_body: Option<String>,
 }
@@ -181,14 +199,14 @@ pub fn parse_path(path: &str) -> Result<PathAndQuery, SpecError> {
     path.parse().map_err(|_| bad())
 }
 
-fn parse_host(host: &str) -> Result<(HeaderValue, TlsName), SpecError> {
+fn parse_host(host: &str) -> Result<Host, SpecError> {
     let bad = || SpecError::Name(host.to_owned());
     let authority: Authority = host.parse().map_err(|_| bad())?;
     if host.contains('@') {
         return Err(bad());
     }
-    let value = HeaderValue::from_str(host).map_err(|_| bad())?;
-    Ok((value, TlsName::new(authority.host())?))
+    let name = TlsName::new(authority.host())?;
+    Ok(Host { text: host.to_owned(), has_port: authority.port().is_some(), name })
 }
 
 /// The statuses that count as an answer.

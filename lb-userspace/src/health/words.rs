@@ -1,7 +1,8 @@
 //! Failures in the words of the engineer who reads them at night.
 
-use std::error::Error as _;
 use std::io::{self, ErrorKind};
+
+use rustls::CertificateError;
 
 use super::errno::{Meaning, Step, meaning};
 use super::state::Outcome;
@@ -58,6 +59,9 @@ fn tls(error: &rustls::Error) -> Outcome {
         rustls::Error::PeerIncompatible(why) => {
             format!("no TLS version or cipher in common ({})", spaced(&format!("{why:?}")))
         }
+        rustls::Error::InvalidCertificate(why) if *why != CertificateError::BadSignature => {
+            format!("the server's certificate is not accepted: {why}")
+        }
         rustls::Error::InvalidCertificate(why) => {
             format!("the server's certificate does not fit its handshake ({})", spaced(&format!("{why:?}")))
         }
@@ -65,20 +69,12 @@ fn tls(error: &rustls::Error) -> Outcome {
     })
 }
 
-/// What hyper reported before an answer was complete.
-pub(super) fn http(error: &hyper::Error) -> Outcome {
-    if error.is_parse_too_large() {
-        return Outcome::Failed("the answer's header fields are too large".to_owned());
+/// The alert that a server sent, if it is what ended a handshake.
+pub(super) fn alert(error: &io::Error) -> Option<String> {
+    match inner_tls(error)? {
+        rustls::Error::AlertReceived(alert) => Some(spaced(&format!("{alert:?}"))),
+        _ => None,
     }
-    if error.is_parse() {
-        return Outcome::Failed("the answer is not HTTP".to_owned());
-    }
-    let socket_error = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-    let cut = error.is_incomplete_message() || error.is_closed() || error.is_canceled();
-    if cut || socket_error.is_some_and(|error| error.kind() == ErrorKind::UnexpectedEof) {
-        return Outcome::Failed("the server closed the connection before the answer was complete".to_owned());
-    }
-    socket_error.map_or_else(|| Outcome::Failed(error.to_string()), socket)
 }
 
 /// `HandshakeFailure` as `handshake failure`.
