@@ -22,7 +22,7 @@ const LINGER: Duration = Duration::from_millis(200);
 /// How long tcpdump may take to write what the kernel has handed it, on a machine that does other things, too.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
-/// Bytes of a frame that are kept. A slot of the kernel's ring is as long: the default, 256 KiB, leaves it 64 of them.
+/// Bytes of a frame that are kept. A slot of the kernel's ring is as long: with tcpdump's default a ring of 16 MiB had 256.
 const LONGEST: u32 = 9_216;
 /// Of the ring, in KiB: about 7,000 slots.
 const RING: &str = "65536";
