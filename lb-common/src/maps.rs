@@ -130,10 +130,16 @@ pub struct ServerInfo {
     pub weight: u16,
     /// 1: online, 2: drain, 3: halt.
     pub state: u8,
-    /// 0: unknown, 1: up, 2: down, 3: not checked, and taken for up, 4: up, and the reason is something to know.
+    /// 0: unknown, 1: up, 2: down, 3: not checked, and taken for up, 4: up, and the reason is something to know; with
+    /// [`ServerInfo::NO_VERDICT`] the checks say nothing now, and the reason is why.
     pub health: u8,
     /// Why the health is what it is, padded with zeros.
     pub health_reason: [u8; 96],
+}
+
+impl ServerInfo {
+    /// The bit of [`ServerInfo::health`] that says that the checks say nothing about the server now.
+    pub const NO_VERDICT: u8 = 0x80;
 }
 
 const _: () = assert!(size_of::<ServiceInfo>() == 112);

@@ -1,15 +1,18 @@
 //! Health checks: which real servers answer, and since when.
 //!
 //! ```text
-//! TargetSpec -> Checker: one task per target -> probe -> State -> HealthNews (a change, a failure)
-//!                                                          \---> HealthTable (every result)
+//! TargetSpec -> Checker: one task per target -> probe -> Holding -> State -> HealthNews (a change, a failure)
+//!                                                                     \---> HealthTable (every result)
 //! ```
+//!
+//! [`hold`] says which silence counts against a server, and which may be the network's.
 //!
 //! A server that dies is reported down within `fall x interval + timeout`: probes start at most one
 //! interval apart (jitter only shortens it), and the one that decides takes at most its timeout. One
 //! target's probes never overlap: when a probe takes longer than the interval, the next one starts
 //! as it ends.
 
+pub mod hold;
 pub mod plan;
 pub mod probe;
 pub mod spec;
@@ -51,9 +54,11 @@ use plan::{Changes, DuplicateTarget};
 use probe::ProbeResult;
 use spec::{ProbeKind, ProbeSpec, TargetSpec};
 use state::{Outcome, Verdict};
-use table::Ledger;
+use table::{Due, Ledger, Times};
 pub use table::{HealthTable, LastProbe, TargetView};
 
+/// Within what time a server of which nothing is known is probed, if its interval is not shorter.
+const FIRST: Duration = Duration::from_secs(1);
 /// A timeout may always be noticed so much too late: a busy machine's threads wait for a core.
 const LATE: Duration = Duration::from_millis(250);
 
@@ -180,6 +185,11 @@ impl Checker {
         Ok(changes)
     }
 
+    /// Takes in how the network is, on which it depends what a server's silence means.
+    pub fn set_network(&self, network: hold::Network) {
+        self.ledger.set_network(network);
+    }
+
     fn stop(&mut self, id: u32) {
         if let Some(task) = self.tasks.remove(&id) {
             task.abort();
@@ -189,8 +199,10 @@ impl Checker {
     fn start(&mut self, spec: TargetSpec) {
         self.generation += 1;
         let mut jitter = Jitter::new(self.environment.seed.wrapping_add(self.generation), spec.id);
-        let first = Instant::now() + jitter.spread(spec.rhythm.interval);
         let known = self.known.get(&spec.id).copied();
+        // Of one of which nothing is known, something is to be known soon.
+        let within = if known.is_some() { spec.rhythm.interval } else { spec.rhythm.interval.min(FIRST) };
+        let first = Instant::now() + jitter.spread(within);
         let first = self.ledger.enter(&spec, self.generation, known, first);
         self.specs.insert(spec.id, spec.clone());
         if spec.probe.kind == ProbeKind::None {
@@ -226,16 +238,21 @@ struct Watch {
 }
 
 impl Watch {
-    async fn run(mut self, first: Instant) {
+    async fn run(mut self, Due { first, at_once }: Due) {
         let mut due = first;
         loop {
-            sleep_until(due).await;
+            tokio::select! {
+                () = sleep_until(due) => {}
+                () = at_once.notified() => {}
+            }
             let started = Instant::now();
             let mut result = self.probe().await;
-            result.outcome = if_in_time(result.outcome, started.elapsed(), self.spec.probe.timeout);
+            let ended = Instant::now();
+            result.outcome = if_in_time(result.outcome, ended - started, self.spec.probe.timeout);
             due = started + self.jitter.shorten(self.spec.rhythm.interval);
             let at = (self.environment.clock)();
-            if !self.ledger.record(&self.spec, self.generation, result, at, due) {
+            let times = Times { started, ended, at, due };
+            if !self.ledger.record(self.spec.id, self.generation, result, times) {
                 return;
             }
         }
@@ -265,7 +282,7 @@ fn if_in_time(outcome: Outcome, took: Duration, timeout: Duration) -> Outcome {
     if outcome == Outcome::Ok || late <= (timeout / 2).max(LATE) {
         return outcome;
     }
-    Outcome::NoVerdict(format!(
-        "this process was stopped or starved: a timeout of {timeout:?} was noticed {late:.1?} late"
-    ))
+    Outcome::NoVerdict(
+        "this process was stopped or starved, and looked long after the timeout was due".to_owned(),
+    )
 }

@@ -25,7 +25,7 @@ use crate::{
         format::plural,
         program::{Attachment, ProgramRecord},
         server::{AdminState, Health, ServerRecord},
-        service::ServiceRecord,
+        service::{NOBODY_TAKES, ServiceRecord},
         stats::{Stats, percent},
         table::{Align, render},
     },
@@ -305,6 +305,15 @@ fn in_maps(findings: &mut Findings, world: &World, maps: &Maps) -> anyhow::Resul
             let why = server.health_reason.as_deref().unwrap_or("no reason given");
             findings.add("health", Status::Warn, format!("{} is down: {why}", server.name()), "");
         }
+        if let Some(why) = server.no_verdict.as_ref().filter(|_| in_use) {
+            let name = server.name();
+            findings.add(
+                "health",
+                Status::Warn,
+                format!("the checks of {name} say nothing, it stays {}: {why}", server.health.as_str()),
+                "look at this machine and its network: the server may be well",
+            );
+        }
     }
     if !stats.servers.is_empty() && stats.servers.iter().all(|server| server.reachable) {
         let known = plural(stats.servers.len() as u64, "server", "servers");
@@ -312,10 +321,29 @@ fn in_maps(findings: &mut Findings, world: &World, maps: &Maps) -> anyhow::Resul
     }
     not_checked(findings, &stats.servers);
     not_listening(findings, &stats.services);
+    nobody_takes(findings, &stats);
     unconfirmed(findings, &snapshot, maps);
     full(findings, &stats);
     troubles(findings, &stats);
     Ok(())
+}
+
+/// Services whose new clients are refused: the first that is said.
+fn nobody_takes(findings: &mut Findings, stats: &Stats) {
+    for service in stats.services.iter().filter(|service| service.takes_nobody()).rev() {
+        findings.0.insert(
+            0,
+            Finding {
+                check: "services",
+                status: Status::Fail,
+                finding: format!("{}: {}", service.service, NOBODY_TAKES),
+                advice: Some(
+                    "see `steadfast server show`: bring a server up or online, or give one a weight"
+                        .to_owned(),
+                ),
+            },
+        );
+    }
 }
 
 /// Servers that count as up whatever happens to them.

@@ -462,7 +462,7 @@ fn persistence_has_a_mode_and_a_duration() {
 fn a_health_check_has_sensible_times_and_counts() {
     health_check_refused! {
         "tcp" @ 19:
-            "health_check is a mapping, not a single value; write key: value pairs of kind, interval, timeout, fall, rise, port, path, host, verify, expect_status, expect_body",
+            "health_check is a mapping, not a single value; write key: value pairs of kind, interval, timeout, fall, rise, port, path, host, verify, expect_status, expect_body, answer_first",
         "{ kind: ping }" @ 27:
             "\"ping\" is not a known health check kind; use tcp, tls, http, https or none",
         "{ interval: 50ms }" @ 31:
@@ -493,6 +493,10 @@ fn a_health_check_asks_only_what_its_kind_can() {
             "expect_status has no meaning for a health check of kind tls; remove it, or use kind http or https",
         "{ kind: none, expect_body: ok }" @ 33:
             "expect_body has no meaning for a health check of kind none; remove it, or use kind http or https",
+        "{ kind: none, answer_first: true }" @ 33:
+            "answer_first has no meaning for a health check of kind none; remove it, or use kind tcp, tls, http or https",
+        "{ answer_first: 2 }" @ 35:
+            "answer_first \"2\" is neither true nor false; write true or false",
         "{ kind: http, path: health }" @ 39:
             "path \"health\" cannot be requested; write a path as in /health, percent-encoded where needed",
         "{ kind: http, path: \"/a\\r\\nX: y\" }" @ 39:

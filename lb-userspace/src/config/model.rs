@@ -398,6 +398,9 @@ pub struct HealthCheck {
     pub expect_status: Vec<StatusRange>,
     /// Text that the body must contain (`http`, `https`).
     pub expect_body: Option<String>,
+    /// Whether a server that is added gets unknown clients only once it has answered, unless no other of its service takes
+    /// any. So where the file says nothing.
+    pub answer_first: bool,
 }
 
 impl HealthCheck {
@@ -428,6 +431,7 @@ impl Default for HealthCheck {
             verify: Verify::None,
             expect_status: vec![StatusRange { first: 200, last: 399 }],
             expect_body: None,
+            answer_first: true,
         }
     }
 }

@@ -32,7 +32,7 @@ virtual_services:
     forwarding: snat            # snat | nat | dr | tunnel
     scheduler: source-hash
     persistence: { mode: source-ip, timeout: 60m }   # mode none is allowed; a bare number is minutes
-    health_check: { kind: tcp, interval: 2s, timeout: 1s, fall: 3, rise: 2 }
+    health_check: { kind: tcp, interval: 2s, timeout: 1s, fall: 3, rise: 2, answer_first: true }
     real_servers:
       - { label: Hyperspace_Srv_1, address: 192.168.85.200, weight: 100 }   # port: the service's own
       - { label: Hyperspace_Srv_2, address: 192.168.85.201 }
@@ -64,7 +64,7 @@ virtual_services:
     idle_timeout: 1d
     mss_clamp: none
     on_down: reset
-    health_check: { kind: tcp, interval: 2s, timeout: 1s, fall: 3, rise: 2 }
+    health_check: { kind: tcp, interval: 2s, timeout: 1s, fall: 3, rise: 2, answer_first: true }
     real_servers:
       - { label: Hyperspace_Srv_1, address: 192.168.85.200, port: 443, weight: 100 }
       - { label: Hyperspace_Srv_2, address: 192.168.85.201, port: 443, weight: 100 }
@@ -223,15 +223,17 @@ fn health_check() -> impl Strategy<Value = HealthCheck> {
         Just(Verify::System),
         "/[ -~]{1,20}".prop_map(|path| Verify::File(path.into())),
     ];
-    (select(kinds), times, counts, (option::of(host), verify), http).prop_map(
+    (select(kinds), times, counts, (option::of(host), verify), (http, any::<bool>())).prop_map(
         |(
             kind,
             (interval, timeout),
             (fall, rise, port),
             (host, verify),
-            (path, expect_status, expect_body),
+            ((path, expect_status, expect_body), first),
         )| {
-            let common = HealthCheck { kind, interval, timeout, fall, rise, port, ..HealthCheck::default() };
+            let answer_first = first || kind == HealthKind::None;
+            let times = HealthCheck { interval, timeout, fall, rise, ..HealthCheck::default() };
+            let common = HealthCheck { kind, port, answer_first, ..times };
             match kind {
                 HealthKind::Tcp | HealthKind::None => common,
                 HealthKind::Tls => HealthCheck { host, verify, ..common },

@@ -9,7 +9,7 @@ use super::error::Findings;
 use super::fields::Fields;
 use super::model::{HealthCheck, HealthKind, StatusRange};
 use super::tree::Tree;
-use super::values::{duration, list, port, quoted, range_of, text, whole, word};
+use super::values::{boolean, duration, list, port, quoted, range_of, text, whole, word};
 use crate::health::Verify;
 use crate::health::spec::{self, TlsName};
 
@@ -25,6 +25,7 @@ const KEYS: &[&str] = &[
     "verify",
     "expect_status",
     "expect_body",
+    "answer_first",
 ];
 const SECOND: Duration = Duration::from_secs(1);
 const MIN_TIMEOUT: Duration = Duration::from_millis(10);
@@ -74,6 +75,9 @@ fn entries(tree: &Tree, findings: &mut Findings) -> Option<HealthCheck> {
         verify: fields.or_default("verify", default.verify, findings, verify),
         expect_status: fields.or_default("expect_status", default.expect_status, findings, statuses),
         expect_body: fields.get("expect_body").and_then(|tree| body(tree, findings)),
+        answer_first: fields.or_default("answer_first", default.answer_first, findings, |tree, findings| {
+            boolean(tree, "answer_first", findings)
+        }),
     })
 }
 
@@ -93,6 +97,12 @@ fn refuse_what_kind_ignores(fields: &Fields<'_>, kind: HealthKind, findings: &mu
             ("expect_body", "http or https"),
         ],
     };
+    if kind == HealthKind::None
+        && let Some(at) = fields.key_at("answer_first")
+    {
+        let what = "answer_first has no meaning for a health check of kind none";
+        findings.error(at, what, "remove it, or use kind tcp, tls, http or https");
+    }
     for (key, kinds) in ignored {
         if let Some(at) = fields.key_at(key) {
             let what = format!("{key} has no meaning for a health check of kind {kind}");

@@ -209,6 +209,9 @@ fn health_fields(check: &HealthCheck) -> Vec<(&'static str, String)> {
         fields.push(("expect_status", flow_list(check.expect_status.iter().map(ToString::to_string))));
         fields.extend(check.expect_body.as_deref().map(|body| ("expect_body", scalar(body))));
     }
+    if check.kind != HealthKind::None {
+        fields.push(("answer_first", check.answer_first.to_string()));
+    }
     fields
 }
 

@@ -1,6 +1,6 @@
 //! What the maps should hold: configuration, overlay, health and neighbours in, every map's content out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub struct ServerHealth {
     pub note: Option<String>,
     /// Why it cannot be checked, if so.
     pub uncheckable: Option<String>,
+    /// Why its checks say nothing now, if so.
+    pub no_verdict: Option<String>,
 }
 
 /// A server that is not configured any more, but still has open flows.
@@ -88,6 +90,8 @@ pub struct Inputs<'a> {
     pub uptime: Duration,
     /// Where the daemon listens; what is not in it is not known.
     pub listening: &'a BTreeMap<SocketAddr, Listener>,
+    /// Servers of which nothing is known now, by id: they get no unknown clients while another server of their service takes some.
+    pub unsure: &'a BTreeSet<u16>,
 }
 
 /// The content of the maps. What is not in it is not there.
@@ -256,11 +260,22 @@ fn one_service(
     }
     // Of the services that share an address, the last one's number is as good as any.
     index.insert((protocol, SocketAddr::new(service.address, 0)), entry(0, EntryKind::Address, number.id));
-    let mut candidates = Vec::new();
+    let mut entries = Vec::new();
     for server in &service.real_servers {
         let name = ServerName::new(label, server.label.as_str());
         let id = inputs.ids.server(&name).ok_or_else(|| NoId(name.to_string()))?;
         let (entry, info) = server_entry(inputs, service, server, number.id, id, &name)?;
+        entries.push((id, server, entry, info));
+    }
+    let is_sure =
+        |id: u16, entry: &Server| entry.state.has(ServerState::TAKES_NEW) && !inputs.unsure.contains(&id);
+    let some_are = entries.iter().any(|(id, _, entry, _)| is_sure(*id, entry));
+    let mut candidates = Vec::new();
+    for (id, server, mut entry, info) in entries {
+        // Who is given to a server that may not be there waits for nothing; the others answer.
+        if some_are && !is_sure(id, &entry) {
+            entry.state.0 &= !ServerState::TAKES_NEW;
+        }
         if entry.state.has(ServerState::TAKES_NEW) {
             let share = inputs.growth.share(id, service.slow_start, inputs.uptime);
             let weight = u32::from(server.weight) * share;
@@ -353,8 +368,8 @@ fn server_entry(
         port: server.port,
         weight: server.weight,
         state: admin.number(),
-        health: health_known,
-        health_reason: padded(reason),
+        health: health_known | if health.no_verdict.is_some() { ServerInfo::NO_VERDICT } else { 0 },
+        health_reason: padded(health.no_verdict.as_deref().unwrap_or(reason)),
     };
     Ok((entry, info))
 }

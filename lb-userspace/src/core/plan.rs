@@ -32,6 +32,9 @@ pub const LISTED: usize = 100;
 /// What a change does.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
+    /// Services that refuse clients afterwards, a sentence each: what matters most.
+    #[serde(default)]
+    pub refused: Vec<String>,
     /// What changes in the configuration, a line each.
     pub changes: Vec<String>,
     /// Clients with a sticky record that move, all of them.
@@ -581,10 +584,10 @@ impl Planner<'_> {
             }
             let label = self.service_label(*id);
             if known == 0 {
-                plan.warnings
+                plan.refused
                     .push(format!("{label} has no usable real server: every connection to it is refused"));
             } else if new == 0 {
-                plan.warnings.push(format!(
+                plan.refused.push(format!(
                     "{label} has no real server that takes new clients: clients without a sticky record are refused"
                 ));
             }
@@ -627,12 +630,22 @@ impl Plan {
         self.resets.iter().map(|resets| resets.connections).sum()
     }
 
+    /// Clients with a sticky record that nobody takes any more.
+    #[must_use]
+    pub fn clients_refused(&self) -> u64 {
+        self.moves.iter().filter(|moves| moves.to.is_none()).map(|moves| moves.clients).sum()
+    }
+
     /// The plan in half a line, for the log.
     #[must_use]
     pub fn summary(&self) -> String {
+        let refused = match self.clients_refused() {
+            0 => String::new(),
+            clients => format!("{} refused from now on, ", count(clients, "client")),
+        };
         format!(
-            "{} moved, {} reset",
-            count(self.clients_moved, "client"),
+            "{refused}{} moved, {} reset",
+            count(self.clients_moved.saturating_sub(self.clients_refused()), "client"),
             count(self.connections_reset(), "connection")
         )
     }
@@ -640,6 +653,9 @@ impl Plan {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for refused in &self.refused {
+            writeln!(f, "{refused}.")?;
+        }
         for change in &self.changes {
             writeln!(f, "{change}")?;
         }

@@ -132,7 +132,7 @@ fn halting_resets_open_connections_and_a_last_server_leaves_nobody() {
     let plan = planned(&case);
     assert_eq!(plan.connections_reset(), 1);
     assert_eq!(plan.moved[0].to, None);
-    assert!(plan.warnings.iter().any(|warning| warning.contains("no usable real server")));
+    assert!(plan.refused.iter().any(|warning| warning.contains("no usable real server")));
     let text = plan.to_string();
     assert!(text.contains("V: 1 client moves from a to nobody (refused)."), "{text}");
     assert!(text.contains("V/a: 1 open connection ends, because"), "{text}");

@@ -109,6 +109,7 @@ impl Case {
             growth: &Growth::default(),
             uptime: std::time::Duration::ZERO,
             listening: &BTreeMap::new(),
+            unsure: &std::collections::BTreeSet::new(),
         })
         .unwrap()
     }

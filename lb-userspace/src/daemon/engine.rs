@@ -6,6 +6,7 @@ mod doubt;
 mod durable;
 mod growth;
 mod request;
+mod silence;
 mod sticky;
 
 #[cfg(test)]
@@ -18,12 +19,13 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use jiff::Timestamp;
 use lb_common::clock::Ticks;
+use lb_common::maps::ServerInfo;
 use lb_common::server::{ServerState, Servers as _};
 use tracing::{info, warn};
 
 use super::problems::Problems;
 use super::store::{Loaded, OwnAddress, State, Store};
-use crate::config::{self, Config, Protocol};
+use crate::config::{self, Config, HealthKind, Protocol};
 use crate::core::apply::{apply, wait_for_packets};
 use crate::core::desired::{
     At, Desired, Inputs, Leaving, ServerHealth, UP_WITH_NOTE, desired, health_verdict, ip, leaving,
@@ -42,6 +44,7 @@ use crate::redirect::listening::{Listener, Listening};
 
 use doubt::Doubts;
 use durable::Unsaved;
+use silence::Silence;
 
 pub use change::Refusal;
 pub use request::{
@@ -99,6 +102,13 @@ pub struct Engine {
     leaving: BTreeMap<u16, Leaving>,
     ticks: u64,
     doubts: Doubts,
+    silence: Silence,
+    /// Servers that took clients before anything was known of them: those of the start, and of services that came later.
+    trusted: BTreeSet<u16>,
+    /// Servers whose checks cannot say anything because of the network.
+    cut_off: BTreeSet<u16>,
+    /// Services of which it was said that no server takes new clients.
+    refusing: BTreeSet<u16>,
     growth: Growth,
     /// Whether everything has its number; before, nothing can be written.
     begun: bool,
@@ -116,6 +126,15 @@ pub struct Engine {
     in_the_way: InTheWay,
     unsaved: Unsaved,
     problems: Problems,
+}
+
+/// What is thought of servers that are not checked yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unchecked {
+    /// They get no unknown clients: so it is.
+    Wait,
+    /// They have answered: so it is to be.
+    HaveAnswered,
 }
 
 /// What a configuration asks of the network that it can't have.
@@ -235,6 +254,10 @@ impl Engine {
             leaving: BTreeMap::new(),
             ticks: 0,
             doubts: Doubts::default(),
+            silence: Silence::default(),
+            trusted: BTreeSet::new(),
+            cut_off: BTreeSet::new(),
+            refusing: BTreeSet::new(),
             growth: Growth::default(),
             begun: false,
             moved: true,
@@ -260,6 +283,8 @@ impl Engine {
             self.state.ids.assign(&self.running, &usage.in_use, self.endpoints(), self.unix())?;
         self.keep(&self.state.clone());
         self.begun = true;
+        // A cold start serves at once.
+        self.trusted = self.checked_servers().map(|(id, _, _)| id).collect();
         let applied = self.resync()?;
         // Flows of servers that reset already: whoever was at it may not have finished.
         self.resetting.extend((0..u16::MAX).take(self.maps.servers.len()).filter(|id| {
@@ -509,7 +534,8 @@ impl Engine {
         let returned = self.maps.kernel.server_traffic(id).map_or(0, |traffic| traffic.packets_out);
         match news {
             HealthNews::Changed(event) => {
-                let believed = self.doubts.changed(id, event, returned);
+                let now = self.uptime();
+                let believed = self.doubts.changed(id, event, returned, now);
                 if believed.is_none()
                     && let Some(name) = self.name_of(id)
                 {
@@ -521,7 +547,7 @@ impl Engine {
                 }
                 believed
             }
-            HealthNews::Missed { at, .. } => self.doubts.missed(id, at, returned),
+            HealthNews::Missed { .. } => self.doubts.missed(id, self.uptime(), returned),
         }
     }
 
@@ -540,7 +566,9 @@ impl Engine {
                 .unwrap_or_default(),
             note: self.health_table.get(event.target_id).and_then(|view| view.note),
             uncheckable: None,
+            no_verdict: None,
         };
+        self.trusted.remove(&id);
         let before = self.health.insert(id, health);
         Some((name, before.and_then(|before| before.verdict)))
     }
@@ -559,6 +587,7 @@ impl Engine {
             self.finish_leaving(Ticks::from_jiffies(jiffies));
         }
         self.grow();
+        self.look_for_silence();
         self.keep_again();
         self.look_at_listeners();
         if self.ticks.is_multiple_of(RESYNC) {
@@ -614,10 +643,11 @@ impl Engine {
     }
 
     /// What bringing the maps up to date would do to clients, for the log.
-    fn planned_effect(&self) -> String {
-        let plan = || -> anyhow::Result<_> {
+    fn planned_effect(&mut self) -> String {
+        let mut plan = || -> anyhow::Result<_> {
             let now = self.maps.now()?;
             let (desired, _) = self.desired(&self.running, &self.state, now)?;
+            self.say_who_refuses(&desired);
             let before = Before::whole(&self.maps)?;
             Ok(crate::core::plan(&self.maps, &before, &desired, now, (self.clock)()))
         };
@@ -649,12 +679,14 @@ impl Engine {
         let maps = Arc::clone(&self.maps);
         let applied = apply(&maps, desired, now, &mut || wait_for_packets(&maps))
             .context("the maps were not brought up to date")?;
+        self.say_who_refuses(desired);
         self.resetting.extend(&applied.resetting);
         self.renamed |= applied.renamed > 0;
         self.reset.retain(|id| leaving.contains_key(id));
         // What is not checked any more is not known any more, should its number return.
         self.health.retain(|id, _| desired.servers.contains_key(id));
         self.doubts.retain(|id| desired.servers.contains_key(&id));
+        self.trusted.retain(|id| desired.servers.contains_key(id));
         self.leaving = leaving;
         self.observe_growth(desired);
         Ok(applied)
@@ -666,16 +698,27 @@ impl Engine {
         state: &State,
         now: Ticks,
     ) -> anyhow::Result<(Desired, BTreeMap<u16, Leaving>)> {
+        self.desired_if(running, state, now, Unchecked::Wait)
+    }
+
+    fn desired_if(
+        &self,
+        running: &Config,
+        state: &State,
+        now: Ticks,
+        unchecked: Unchecked,
+    ) -> anyhow::Result<(Desired, BTreeMap<u16, Leaving>)> {
         // Counting is for those that go, which are few and rare.
         let usage = std::cell::OnceCell::new();
         let has_flows = |id| usage.get_or_init(|| Usage::of(&self.maps, now)).server(id).flows > 0;
         let leaving = leaving(&self.maps, running, &state.ids, has_flows, |id| self.reset.contains(&id));
         let control = self.maps.control();
+        let macs = self.macs(running, &state.ids, &leaving);
         let inputs = Inputs {
             config: running,
             overlay: &state.overlay,
             health: &self.health,
-            macs: &self.macs(running, &state.ids, &leaving),
+            macs: &macs,
             leaving: &leaving,
             ids: &state.ids,
             hz: control.hz.load(),
@@ -683,8 +726,36 @@ impl Engine {
             growth: &self.growth,
             uptime: self.uptime(),
             listening: &self.listened,
+            unsure: &match unchecked {
+                Unchecked::Wait => self.unsure(running, state, &macs),
+                Unchecked::HaveAnswered => self.cut_off.clone(),
+            },
         };
         Ok((desired(&inputs)?, leaving))
+    }
+
+    /// The servers of which nothing is known now: those that have not been checked yet, or whose MAC address is not known, and
+    /// those that the network does not reach.
+    fn unsure(&self, running: &Config, state: &State, macs: &BTreeMap<u16, At>) -> BTreeSet<u16> {
+        let is_checked = |id: &u16| {
+            let known = |health: &ServerHealth| health.verdict.is_some() || health.uncheckable.is_some();
+            self.health.get(id).is_some_and(known)
+        };
+        let mut unsure = self.cut_off.clone();
+        for service in balanced(running) {
+            let check = &service.health_check;
+            // See `trust_new_services`.
+            let is_new = self.running.service(service.label.as_str()).is_none();
+            let waits = check.kind != HealthKind::None && check.answer_first;
+            let ids = service.real_servers.iter().filter_map(|server| {
+                state.ids.server(&ServerName::new(service.label.as_str(), server.label.as_str()))
+            });
+            unsure.extend(ids.filter(|id| {
+                let is_trusted = is_new || self.trusted.contains(id);
+                !is_trusted && (waits && !is_checked(id) || !macs.contains_key(id))
+            }));
+        }
+        unsure
     }
 
     /// The MAC address towards each server. One whose next hop was not heard of yet keeps the one it has: after a start
@@ -760,14 +831,17 @@ fn health_of(maps: &Maps) -> BTreeMap<u16, ServerHealth> {
             let info = maps.server_info.read(usize::from(id)).filter(|info| info.label[0] != 0)?;
             // Of another address, nothing is known.
             maps.servers.present(id).filter(|server| ip(info.address) == IpAddr::from(server.address))?;
-            let note = (info.health == UP_WITH_NOTE).then(|| unpadded(&info.health_reason));
+            let is_silent = info.health & ServerInfo::NO_VERDICT != 0;
+            let number = info.health & !ServerInfo::NO_VERDICT;
+            let note = (number == UP_WITH_NOTE && !is_silent).then(|| unpadded(&info.health_reason));
             let health = ServerHealth {
-                verdict: health_verdict(info.health),
+                verdict: health_verdict(number),
                 since: info.health_since,
                 reason: unpadded(&info.health_reason),
                 certificate_expires: info.certificate_expires,
                 note,
                 uncheckable: None,
+                no_verdict: None,
             };
             Some((id, health))
         })

@@ -18,10 +18,12 @@ use super::sources::of_family;
 use super::store::OwnAddress;
 use crate::config;
 use crate::firewall::{Follower, Guarded};
+use crate::health::hold::{Network, Port, Way};
 use crate::health::spec::{self, SpecError, TargetSpec};
 use crate::health::{Checker, Environment, HealthNews};
 use crate::net::{
-    ANNOUNCE_SCHEDULE, Added, Family, Link, LinkEvent, Neighbours, Net, NetEvent, Removed, Timing, announce,
+    ANNOUNCE_SCHEDULE, Added, Family, Link, LinkEvent, Neighbours, Net, NetError, NetEvent, Removed, Timing,
+    announce,
 };
 
 /// How often a refused question to the kernel is asked again, and after which pause.
@@ -60,6 +62,8 @@ pub struct Outside {
     told: Sender<ArmEvent>,
     /// How many servers are checked.
     checked: usize,
+    /// How each server is reached.
+    ways: BTreeMap<IpAddr, Way>,
 }
 
 /// An interface that the program is attached to.
@@ -110,6 +114,7 @@ impl Outside {
             announced: BTreeSet::new(),
             told,
             checked: 0,
+            ways: BTreeMap::new(),
         };
         for number in 0..outside.arms.len() {
             let link = outside.arms[number].link.clone();
@@ -219,15 +224,20 @@ impl Outside {
         }
         let mut hops = BTreeMap::new();
         let mut routers = BTreeMap::new();
+        let mut ways = BTreeMap::new();
         let mut watched = vec![BTreeSet::new(); self.arms.len()];
         for server in engine.server_addresses() {
             let hop = match patiently!(self.net.next_hop(self.link().index, server).await) {
                 Ok(hop) => hop,
                 Err(error) => {
+                    if matches!(error, NetError::NoRoute { .. } | NetError::UnusableRoute { .. }) {
+                        ways.insert(server, Way::None);
+                    }
                     warn!("packets to {server} are dropped: {error}");
                     continue;
                 }
             };
+            ways.insert(server, Way::Through(hop.interface));
             match self.arm_of(hop.interface) {
                 Some(number) => {
                     watched[number].insert(hop.neighbour);
@@ -252,7 +262,18 @@ impl Outside {
                 neighbours.watch(watched);
             }
         }
+        self.ways = ways;
+        self.tell_checker();
         engine.set_hops(hops);
+    }
+
+    /// What a server's silence means depends on how the network is.
+    fn tell_checker(&self) {
+        let ports = self
+            .arms
+            .iter()
+            .map(|arm| (arm.link.index, Port { name: arm.link.name.clone(), up: arm.link.up }));
+        self.checker.set_network(Network { ways: self.ways.clone(), ports: ports.collect() });
     }
 
     /// Puts the wanted addresses on the interface, announces new ones, and takes away ours that are not wanted.
@@ -421,6 +442,7 @@ impl Outside {
             (false, true) => info!("{} has a link again", link.name),
             _ => {}
         }
+        self.tell_checker();
         engine.set_arm(u8::try_from(number)?, &link)?;
         let renewed = link.up && !before.up || link.mac != before.mac;
         if renewed {

@@ -119,6 +119,16 @@ impl State {
         }
     }
 
+    /// The same, without the failures that it has counted.
+    #[must_use]
+    pub const fn restarted(self) -> Self {
+        match self {
+            Self::Unknown { .. } => Self::FRESH,
+            Self::Up { .. } => Self::Up { failures: 0 },
+            Self::Down { successes } => Self::Down { successes },
+        }
+    }
+
     /// The verdict, or `None` while nothing is known.
     #[must_use]
     pub fn verdict(self) -> Option<Verdict> {

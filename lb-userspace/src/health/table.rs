@@ -1,23 +1,31 @@
 //! Every target's health in one place: written by the probing tasks, read by views.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
+use super::hold::{self, Holding, Network, Ruling};
 use super::probe::ProbeResult;
-use super::spec::TargetSpec;
-use super::state::{Outcome, State, Transition, Verdict};
+use super::spec::{ProbeKind, TargetSpec};
+use super::state::{Outcome, State, Thresholds, Transition, Verdict};
 use super::{HealthEvent, HealthNews};
 
 /// A handle to every target's health; clones see the same.
 #[derive(Debug, Clone, Default)]
 pub struct HealthTable {
-    rows: Arc<RwLock<BTreeMap<u32, Row>>>,
+    inner: Arc<RwLock<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    rows: BTreeMap<u32, Row>,
+    holding: Holding,
 }
 
 /// The writing side. Views do not have it, so the events end with the checker.
@@ -25,6 +33,27 @@ pub struct HealthTable {
 pub(super) struct Ledger {
     table: HealthTable,
     events: UnboundedSender<HealthNews>,
+    /// What times are counted from.
+    begun: Instant,
+}
+
+/// When a probe is to begin.
+#[derive(Debug, Clone)]
+pub(super) struct Due {
+    /// The first.
+    pub(super) first: Instant,
+    /// Any, sooner than it would.
+    pub(super) at_once: Arc<Notify>,
+}
+
+/// When a probe began and ended, and when the next is due.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub(super) started: Instant,
+    pub(super) ended: Instant,
+    /// The time of day at its end.
+    pub(super) at: Timestamp,
+    pub(super) due: Instant,
 }
 
 /// One target's health, as of a moment.
@@ -44,6 +73,10 @@ pub struct TargetView {
     pub certificate_expires: Option<Timestamp>,
     /// What is to be known of an answer that was good enough, as of the last one.
     pub note: Option<String>,
+    /// How many probes have said nothing about the server.
+    pub no_verdicts: u64,
+    /// Since when they say nothing, and why the last did not.
+    pub silent: Option<(Timestamp, String)>,
 }
 
 /// One probe's result.
@@ -64,34 +97,53 @@ struct Row {
     generation: u64,
     /// When the next probe starts; in the past while one is under way.
     due: Instant,
+    at_once: Arc<Notify>,
+    thresholds: Thresholds,
 }
 
 impl HealthTable {
     /// Every target, by number.
     #[must_use]
     pub fn all(&self) -> Vec<TargetView> {
-        self.read().values().map(|row| row.view.clone()).collect()
+        self.read().rows.values().map(|row| row.view.clone()).collect()
     }
 
     /// One target.
     #[must_use]
     pub fn get(&self, id: u32) -> Option<TargetView> {
-        self.read().get(&id).map(|row| row.view.clone())
+        self.read().rows.get(&id).map(|row| row.view.clone())
+    }
+
+    /// The targets whose probes say nothing: number, since when, and why the last did not.
+    #[must_use]
+    pub fn silent(&self) -> Vec<(u32, Timestamp, String)> {
+        let inner = self.read();
+        let silent =
+            |row: &Row| row.view.silent.as_ref().map(|(since, why)| (row.view.id, *since, why.clone()));
+        inner.rows.values().filter_map(silent).collect()
+    }
+
+    /// The targets of which nothing can be known now: the network does not reach them, or is silent as a whole.
+    #[must_use]
+    pub fn cut_off(&self) -> BTreeSet<u32> {
+        let inner = self.read();
+        let is_cut_off = |row: &&Row| inner.holding.is_cut_off(row.view.address.ip());
+        inner.rows.values().filter(is_cut_off).map(|row| row.view.id).collect()
     }
 
     /// Each row is whole between writes, so a lock poisoned by a panic elsewhere is still good.
-    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<u32, Row>> {
-        self.rows.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, BTreeMap<u32, Row>> {
-        self.rows.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> RwLockWriteGuard<'_, Inner> {
+        self.inner.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Ledger {
     pub(super) fn new(events: UnboundedSender<HealthNews>) -> Self {
-        Self { table: HealthTable::default(), events }
+        Self { table: HealthTable::default(), events, begun: Instant::now() }
     }
 
     pub(super) fn table(&self) -> &HealthTable {
@@ -107,31 +159,54 @@ impl Ledger {
         generation: u64,
         known: Option<Verdict>,
         first: Instant,
-    ) -> Instant {
-        let mut rows = self.table.write();
-        if let Some(row) = rows.get_mut(&spec.id).filter(|row| row.view.address == spec.address) {
-            row.generation = generation;
-            row.due = row.due.min(first);
-            return row.due;
+    ) -> Due {
+        let mut guard = self.table.write();
+        let Inner { rows, holding } = &mut *guard;
+        if rows.get(&spec.id).is_none_or(|row| row.view.address != spec.address) {
+            let view = TargetView {
+                id: spec.id,
+                address: spec.address,
+                state: known.map_or(State::FRESH, State::adopted),
+                since: None,
+                last: None,
+                certificate_expires: None,
+                note: None,
+                no_verdicts: 0,
+                silent: None,
+            };
+            let thresholds = spec.rhythm.thresholds;
+            let row = Row { view, generation, due: first, at_once: Arc::new(Notify::new()), thresholds };
+            rows.insert(spec.id, row);
         }
-        let view = TargetView {
-            id: spec.id,
-            address: spec.address,
-            state: known.map_or(State::FRESH, State::adopted),
-            since: None,
-            last: None,
-            certificate_expires: None,
-            note: None,
-        };
-        rows.insert(spec.id, Row { view, generation, due: first });
-        first
+        let Some(row) = rows.get_mut(&spec.id) else { return Due { first, at_once: Arc::default() } };
+        row.generation = generation;
+        row.due = row.due.min(first);
+        row.thresholds = spec.rhythm.thresholds;
+        if spec.probe.kind == ProbeKind::None {
+            holding.remove(spec.id);
+        } else {
+            let full_check = spec.rhythm.interval + spec.probe.timeout;
+            holding.enter(spec.id, spec.address.ip(), full_check, row.view.state);
+        }
+        Due { first: row.due, at_once: Arc::clone(&row.at_once) }
+    }
+
+    /// Takes in how the network is.
+    pub(super) fn set_network(&self, network: Network) {
+        let mut guard = self.table.write();
+        let Inner { rows, holding } = &mut *guard;
+        for id in holding.set_network(network, self.begun.elapsed()) {
+            if let Some(row) = rows.get_mut(&id) {
+                row.view.state = row.view.state.restarted();
+            }
+        }
     }
 
     /// Takes a target that is not probed as up.
     pub(super) fn believe(&self, id: u32, at: Timestamp) {
-        let mut rows = self.table.write();
-        let Some(row) = rows.get_mut(&id) else { return };
-        row.view.last = None;
+        let mut inner = self.table.write();
+        let Some(row) = inner.rows.get_mut(&id) else { return };
+        (row.view.last, row.view.silent) = (None, None);
         row.view.certificate_expires = None;
         row.view.note = None;
         let was = row.view.state.verdict();
@@ -144,39 +219,77 @@ impl Ledger {
 
     /// Enters a probe's result; false if the task that sent it was replaced meanwhile. State, view
     /// and event change together, so no reader sees one without the others.
-    pub(super) fn record(
-        &self,
-        spec: &TargetSpec,
-        generation: u64,
-        result: ProbeResult,
-        at: Timestamp,
-        due: Instant,
-    ) -> bool {
-        let mut rows = self.table.write();
-        let Some(row) = rows.get_mut(&spec.id).filter(|row| row.generation == generation) else {
+    pub(super) fn record(&self, id: u32, generation: u64, result: ProbeResult, times: Times) -> bool {
+        let mut guard = self.table.write();
+        let Inner { rows, holding } = &mut *guard;
+        let Some(row) = rows.get_mut(&id).filter(|row| row.generation == generation) else {
             return false;
         };
-        let (state, transition) = row.view.state.after(&result.outcome, spec.rhythm.thresholds);
-        row.view.state = state;
-        row.due = due;
+        let rulings = holding.take(hold::Result {
+            id,
+            outcome: &result.outcome,
+            started: times.started.saturating_duration_since(self.begun),
+            ended: times.ended.saturating_duration_since(self.begun),
+            state: row.view.state,
+            thresholds: row.thresholds,
+        });
+        row.due = times.due;
         if result.certificate_expires.is_some() {
             row.view.certificate_expires = result.certificate_expires;
         }
         if result.outcome == Outcome::Ok {
             row.view.note = result.note;
         }
-        let missed = matches!(result.outcome, Outcome::Failed(_) | Outcome::Lost(_));
-        row.view.last = Some(LastProbe { at, took: result.took, outcome: result.outcome });
-        if let Some(transition) = transition {
-            self.tell(row, transition, at, result.certificate_expires);
-        } else if missed {
-            self.send(HealthNews::Missed { target_id: spec.id, at });
+        let mut last = LastProbe { at: times.at, took: result.took, outcome: result.outcome };
+        match rulings.ruling {
+            Ruling::Judge(outcome) => {
+                last.outcome.clone_from(&outcome);
+                self.judge(row, holding, &outcome, times.at, true);
+            }
+            Ruling::Unconfirmed(outcome) => self.judge(row, holding, &outcome, times.at, false),
+            Ruling::Wait => {}
+        }
+        row.view.last = Some(last);
+        for (id, outcome) in rulings.released {
+            if let Some(row) = rows.get_mut(&id) {
+                self.judge(row, holding, &outcome, times.at, true);
+            }
+        }
+        for id in rulings.restart {
+            if let Some(row) = rows.get_mut(&id) {
+                row.view.state = row.view.state.restarted();
+            }
+        }
+        for row in rulings.ask.iter().filter_map(|id| rows.get(id)) {
+            // Whose probe is under way is not to begin another after it.
+            row.at_once.notify_waiters();
         }
         true
     }
 
+    fn judge(&self, row: &mut Row, holding: &mut Holding, outcome: &Outcome, at: Timestamp, is_told: bool) {
+        if let Outcome::NoVerdict(why) = outcome {
+            row.view.no_verdicts += 1;
+            let since = row.view.silent.as_ref().map_or(at, |(since, _)| *since);
+            row.view.silent = Some((since, why.clone()));
+            return;
+        }
+        row.view.silent = None;
+        let (state, transition) = row.view.state.after(outcome, row.thresholds);
+        row.view.state = state;
+        holding.set_state(row.view.id, state);
+        if let Some(transition) = transition {
+            let expires = row.view.certificate_expires;
+            self.tell(row, transition, at, expires);
+        } else if is_told && *outcome != Outcome::Ok {
+            self.send(HealthNews::Missed { target_id: row.view.id, at });
+        }
+    }
+
     pub(super) fn remove(&self, id: u32) {
-        self.table.write().remove(&id);
+        let mut inner = self.table.write();
+        inner.rows.remove(&id);
+        inner.holding.remove(id);
     }
 
     fn tell(&self, row: &mut Row, transition: Transition, at: Timestamp, expires: Option<Timestamp>) {
@@ -222,7 +335,8 @@ mod tests {
         let record = |generation| {
             let outcome = Outcome::Failed("late".to_owned());
             let result = ProbeResult { outcome, took: second, certificate_expires: None, note: None };
-            ledger.record(&spec, generation, result, Timestamp::UNIX_EPOCH, now)
+            let times = Times { started: now, ended: now, at: Timestamp::UNIX_EPOCH, due: now };
+            ledger.record(spec.id, generation, result, times)
         };
         assert!(!record(1));
         assert_eq!((ledger.table().get(1).unwrap().last, events.try_recv().ok()), (None, None));

@@ -53,7 +53,8 @@ const NOTHING: [(&[&str], &str); 2] = [
     (&["moves", "moved"], "no client that has a record moves"),
 ];
 /// The lists, worst first.
-const ORDER: [&str; 7] = ["warnings", "resets", "moves", "moved", "draining", "unknown_changed", "changes"];
+const ORDER: [&str; 8] =
+    ["refused", "warnings", "resets", "moves", "moved", "draining", "unknown_changed", "changes"];
 
 /// The place of a name in an order; the unknown ones come last.
 fn place(name: &str, order: &[&str]) -> usize {
@@ -143,6 +144,7 @@ fn columns(items: &[Value]) -> Vec<String> {
 
 fn heading(name: &str) -> String {
     match name {
+        "refused" => "services that refuse clients".to_owned(),
         "moved" => "clients whose next connection goes elsewhere".to_owned(),
         "moves" => "clients that move, by server".to_owned(),
         "resets" => "connections that are reset or end".to_owned(),

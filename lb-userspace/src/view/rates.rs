@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     Time,
     format::{bytes, count},
+    service::NOBODY_TAKES,
     stats::{Stats, TableUse, done, tables_text},
     table::{Align, render},
 };
@@ -19,6 +20,8 @@ pub struct Rates {
     pub at: Time,
     /// Its length in seconds.
     pub seconds: f64,
+    /// Services of which no server takes new clients.
+    pub nobody_takes: Vec<String>,
     /// Packets by reason, those that came.
     pub reasons: BTreeMap<&'static str, f64>,
     /// The services.
@@ -115,8 +118,10 @@ impl Rates {
             let who = Some((server.server.clone(), server.health.as_str()));
             rate(server.service.clone(), who, server.connections, change)
         });
+        let nobody = after.services.iter().filter(|service| service.takes_nobody());
         Self {
             at: after.at,
+            nobody_takes: nobody.map(|service| service.service.clone()).collect(),
             seconds: (seconds * 1000.0).round() / 1000.0,
             reasons: reasons.collect(),
             services: services.collect(),
@@ -167,7 +172,9 @@ pub fn text(rates: &Rates, only_servers: bool, with_reasons: bool) -> String {
         ("OUT", Align::Right),
     ];
     let services = rates.services.iter().filter(|_| !only_servers);
-    let mut out = format!("{}\n\n", rates.at);
+    let mut out: String =
+        rates.nobody_takes.iter().map(|service| format!("{service}: {NOBODY_TAKES}\n")).collect();
+    out.push_str(&format!("{}\n\n", rates.at));
     out.push_str(&render(&columns, services.chain(&rates.servers).map(row)));
     if !only_servers {
         out.push('\n');

@@ -80,7 +80,7 @@ fn a_server_record_has_the_fields_of_the_contract() {
             "resets": 306, "packets_in": 301, "packets_out": 303, "bytes_in": 302, "bytes_out": 304,
             "sticky_clients": 2, "sticky_clients_idle": 1, "last_record_expires": "2026-03-01T03:30:00Z",
             "last_record_expires_in": 1800, "takes_new": false, "takes_known": true, "resets_flows": false,
-            "reachable": true, "mac": "02:00:00:00:00:03", "certificate_expires": null, "id": 3,
+            "reachable": true, "mac": "02:00:00:00:00:03", "certificate_expires": null, "no_verdict": null, "id": 3,
         })
     );
 }

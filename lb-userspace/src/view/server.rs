@@ -74,7 +74,7 @@ impl Health {
     /// The state in [`ServerInfo::health`].
     #[must_use]
     pub const fn from_number(number: u8) -> Self {
-        match number {
+        match number & !ServerInfo::NO_VERDICT {
             1 | UP_WITH_NOTE => Self::Up,
             2 => Self::Down,
             NOT_CHECKED => Self::NotChecked,
@@ -121,6 +121,8 @@ pub struct ServerRecord {
     pub health_reason: Option<String>,
     /// What is to be known of a server that is up, such as an answer to the check that says little.
     pub health_note: Option<String>,
+    /// Why the checks say nothing now, if so; the health is as it was before.
+    pub no_verdict: Option<String>,
     /// Since when.
     pub health_since: Option<Time>,
     /// Open flows.
@@ -179,6 +181,7 @@ impl ServerRecord {
         let live = snapshot.maps().servers.present(id);
         let has = |bits| live.is_some_and(|server| server.state.has(bits));
         let reason = text(&info.health_reason);
+        let is_silent = info.health & ServerInfo::NO_VERDICT != 0;
         let is_note = info.health == UP_WITH_NOTE;
         let since = Time::from_unix(info.health_since);
         Ok(Self {
@@ -195,8 +198,9 @@ impl ServerRecord {
             slow_start_percent: growing(snapshot, id, info.weight).filter(|_| has(ServerState::TAKES_NEW)),
             state: AdminState::from_number(info.state),
             health: Health::from_number(info.health),
-            health_reason: (!reason.is_empty() && !is_note).then(|| reason.clone()),
-            health_note: is_note.then_some(reason),
+            health_reason: (!reason.is_empty() && !is_note && !is_silent).then(|| reason.clone()),
+            health_note: is_note.then(|| reason.clone()),
+            no_verdict: is_silent.then_some(reason),
             health_since: since,
             connections: load.open,
             half_open: load.half_open,
@@ -233,10 +237,17 @@ impl ServerRecord {
     #[must_use]
     pub fn note(&self) -> Option<String> {
         let mut notes = Vec::new();
-        if self.health == Health::NotChecked {
+        if let Some(why) = &self.no_verdict {
+            notes.push(format!("its checks say nothing, it stays {}: {why}", self.health.as_str()));
+        } else if self.health == Health::NotChecked {
             let why = self.health_reason.as_deref().unwrap_or("it counts as up");
             notes.push(format!("not checked, and counts as up: {why}"));
-        } else if self.health != Health::Up {
+        } else if self.health == Health::Unknown {
+            // After a cold start, unknown servers take clients: that is no complaint.
+            if !self.takes_new && self.state == AdminState::Online && self.weight > 0 {
+                notes.push("not checked yet, takes new clients once it has answered".to_owned());
+            }
+        } else if self.health == Health::Down {
             let since = self.since().map_or_else(String::new, |since| format!(" since {since}"));
             let why = self.health_reason.as_ref().map_or_else(String::new, |why| format!(": {why}"));
             notes.push(format!("{}{since}{why}", self.health.as_str()));
@@ -398,7 +409,9 @@ pub fn detail(server: &ServerRecord) -> String {
     if let Some(SnatPorts { all, in_use, resting }) = server.snat_ports {
         line("SNAT ports", format!("{in_use} of {all} in use, {resting} rest after their connection"));
     }
-    if let Some(reason) = &server.health_reason {
+    if let Some(why) = &server.no_verdict {
+        line("health check", format!("says nothing: {why}"));
+    } else if let Some(reason) = &server.health_reason {
         line("health check", reason.clone());
     }
     if let Some(note) = &server.health_note {

@@ -129,16 +129,30 @@ impl ServiceRecord {
     /// What whoever is on call should know of it, if anything.
     #[must_use]
     pub fn note(&self) -> Option<String> {
-        if let Some(error) = &self.listening_error {
-            return Some(format!(
-                "{}: not listening on {}, clients are not redirected: {error}; trying again (ss -ltnp shows who listens \
-                 there)",
-                self.service,
-                place(self.address, &self.ports)
-            ));
-        }
-        (self.protocol != "http" && self.servers_taking_new == 0)
-            .then(|| format!("{}: no server takes new clients", self.service))
+        let error = self.listening_error.as_ref()?;
+        Some(format!(
+            "{}: not listening on {}, clients are not redirected: {error}; trying again (ss -ltnp shows who listens \
+             there)",
+            self.service,
+            place(self.address, &self.ports)
+        ))
+    }
+}
+
+/// What is said of a service whose new clients are refused.
+pub const NOBODY_TAKES: &str = "no server takes new clients";
+
+impl ServiceRecord {
+    /// Whether its new clients are refused.
+    #[must_use]
+    pub fn takes_nobody(&self) -> bool {
+        self.protocol != "http" && self.servers_taking_new == 0
+    }
+
+    /// The line, with its end, that says so: before everything else.
+    #[must_use]
+    pub fn alarm(&self) -> Option<String> {
+        self.takes_nobody().then(|| format!("{}: {NOBODY_TAKES}\n", self.service))
     }
 }
 
@@ -195,7 +209,8 @@ pub fn overview(services: &[ServiceRecord], servers: &[ServerRecord]) -> String 
         ("IN", Align::Right),
         ("OUT", Align::Right),
     ];
-    let mut out = render(&columns, services.iter().map(row));
+    let mut out: String = services.iter().filter_map(ServiceRecord::alarm).collect();
+    out.push_str(&render(&columns, services.iter().map(row)));
     let notes: Vec<String> = services
         .iter()
         .filter_map(ServiceRecord::note)

@@ -1,7 +1,7 @@
 //! A data path with services and servers in every mode, as the daemon would set it up, in namespaces of its own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
@@ -210,6 +210,7 @@ impl World {
             growth: &Growth::default(),
             uptime: Duration::ZERO,
             listening: &BTreeMap::new(),
+            unsure: &BTreeSet::new(),
         })?;
         apply(&maps, &wanted, now, &mut || Ok(()))?;
         setup::open(&maps);

@@ -75,7 +75,8 @@ impl Site {
         Ok(Self { lab, _turn: turn })
     }
 
-    /// Waits until every server's MAC address is known and none counts as down; where a daemon may start slowly, as long.
+    /// Waits until every server's MAC address is known and its checks have found it up: one that is added takes unknown clients
+    /// only then. Where a daemon may start slowly, as long.
     ///
     /// # Errors
     /// Not in time.
@@ -83,7 +84,7 @@ impl Site {
         let within = READY_WITHIN.max(starts_within()?);
         let ready = until("all servers are reachable and up", within, || {
             let servers: Vec<Server> = records::ask(&self.lab, &["server", "show"])?;
-            let is_ready = |server: &Server| server.reachable && server.health != "down";
+            let is_ready = |server: &Server| server.reachable && server.health == "up";
             Ok((!servers.is_empty() && servers.iter().all(is_ready)).then_some(()))
         });
         let (state, log) = (self.cli(&["server", "show"]), self.daemon_log());

@@ -9,7 +9,7 @@ use lb_common::maps::ServerInfo;
 use lb_common::server::{Server, ServerState};
 use tracing::{error, info, warn};
 
-use super::{ConfigFile, Engine, balanced, seconds};
+use super::{ConfigFile, Engine, Unchecked, balanced, seconds};
 use crate::config::{self, Change, Config};
 use crate::core::apply::apply_states;
 use crate::core::desired::{Desired, Leaving};
@@ -96,6 +96,8 @@ struct Thought {
     before: Before,
     now: Ticks,
     desired: Desired,
+    /// The same once the servers that are not checked yet have answered, where there are such: what a plan is asked for.
+    answered: Option<Desired>,
 }
 
 impl Engine {
@@ -139,7 +141,9 @@ impl Engine {
                 .assign(&running, &usage.in_use, self.endpoints(), self.unix())
                 .map_err(|error| Refusal::Conflict(error.to_string()))?;
         }
-        let (desired, leaving) = self.future(&running, &state, &reset, now)?;
+        let (desired, leaving) = self.future(&running, &state, &reset, now, Unchecked::Wait)?;
+        let (answered, _) = self.future(&running, &state, &reset, now, Unchecked::HaveAnswered)?;
+        let waits = answered.weights != desired.weights;
         let mut before = Before::of(&self.maps);
         let resets = |(id, (server, _)): (&u16, &(Server, ServerInfo))| {
             server.state.has(ServerState::RESETS) && !before.resets(*id)
@@ -151,9 +155,23 @@ impl Engine {
         }
         let mut lines: Vec<String> = changes.iter().map(ToString::to_string).collect();
         lines.extend(self.state_changes(&running, &state));
+        let mut notes = notes;
+        if waits {
+            notes.push(
+                "servers that are not checked yet take unknown clients once they have answered: the plan is of then"
+                    .to_owned(),
+            );
+        }
         Ok(Prepared {
             next: Next { base, running, state, reset },
-            thought: Thought { changes: lines, notes, before, now, desired },
+            thought: Thought {
+                changes: lines,
+                notes,
+                before,
+                now,
+                desired,
+                answered: waits.then_some(answered),
+            },
             gently: is_gentle.then_some(leaving),
         })
     }
@@ -165,7 +183,8 @@ impl Engine {
     }
 
     fn told(&self, thought: &Thought) -> Plan {
-        let mut plan = plan(&self.maps, &thought.before, &thought.desired, thought.now, (self.clock)());
+        let desired = thought.answered.as_ref().unwrap_or(&thought.desired);
+        let mut plan = plan(&self.maps, &thought.before, desired, thought.now, (self.clock)());
         plan.changes.clone_from(&thought.changes);
         plan.warnings.extend(thought.notes.iter().cloned());
         plan
@@ -201,8 +220,9 @@ impl Engine {
         state: &State,
         reset: &BTreeSet<u16>,
         now: Ticks,
+        unchecked: Unchecked,
     ) -> Result<(Desired, BTreeMap<u16, Leaving>), Refusal> {
-        let (mut desired, leaving) = self.desired(running, state, now)?;
+        let (mut desired, leaving) = self.desired_if(running, state, now, unchecked)?;
         for id in reset {
             if let Some((server, _)) = desired.servers.get_mut(id)
                 && state.ids.server_name(*id).is_none_or(|name| !crate::core::overlay::has(running, name))
@@ -248,6 +268,7 @@ impl Engine {
             self.health.clone(),
         );
         self.forget_health_of_moved(&before.1);
+        self.trust_new_services(&before.1);
         // States and weights ask nothing else of the network.
         self.moved |= as_thought.is_none();
         let written = match as_thought {
@@ -288,9 +309,21 @@ impl Engine {
                     && let Some(id) = self.state.ids.server(&ServerName::new(label, server.label.as_str()))
                 {
                     self.health.remove(&id);
+                    self.trusted.remove(&id);
                 }
             }
         }
+    }
+
+    /// Of a service that is new, nobody has been checked, and the first one that answers is not to get everybody.
+    fn trust_new_services(&mut self, before: &Config) {
+        let new = balanced(&self.running).filter(|service| before.service(service.label.as_str()).is_none());
+        let names = new.flat_map(|service| {
+            let label = service.label.as_str();
+            service.real_servers.iter().map(move |server| ServerName::new(label, server.label.as_str()))
+        });
+        let ids: Vec<u16> = names.filter_map(|name| self.state.ids.server(&name)).collect();
+        self.trusted.extend(ids);
     }
 
     /// Takes the configuration file again.

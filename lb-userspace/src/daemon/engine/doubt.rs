@@ -1,4 +1,6 @@
-//! Whether lost health checks are to be believed: pure, one check's result at a time.
+//! Whether the lost checks of one server are to be believed: pure, one check's result at a time. The network works, for
+//! something else on its interface has answered ([`crate::health::hold`] has seen to that); so either the server is gone, or
+//! its checks are lost while others get through.
 //!
 //! A flood on the balancer's own link loses checks first, and ending every session of a server that works would be the
 //! flood's success. So a server whose SYNs stay unanswered, while packets of its connections still come back, is left
@@ -11,13 +13,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use jiff::Timestamp;
-
 use crate::health::HealthEvent;
 use crate::health::state::Verdict;
 
 /// How long a server is left as it is at most.
 pub(super) const LONGEST: Duration = Duration::from_secs(60);
+
+/// What is not believed yet, and since when: how long the daemon had run.
+#[derive(Debug)]
+struct Held {
+    event: HealthEvent,
+    since: Duration,
+}
 
 /// The servers whose last check failed.
 #[derive(Debug, Default)]
@@ -25,12 +32,19 @@ pub(super) struct Doubts {
     /// How many packets each had returned then.
     returned: BTreeMap<u16, u64>,
     /// What is not believed yet.
-    held: BTreeMap<u16, HealthEvent>,
+    held: BTreeMap<u16, Held>,
 }
 
 impl Doubts {
-    /// A server's health changed when it had returned so many packets. Gives back what is to be believed.
-    pub(super) fn changed(&mut self, id: u16, event: HealthEvent, returned: u64) -> Option<HealthEvent> {
+    /// A server's health changed when it had returned so many packets, and the daemon had run for `now`. Gives back what is to be
+    /// believed.
+    pub(super) fn changed(
+        &mut self,
+        id: u16,
+        event: HealthEvent,
+        returned: u64,
+        now: Duration,
+    ) -> Option<HealthEvent> {
         self.held.remove(&id);
         if event.health == Verdict::Up {
             self.returned.remove(&id);
@@ -38,21 +52,20 @@ impl Doubts {
         }
         let alive = self.sample(id, returned);
         if event.lost && alive {
-            self.held.insert(id, event);
+            self.held.insert(id, Held { event, since: now });
             return None;
         }
         Some(event)
     }
 
     /// A check failed and changed nothing. Gives back what was held, and is to be believed now.
-    pub(super) fn missed(&mut self, id: u16, at: Timestamp, returned: u64) -> Option<HealthEvent> {
+    pub(super) fn missed(&mut self, id: u16, now: Duration, returned: u64) -> Option<HealthEvent> {
         let alive = self.sample(id, returned);
         let held = self.held.get(&id)?;
-        let doubted = Duration::try_from(at.duration_since(held.at)).unwrap_or_default();
-        if alive && doubted < LONGEST {
+        if alive && now.saturating_sub(held.since) < LONGEST {
             return None;
         }
-        self.held.remove(&id)
+        self.held.remove(&id).map(|held| held.event)
     }
 
     /// Forgets the servers that are not there any more.
@@ -69,19 +82,22 @@ impl Doubts {
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
 
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(1_700_000_000 + second).unwrap()
+    const fn at(second: u64) -> Duration {
+        Duration::from_secs(second)
     }
 
-    fn event(health: Verdict, lost: bool, second: i64) -> HealthEvent {
+    fn event(health: Verdict, lost: bool) -> HealthEvent {
         let reason = "timed out after 1s while connecting".to_owned();
-        HealthEvent { target_id: 1, health, reason, at: at(second), certificate_expires: None, lost }
+        let at = Timestamp::from_second(1_700_000_000).unwrap();
+        HealthEvent { target_id: 1, health, reason, at, certificate_expires: None, lost }
     }
 
-    fn down(second: i64) -> HealthEvent {
-        event(Verdict::Down, true, second)
+    fn down() -> HealthEvent {
+        event(Verdict::Down, true)
     }
 
     /// Two checks have failed when the server had returned so many packets.
@@ -95,47 +111,46 @@ mod tests {
 
     #[test]
     fn a_server_that_has_vanished_is_down_at_the_check_that_says_so() {
-        assert_eq!(after_two_misses(500).changed(1, down(4), 500), Some(down(4)));
+        assert_eq!(after_two_misses(500).changed(1, down(), 500, at(4)), Some(down()));
     }
 
     #[test]
     fn a_server_whose_connections_answer_is_left_until_they_fall_silent() {
         let mut doubts = after_two_misses(500);
-        assert_eq!(doubts.changed(1, down(4), 501), None);
+        assert_eq!(doubts.changed(1, down(), 501, at(4)), None);
         assert_eq!(doubts.missed(1, at(6), 502), None);
-        assert_eq!(doubts.missed(1, at(8), 502), Some(down(4)));
+        assert_eq!(doubts.missed(1, at(8), 502), Some(down()));
         assert_eq!(doubts.missed(1, at(10), 502), None, "told twice");
     }
 
     #[test]
     fn a_server_that_only_acknowledges_is_down_after_a_minute() {
         let mut doubts = after_two_misses(500);
-        assert_eq!(doubts.changed(1, down(4), 501), None);
-        let told: Vec<i64> =
-            (1..60).filter(|n| doubts.missed(1, at(4 + n * 2), 501 + n.unsigned_abs()).is_some()).collect();
+        assert_eq!(doubts.changed(1, down(), 501, at(4)), None);
+        let told: Vec<u64> = (1..60).filter(|n| doubts.missed(1, at(4 + n * 2), 501 + n).is_some()).collect();
         assert_eq!(told, [30]);
     }
 
     #[test]
     fn a_refused_check_is_believed_at_once_whatever_comes_back() {
-        let refused = event(Verdict::Down, false, 4);
-        assert_eq!(after_two_misses(500).changed(1, refused.clone(), 900), Some(refused));
+        let refused = event(Verdict::Down, false);
+        assert_eq!(after_two_misses(500).changed(1, refused.clone(), 900, at(4)), Some(refused));
     }
 
     #[test]
     fn with_nothing_to_compare_the_check_is_believed() {
-        assert_eq!(Doubts::default().changed(1, down(0), 900), Some(down(0)));
+        assert_eq!(Doubts::default().changed(1, down(), 900, at(0)), Some(down()));
         // What was seen before it was up does not count either.
         let mut doubts = after_two_misses(500);
-        assert!(doubts.changed(1, event(Verdict::Up, false, 4), 600).is_some());
-        assert_eq!(doubts.changed(1, down(6), 900), Some(down(6)));
+        assert!(doubts.changed(1, event(Verdict::Up, false), 600, at(4)).is_some());
+        assert_eq!(doubts.changed(1, down(), 900, at(6)), Some(down()));
     }
 
     #[test]
     fn a_server_that_answers_again_is_up_and_not_told_down_later() {
         let mut doubts = after_two_misses(500);
-        assert_eq!(doubts.changed(1, down(4), 501), None);
-        assert!(doubts.changed(1, event(Verdict::Up, false, 8), 600).is_some());
+        assert_eq!(doubts.changed(1, down(), 501, at(4)), None);
+        assert!(doubts.changed(1, event(Verdict::Up, false), 600, at(8)).is_some());
         assert_eq!(doubts.missed(1, at(10), 600), None);
     }
 
@@ -143,6 +158,6 @@ mod tests {
     fn a_removed_servers_number_begins_anew() {
         let mut doubts = after_two_misses(500);
         doubts.retain(|_| false);
-        assert_eq!(doubts.changed(1, down(4), 900), Some(down(4)));
+        assert_eq!(doubts.changed(1, down(), 900, at(4)), Some(down()));
     }
 }

@@ -336,32 +336,39 @@ impl Engine {
     }
 
     fn status(&self) -> Value {
-        let checks: Vec<Value> = self
-            .checked_servers()
-            .map(|(id, service, server)| {
-                let health = self.health.get(&id).cloned().unwrap_or_default();
-                let mut check = json!({
-                    "service": service.label,
-                    "server": server.label,
-                    "kind": service.health_check.kind,
-                    "health": match health.verdict {
-                        _ if health.uncheckable.is_some() => "not checked",
-                        _ if service.health_check.kind == HealthKind::None => "not checked",
-                        None => "unknown",
-                        Some(Verdict::Up) => "up",
-                        Some(Verdict::Down) => "down",
-                    },
-                    "since": time(health.since),
-                    "reason": health.uncheckable.unwrap_or(health.reason),
-                    "note": health.note,
-                    "certificate_expires": time(health.certificate_expires),
-                });
-                if let Some(last) = self.health_table.get(u32::from(id)).as_ref().and_then(last_probe) {
-                    check["last"] = last;
-                }
-                check
-            })
-            .collect();
+        let checks: Vec<Value> =
+            self.checked_servers()
+                .map(|(id, service, server)| {
+                    let health = self.health.get(&id).cloned().unwrap_or_default();
+                    let mut check = json!({
+                        "service": service.label,
+                        "server": server.label,
+                        "kind": service.health_check.kind,
+                        "health": match health.verdict {
+                            _ if health.uncheckable.is_some() => "not checked",
+                            _ if service.health_check.kind == HealthKind::None => "not checked",
+                            None => "unknown",
+                            Some(Verdict::Up) => "up",
+                            Some(Verdict::Down) => "down",
+                        },
+                        "since": time(health.since),
+                        "reason": health.uncheckable.unwrap_or(health.reason),
+                        "note": health.note,
+                        "certificate_expires": time(health.certificate_expires),
+                    });
+                    if let Some(view) = self.health_table.get(u32::from(id)) {
+                        check["no_verdicts"] = json!(view.no_verdicts);
+                        check["no_verdict"] =
+                            json!(view.silent.as_ref().map(|(since, why)| {
+                                json!({ "since": since.to_string(), "reason": why })
+                            }));
+                        if let Some(last) = last_probe(&view) {
+                            check["last"] = last;
+                        }
+                    }
+                    check
+                })
+                .collect();
         let leaving: Vec<String> = self
             .leaving
             .keys()

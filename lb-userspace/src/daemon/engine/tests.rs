@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::core::Before;
 use crate::core::rows::{live_flows, live_stickies};
 use crate::core::testing::{client, config, flow, stick, yaml};
+use crate::core::{Before, Plan};
 use crate::dataplane::fake::{FakeKernel, maps};
 
 const FILE: &str = "/etc/steadfast.yaml";
@@ -19,6 +19,18 @@ const FILE: &str = "/etc/steadfast.yaml";
 /// By the first interface.
 fn hop(host: u8) -> Hop {
     Hop { neighbour: [192, 0, 2, host].into(), arm: 0 }
+}
+
+/// A server's first good check.
+fn answered() -> HealthEvent {
+    HealthEvent {
+        target_id: 0,
+        health: Verdict::Up,
+        reason: "the first probe succeeded".to_owned(),
+        at: Timestamp::from_second(1_700_000_100).unwrap(),
+        certificate_expires: None,
+        lost: false,
+    }
 }
 
 /// A daemon's core over fake maps, and its state directory.
@@ -103,14 +115,8 @@ impl World {
     }
 
     fn news_of(&self, server: &str, health: Verdict, reason: &str) -> HealthNews {
-        HealthNews::Changed(HealthEvent {
-            target_id: u32::from(self.id(server)),
-            health,
-            reason: reason.to_owned(),
-            at: Timestamp::from_second(1_700_000_100).unwrap(),
-            certificate_expires: None,
-            lost: false,
-        })
+        let (target_id, reason) = (u32::from(self.id(server)), reason.to_owned());
+        HealthNews::Changed(HealthEvent { target_id, health, reason, ..answered() })
     }
 
     fn client_of(&self, server: &str, number: u32) {
@@ -391,6 +397,120 @@ fn a_redirect_that_cannot_listen_is_shown_within_a_second_and_so_is_its_end() {
     assert_eq!(redirects, json);
     let (number, _) = shown(&listening, Listener::Open, Listener::Open);
     assert_eq!(number, 1);
+}
+
+#[test]
+fn an_added_server_gets_nobody_before_its_mac_address_is_known_whatever_its_check() {
+    let mut world = World::new(&with_check("{ kind: none }"));
+    add(&mut world, "c", 33);
+    assert_eq!(world.bits("c"), DRAINING & !ServerState::REACHABLE);
+    world.engine.set_hops([1, 2, 33].map(|host| ([192, 0, 2, host].into(), hop(host))).into());
+    world.engine.neighbours([([192, 0, 2, 33].into(), Some([2, 0, 0, 0, 0, 33]))]);
+    assert_eq!(world.bits("c"), ALL);
+}
+
+fn with_check(check: &str) -> String {
+    let text = two().replace("real_servers:", &format!("health_check: {check}\n    real_servers:"));
+    assert!(text.contains(check), "{text}");
+    text
+}
+
+fn add(world: &mut World, label: &str, host: u8) {
+    let body = serde_json::json!({ "service": "V", "label": label, "address": format!("192.0.2.{host}") });
+    world.post("add", body).unwrap();
+}
+
+#[test]
+fn a_server_that_is_added_gets_unknown_clients_once_it_has_answered() {
+    let mut world = World::new(&two());
+    assert_eq!((world.bits("a"), world.bits("b")), (ALL, ALL), "a cold start serves at once");
+    let body = serde_json::json!({ "service": "V", "label": "c", "address": "192.0.2.3" });
+    let plan = world.post("add", body).unwrap()["plan"].clone();
+    assert!(
+        plan["unknown_changed"][0]["percent"].as_f64().unwrap() > 20.0,
+        "what comes of it is planned: {plan}"
+    );
+    assert!(plan["warnings"].to_string().contains("once they have answered"), "{plan}");
+    assert_eq!(world.bits("c"), DRAINING);
+    world.health("c", Verdict::Up, "the first probe succeeded");
+    assert_eq!(world.bits("c"), ALL);
+    assert_eq!((world.bits("a"), world.bits("b")), (ALL, ALL));
+}
+
+#[test]
+fn a_server_that_is_added_gets_unknown_clients_at_once_where_nobody_else_does_or_it_is_said_so() {
+    let mut world = World::new(&two());
+    add(&mut world, "c", 3);
+    world.state("a", "drain").unwrap();
+    world.down("b");
+    assert_eq!(world.bits("c"), ALL, "somebody has to");
+    for check in ["{ answer_first: false }", "{ kind: none }"] {
+        let mut world = World::new(&with_check(check));
+        add(&mut world, "c", 3);
+        assert_eq!(world.bits("c"), ALL, "{check}");
+    }
+}
+
+#[test]
+fn a_service_that_is_new_has_all_its_servers_at_once() {
+    let mut world = World::new(&two());
+    let more = yaml(&[("V", 150, &[("a", 1), ("b", 2)]), ("W", 151, &[("d", 4), ("e", 5)])]);
+    world.post("apply", serde_json::json!({ "yaml": more, "source": "more" })).unwrap();
+    let bits = |world: &World, server| {
+        let id = world.engine.state.ids.server(&ServerName::new("W", server)).unwrap();
+        world.maps.servers.present(id).unwrap().state.0
+    };
+    assert_eq!((bits(&world, "d"), bits(&world, "e")), (ALL, ALL));
+    let d = world.engine.state.ids.server(&ServerName::new("W", "d")).unwrap();
+    let event = HealthEvent { target_id: u32::from(d), ..answered() };
+    world.engine.health_news([HealthNews::Changed(event)]);
+    assert_eq!(
+        (bits(&world, "d"), bits(&world, "e")),
+        (ALL, ALL),
+        "the first that answers is not to get everybody"
+    );
+}
+
+#[test]
+fn a_server_that_the_network_does_not_reach_keeps_its_clients_and_gets_no_others() {
+    let mut world = World::new(&two());
+    world.client_of("a", 1);
+    world.engine.cut_off = BTreeSet::from([world.id("a")]);
+    world.engine.resync().unwrap();
+    assert_eq!((world.bits("a"), world.bits("b")), (DRAINING, ALL));
+    assert!(world.engine.take_resetting().is_empty());
+    let both = [world.id("a"), world.id("b")];
+    world.engine.cut_off = BTreeSet::from(both);
+    world.engine.resync().unwrap();
+    assert_eq!((world.bits("a"), world.bits("b")), (ALL, ALL), "a service does not lose its last server so");
+}
+
+#[test]
+fn a_service_that_refuses_clients_is_the_first_line_of_a_plan_and_of_the_log() {
+    let mut world = World::new(&two());
+    world.client_of("a", 1);
+    world.client_of("b", 2);
+    world.down("a");
+    assert_eq!(world.engine.refusing.len(), 0);
+    let answer = world.state("b", "halt").unwrap();
+    let plan: Plan = serde_json::from_value(answer["plan"].clone()).unwrap();
+    let first = plan.to_string();
+    assert!(
+        first.starts_with("V has no usable real server: every connection to it is refused.\n"),
+        "{first}"
+    );
+    assert_eq!((plan.clients_refused(), plan.clients_moved), (2, 2));
+    assert!(
+        plan.summary().starts_with("2 clients refused from now on, 0 clients moved"),
+        "{}",
+        plan.summary()
+    );
+    assert_eq!(world.engine.refusing.len(), 1);
+    // So it is after a start with what is remembered.
+    world.restart(&two());
+    assert_eq!(world.engine.refusing.len(), 1);
+    world.state("b", "online").unwrap();
+    assert_eq!(world.engine.refusing.len(), 0);
 }
 
 #[test]
