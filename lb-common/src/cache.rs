@@ -78,8 +78,8 @@ pub enum Kind {
     ToClient = 2,
     /// It is for the host.
     NotOurs = 3,
-    /// It is sent to a server in a frame for that, and else as it is.
-    Readdressed = 4,
+    /// It is sent to a server in a frame for that, one hop further, and else as it is.
+    SentOn = 4,
 }
 
 impl Entry {

@@ -5,7 +5,7 @@
 //! | 0, 1 | client address, bytes as on the wire |
 //! | 2 | client port:16, service port:16 (both as on the wire), service:16, zero:16 |
 //! | 3 | server:16, endpoint:16, SNAT port:16 (as on the wire; zero: none), source:8, zero:8 |
-//! | 4 | MAC of the return hop:48, arm:8, zero:8 |
+//! | 4 | MAC of the return hop:48, arm:8, zero:7, packets to the client may be fragmented:1 |
 //! | 5 | sequence number last recorded from the client:32, from the server:32 |
 //! | 6 | made at:32 (ticks), sticky slot:24, its version:7, sticky slot is known:1 |
 //!
@@ -29,6 +29,8 @@ const _: () = assert!(size_of::<FlowSlot>() == 64 && align_of::<FlowSlot>() == 8
 pub const SERVER_WORD: usize = 3;
 /// The index of the word with the return hop.
 pub const HOP_WORD: usize = 4;
+/// In the word with the return hop: packets to the client may be fragmented on their way ([`path_mtu`](crate::path_mtu)).
+pub const MAY_FRAGMENT: u64 = 1 << 63;
 /// The index of the word with the sequence numbers.
 pub const SEQUENCE_WORD: usize = 5;
 /// The index of the word with the time and the sticky slot.
@@ -248,6 +250,8 @@ pub struct Flow {
     pub return_hop: [u8; 6],
     /// The number of the interface that they leave by.
     pub arm: u8,
+    /// Whether they may be fragmented on their way.
+    pub may_fragment: bool,
     /// Sequence numbers.
     pub sequences: Sequences,
     /// Age and sticky record.
@@ -267,6 +271,7 @@ impl Flow {
             to: FlowServer::from_word(words[SERVER_WORD]),
             return_hop: mac_bytes(words[HOP_WORD]),
             arm: arm_of(words[HOP_WORD]),
+            may_fragment: words[HOP_WORD] & MAY_FRAGMENT != 0,
             sequences: Sequences::from_word(words[SEQUENCE_WORD]),
             sticky: FlowSticky::from_word(words[STICKY_WORD]),
             state: TcpState::from_note(life.note()),
@@ -283,7 +288,7 @@ impl Flow {
             key[1],
             key[2],
             self.to.word(),
-            hop_word(self.return_hop, self.arm),
+            hop_word(self.return_hop, self.arm) | if self.may_fragment { MAY_FRAGMENT } else { 0 },
             self.sequences.word(),
             self.sticky.word(),
         ]
@@ -354,7 +359,7 @@ mod tests {
         #[test]
         fn packing_loses_nothing(
             client in any::<[u64; 2]>(), ports in any::<[u16; 3]>(), to in any::<[u16; 3]>(), source in any::<u8>(),
-            mac in any::<[u8; 6]>(), sequences in any::<[u32; 2]>(), made_at in any::<u32>(),
+            mac in any::<[u8; 6]>(), may_fragment in any::<bool>(), sequences in any::<[u32; 2]>(), made_at in any::<u32>(),
             record in proptest::option::of((0u32..1 << 24, 0u8..128)),
         ) {
             let flow = Flow {
@@ -362,6 +367,7 @@ mod tests {
                 to: FlowServer { server: to[0], endpoint: to[1], snat_port: to[2], source },
                 return_hop: mac,
                 arm: 3,
+                may_fragment,
                 sequences: Sequences { client: sequences[0], server: sequences[1] },
                 sticky: FlowSticky { made_at: Ticks(made_at), record: record.map(|(slot, version)| StickyRef { slot, version }) },
                 state: TcpState::TimeWait,

@@ -2,7 +2,7 @@
 //!
 //! Shared memory first: [`word`], [`life`], [`table`] and [`tags`] are the tables' algorithm, [`flow`], [`sticky`], [`ports`],
 //! [`service`], [`server`] and [`control`] what lies in them, [`maps`] their names, kinds and sizes. Then the
-//! decisions: [`choose`], [`schedule`], [`maglev`], [`picks`], [`cache`], [`tcp`], [`mss`], [`checksum`], [`hash`], [`clock`], and [`reason`], the outcome of every
+//! decisions: [`choose`], [`schedule`], [`maglev`], [`picks`], [`cache`], [`tcp`], [`mss`], [`path_mtu`], [`checksum`], [`hash`], [`clock`], and [`reason`], the outcome of every
 //! packet.
 #![no_std]
 #![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
@@ -25,6 +25,7 @@ pub mod life;
 pub mod maglev;
 pub mod maps;
 pub mod mss;
+pub mod path_mtu;
 pub mod picks;
 pub mod ports;
 pub mod reason;

@@ -110,7 +110,8 @@ reasons! {
     /// A SYN to a service without a usable server: answered with RST.
     ResetNoServer = "reset-no-server" => Transmit,
 
-    /// To a service, with a TCP header that is truncated or impossible.
+    /// To a service or from a real server, with a TCP header that is truncated or impossible, or from a broadcast or multicast
+    /// MAC address.
     BadHeader = "bad-header" => Drop,
     /// A fragment of a TCP or UDP packet to a service's address or from a real server; TCP avoids them by path MTU discovery.
     Fragment = "fragment" => Drop,
@@ -141,6 +142,9 @@ reasons! {
     ResetNoReturnFlow = "reset-no-return-flow" => Transmit,
     /// As established; an open flow that had been silent for more than three hours made way, because the flow table has no room.
     EstablishedDisplacing = "established-displacing" => Transmit,
+    /// An ICMP error that tells a server in mode `snat` of a path of less than 1,280 bytes to one client: it would take it for the
+    /// path to all of them. Over IPv4 that client's packets may be fragmented from then on.
+    SmallPathMtu = "small-path-mtu" => Drop,
 }
 
 /// How many reasons there are.

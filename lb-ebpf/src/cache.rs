@@ -82,8 +82,8 @@ pub(crate) fn look<const V6: bool>(
         count::packet_in(entry.service, entry.server, packet.length);
         count::reason(Reason::Forwarded);
     }
-    if entry.is(Kind::Readdressed) {
-        packet.readdress(&entry.new);
+    if entry.is(Kind::SentOn) {
+        packet.send_on(&entry.new);
     } else {
         packet.write(&entry.new);
     }

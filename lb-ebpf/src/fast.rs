@@ -32,7 +32,7 @@ use crate::{
     count,
     flow::record,
     maps::{self, Flows, Ports, ServerTable, ServiceIndex},
-    packet::{Family, Hop, Plain, Span, family, interface},
+    packet::{Family, Hop, Plain, Span, family, interface, is_group},
     pipeline::{SAME_ARM, World, now},
 };
 
@@ -80,7 +80,7 @@ fn decide<const V6: bool>(context: *mut xdp_md, span: Span) -> Fast {
     }
     let arm = &control.arms[0];
     let by_first = arm.interface.load() as u32 == interface(context) && arm.mac.load() == packet.receiver();
-    if !by_first {
+    if !by_first || is_group(packet.sender()) {
         return Fast::Undecided;
     }
     if to.is(EntryKind::Service) {
@@ -193,7 +193,7 @@ fn from_client<const V6: bool>(
     let (kind, source, source_port) = match server.forwarding {
         Forwarding::Snat => (Kind::ToServer, control.source(to.source, server.address), to.snat_port),
         Forwarding::Nat => (Kind::ToServer, client, key.client_port),
-        Forwarding::Dr => (Kind::Readdressed, client, key.client_port),
+        Forwarding::Dr => (Kind::SentOn, client, key.client_port),
         Forwarding::Tunnel => return Fast::Undecided,
     };
     record(&found.slot.words[SEQUENCE_WORD], packet.sequence(), Direction::FromClient);
@@ -204,8 +204,8 @@ fn from_client<const V6: bool>(
         Decided { kind, service, server: to.server, found: &found, idle: entry.idle, hop: packet.sender() };
     let new = packet.outgoing(&hop, source, server.address, ports);
     keep.flow(context, packet, &decided, &new);
-    if matches!(kind, Kind::Readdressed) {
-        packet.readdress(&new);
+    if matches!(kind, Kind::SentOn) {
+        packet.send_on(&new);
     } else {
         packet.write(&new);
     }

@@ -3,8 +3,8 @@
 use lb_common::{
     clock::Ticks,
     flow::{
-        FLOW_WORDS, FlowKey, FlowServer, FlowSticky, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences,
-        stays,
+        FLOW_WORDS, FlowKey, FlowServer, FlowSticky, HOP_WORD, MAY_FRAGMENT, SEQUENCE_WORD, SERVER_WORD,
+        STICKY_WORD, Sequences, stays,
     },
     life::{Life, SlotState},
     ports::{self, Cells as _},
@@ -104,6 +104,15 @@ pub(crate) fn follow(
         change_state(found.index, life.word(), next as u32);
     }
     near
+}
+
+/// Notes over which hop a client's packets come. What was learnt of another hop's path is not known of this one's.
+#[inline(always)]
+pub(crate) fn comes_by(slot: &Slot<FLOW_WORDS>, sender: u64) {
+    let word = &slot.words[HOP_WORD];
+    if word.load() & !MAY_FRAGMENT != sender {
+        word.store(sender);
+    }
 }
 
 /// Records a packet's sequence number if it is worth it. Gives the one before.

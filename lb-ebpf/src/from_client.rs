@@ -206,9 +206,8 @@ fn accept(world: &World, packet: &Packet, found: &Found<'_, FLOW_WORDS>, segment
     } else {
         flow::follow(world, found, service, segment.flags, packet.sequence(segment), Direction::FromClient)
     };
-    let sender = packet.return_hop();
-    if near && found.slot.words[HOP_WORD].load() != sender {
-        found.slot.words[HOP_WORD].store(sender);
+    if near {
+        flow::comes_by(found.slot, packet.return_hop());
     }
 }
 
@@ -231,7 +230,7 @@ fn send(
         }
         Forwarding::Nat => None,
         Forwarding::Dr => {
-            packet.address_frame(&hop);
+            packet.send_on(&hop);
             count::packet_in(service, to.server, packet.length());
             return Ok(Outcome { reason, arm: hop.arm });
         }
@@ -246,7 +245,8 @@ fn send(
         }
     };
     count::packet_in(service, to.server, packet.length());
-    packet.rewrite_segment(segment, &Rewrite { hop, source, destination: Some(destination) });
+    let rewrite = Rewrite { hop, source, destination: Some(destination), may_fragment: false };
+    packet.rewrite_segment(segment, &rewrite);
     Ok(Outcome { reason, arm: hop.arm })
 }
 

@@ -3,8 +3,8 @@
 use lb_common::{
     clock::Ticks,
     flow::{
-        ARM_SHIFT, FLOW_WORDS, FlowKey, FlowServer, FlowSlot, Flows as FlowKind, HOP_WORD, SEQUENCE_WORD,
-        SERVER_WORD, STICKY_WORD, Sequences,
+        ARM_SHIFT, FLOW_WORDS, FlowKey, FlowServer, FlowSlot, Flows as FlowKind, HOP_WORD, MAY_FRAGMENT,
+        SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences,
     },
     handshake::{Answered, answers_syn},
     life::{Life, SlotState},
@@ -183,7 +183,8 @@ fn answer_client(
     let client = End { address: back.key.client, port: back.key.client_port };
     // Without a SNAT port it is for the client's own address already.
     let destination = if back.to.has_port() { Some(client) } else { None };
-    packet.rewrite_segment(segment, &Rewrite { hop, source: Some(source), destination });
+    let may_fragment = next_hop & MAY_FRAGMENT != 0;
+    packet.rewrite_segment(segment, &Rewrite { hop, source: Some(source), destination, may_fragment });
     Ok(Outcome { reason: Reason::Returned, arm: hop.arm })
 }
 

@@ -207,7 +207,7 @@ fn of_flow(world: &World, client: &Client, heard: &Heard, found: &Found<'_, FLOW
     }
     let near = flow::follow(world, found, service, heard.flags, heard.sequence, Direction::FromClient);
     if near {
-        found.slot.words[HOP_WORD].store(heard.sender);
+        flow::comes_by(found.slot, heard.sender);
     }
     Answer::word(word, Reason::Forwarded)
 }

@@ -2,8 +2,9 @@
 
 use aya_ebpf::bindings::xdp_md;
 use lb_common::{
-    flow::{FlowKey, FlowServer, HOP_WORD, SERVER_WORD},
+    flow::{FlowKey, FlowServer, HOP_WORD, MAY_FRAGMENT, SERVER_WORD},
     forwarding::Forwarding,
+    path_mtu,
     reason::Reason,
     server::{ServerState, Servers as _},
     service::EntryKind,
@@ -15,7 +16,7 @@ use crate::{
     from_server::{by_client, by_port},
     handshake::reason_of,
     maps::ServerTable,
-    packet::{End, IcmpError, Packet, Rewrite, interface},
+    packet::{End, IcmpError, Packet, Rewrite, interface, is_group},
     pipeline::{Outcome, SAME_ARM, World},
 };
 
@@ -60,6 +61,15 @@ fn decide(context: *mut xdp_md) -> Result<Sent, Reason> {
     }
 }
 
+/// Why an error of ours can't go on.
+#[inline(always)]
+fn check(error: &IcmpError) -> Result<(), Reason> {
+    if error.hops() <= 1 {
+        return Err(Reason::TtlExceeded);
+    }
+    if is_group(error.packet.sender()) { Err(Reason::BadHeader) } else { Ok(()) }
+}
+
 /// About a packet from the service to a client: the server that wrote it wants to know.
 #[inline(always)]
 fn to_server(world: &World, error: &IcmpError, service: u16) -> Result<Sent, Reason> {
@@ -79,8 +89,14 @@ fn to_server(world: &World, error: &IcmpError, service: u16) -> Result<Sent, Rea
     if !found.still() {
         return Err(Reason::NotOurs);
     }
-    if error.hops() <= 1 {
-        return Err(Reason::TtlExceeded);
+    check(error)?;
+    if matches!(server.forwarding, Forwarding::Snat) && path_mtu::is_too_small(error.path_mtu) {
+        if tuple.source.is_v4() {
+            let hop = &found.slot.words[HOP_WORD];
+            let word = hop.load();
+            let _has_come_over_another_hop = hop.compare_exchange(word, word | MAY_FRAGMENT);
+        }
+        return Err(Reason::SmallPathMtu);
     }
     let hop = world.hop(&error.packet, server.hop_word());
     let sent = Sent::Translated(Outcome { reason: Reason::IcmpToServer, arm: hop.arm });
@@ -91,7 +107,7 @@ fn to_server(world: &World, error: &IcmpError, service: u16) -> Result<Sent, Rea
         }
         Forwarding::Nat => (None, None),
         Forwarding::Dr => {
-            error.packet.address_frame(&hop);
+            error.packet.send_on(&hop);
             return Ok(sent);
         }
         Forwarding::Tunnel => {
@@ -99,7 +115,7 @@ fn to_server(world: &World, error: &IcmpError, service: u16) -> Result<Sent, Rea
         }
     };
     let own = End { address: server.address, port: server.port_for(tuple.source_port) };
-    error.rewrite(&Rewrite { hop, source: Some(own), destination: client }, reporter);
+    error.rewrite(&Rewrite { hop, source: Some(own), destination: client, may_fragment: false }, reporter);
     Ok(sent)
 }
 
@@ -129,13 +145,11 @@ fn to_client(world: &World, error: &IcmpError) -> Result<Sent, Reason> {
     if !back.found.still() || back.service.protocol() != error.protocol {
         return Err(Reason::NotOurs);
     }
-    if error.hops() <= 1 {
-        return Err(Reason::TtlExceeded);
-    }
+    check(error)?;
     let hop = world.hop(&error.packet, next_hop);
     let service = End { address: back.service.address, port: back.key.service_port };
     let client = End { address: back.key.client, port: back.key.client_port };
     let own = if back.to.has_port() { Some(client) } else { None };
-    error.rewrite(&Rewrite { hop, source: own, destination: Some(service) }, source);
+    error.rewrite(&Rewrite { hop, source: own, destination: Some(service), may_fragment: false }, source);
     Ok(Sent::Translated(Outcome { reason: Reason::IcmpToClient, arm: hop.arm }))
 }

@@ -108,7 +108,7 @@ fn repeated(
         }
         slot.words[SEQUENCE_WORD].store(Sequences { client: sequence, server: 0 }.word());
     }
-    slot.words[HOP_WORD].store(sender);
+    flow::comes_by(slot, sender);
     Answer::word(word, Reason::SynRepeated)
 }
 

@@ -18,7 +18,10 @@ use lb_common::{
     ICMP, ICMPV6, TCP, UDP, address::Address, flow::ARM_SHIFT, hash::mix, reason::Reason, tcp::TcpFlags,
 };
 
-use self::access::{ahead, load8, load8_anew, load16, load32, load64, same, store16, store32};
+use self::{
+    access::{ahead, load8, load8_anew, load16, load32, load64, same, store8, store16, store32},
+    rewrite::hop_delta,
+};
 pub(crate) use self::{
     icmp_error::IcmpError,
     mss::clamp_mss,
@@ -181,7 +184,7 @@ impl Packet {
         } else {
             self.is_sound_segment(header, end)
         };
-        if !sound {
+        if !sound || is_group(self.sender()) {
             return Ok(Parsed::Odd(header.protocol, tuple, Reason::BadHeader));
         }
         if header.protocol == UDP {
@@ -308,7 +311,24 @@ impl Packet {
         self.sender() | u64::from(self.arm) << ARM_SHIFT
     }
 
-    /// Sends the frame on as it is.
+    /// Sends the packet on as it is, one hop further.
+    #[inline(always)]
+    pub(crate) fn send_on(&self, hop: &Hop) {
+        self.address_frame(hop);
+        if let Some(at) = self.ipv6_header() {
+            // SAFETY: `ipv6_header` checked 40 bytes.
+            unsafe { store8::<7>(at, load8::<7>(at).wrapping_sub(1)) };
+            return;
+        }
+        let at = self.network;
+        // SAFETY: `parse` checked 20 bytes.
+        unsafe {
+            store16::<10>(at, hop_delta(at).apply(load16::<10>(at)));
+            store8::<8>(at, load8::<8>(at).wrapping_sub(1));
+        }
+    }
+
+    /// Puts the frame's new addresses in.
     #[inline(always)]
     pub(crate) fn address_frame(&self, hop: &Hop) {
         write_addresses(self.start, hop);
@@ -329,6 +349,13 @@ impl Packet {
 pub(crate) fn interface(context: *mut xdp_md) -> u32 {
     // SAFETY: the context is the one that the kernel called the program with.
     unsafe { (&raw const (*context).ingress_ifindex).read_volatile() }
+}
+
+/// Whether a MAC address is that of a group, which no frame can come from (IEEE 802.3 section 3.2.3): an answer would reach
+/// the whole network.
+#[inline(always)]
+pub(crate) const fn is_group(mac: u64) -> bool {
+    mac & 1 != 0
 }
 
 /// The MAC address that a frame is for; the caller has checked its first 14 bytes.

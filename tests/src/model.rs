@@ -46,7 +46,7 @@ pub(crate) use self::{
 };
 use self::{
     parse::{Parsed, parse},
-    rewrite::{addressed, reset, rewritten, too_big, tunnelled},
+    rewrite::{fragmentable, reset, rewritten, sent_on, too_big, tunnelled},
 };
 
 /// What the daemon has set.
@@ -106,8 +106,10 @@ enum Verdict {
     Left(Reason),
     /// Sent on to this MAC address, from and to these ends; an ICMP error as if from this address.
     Sent(Reason, Mac, Ends, Option<IpAddr>),
-    /// Sent on to this MAC address as it is.
-    Addressed(Reason, Mac),
+    /// As [`Verdict::Sent`], and may be fragmented.
+    Fragmentable(Reason, Mac, Ends),
+    /// Sent on to this MAC address as it is, one hop further.
+    SentOn(Reason, Mac),
     /// Sent on inside another packet to the server of this number.
     Tunnelled(Reason, usize),
     /// Too large for a tunnel of this MTU, which its sender is told.
@@ -157,7 +159,10 @@ impl Model {
             Verdict::Sent(reason, hop, ends, reporter) => {
                 sent(reason, rewritten(frame, hop, &ends, reporter))
             }
-            Verdict::Addressed(reason, hop) => sent(reason, addressed(frame, hop)),
+            Verdict::Fragmentable(reason, hop, ends) => {
+                sent(reason, fragmentable(&rewritten(frame, hop, &ends, None)))
+            }
+            Verdict::SentOn(reason, hop) => sent(reason, sent_on(frame, hop)),
             Verdict::Tunnelled(reason, number) => {
                 let (source, label) = self.outer(number, chosen)?;
                 let server = self.settings.site.server(number);
@@ -188,9 +193,10 @@ impl Model {
             Parsed::Odd(protocol, ends, reason) => {
                 Verdict::Left(self.side(&ends, protocol).err().unwrap_or(reason))
             }
-            Parsed::IcmpError(error) => self.icmp_error(&error),
+            Parsed::IcmpError(error) => self.icmp_error(&error, is_group(mac_at(frame, 6))),
             Parsed::Segment(segment) => match self.side(&segment.ends, segment.protocol) {
                 Err(reason) => Verdict::Left(reason),
+                Ok(_) if is_group(mac_at(frame, 6)) => Verdict::Left(Reason::BadHeader),
                 Ok(Side::Client(service)) => self.client_segment(frame, &segment, service, chosen)?,
                 Ok(Side::Server(endpoint, source)) => self.server_segment(frame, &segment, endpoint, source),
                 Ok(Side::NatServer(service, asked)) => self.nat_segment(frame, &segment, service, asked),
@@ -318,7 +324,7 @@ impl Model {
         let source = match kind.forwarding {
             Forwarding::Snat => (self.settings.site.source(service, flow.source), flow.port),
             Forwarding::Nat => (flow.key.client, flow.key.port),
-            Forwarding::Dr => return Verdict::Addressed(reason, host.mac),
+            Forwarding::Dr => return Verdict::SentOn(reason, host.mac),
             Forwarding::Tunnel => return Verdict::Tunnelled(reason, number),
         };
         Verdict::Sent(reason, host.mac, between(source, server), None)
@@ -357,6 +363,11 @@ fn between(source: (IpAddr, u16), destination: (IpAddr, u16)) -> Ends {
         destination: destination.0,
         destination_port: destination.1,
     }
+}
+
+/// Whether a MAC address is that of more than one host: nobody's to send from.
+const fn is_group(mac: Mac) -> bool {
+    mac[0] & 1 != 0
 }
 
 /// A MAC address in a frame.

@@ -1,11 +1,11 @@
 //! ICMP errors about TCP and UDP packets (RFC 792, RFC 4443), which repeat the beginning of the packet that they are about.
 
 use aya_ebpf::bindings::xdp_md;
-use lb_common::{ICMP, ICMPV6, TCP, UDP, address::Address};
+use lb_common::{ICMP, ICMPV6, TCP, UDP, address::Address, path_mtu};
 
 use super::{
     ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, IPV4, IPV6, MORE_FRAGMENTS, Packet, Tuple,
-    access::{load8, load16, store8, store16},
+    access::{load8, load16, load32, store8, store16},
     bounds, ipv4_addresses, ipv6_addresses, network_header,
     rewrite::{
         Rewrite, hop_delta, ipv4_delta, ipv6_delta, rewrite_ipv4_addresses, rewrite_ipv6_addresses,
@@ -28,6 +28,8 @@ pub(crate) struct IcmpError {
     pub(crate) tuple: Tuple,
     /// The repeated packet's protocol: TCP or UDP.
     pub(crate) protocol: u8,
+    /// The path's MTU that it tells, or [`path_mtu::NONE`].
+    pub(crate) path_mtu: u32,
 }
 
 impl IcmpError {
@@ -85,12 +87,18 @@ impl IcmpError {
         }
         let (_, destination) = ipv4_addresses(at);
         // SAFETY: as above.
-        let ports = unsafe { (load16::<{ IPV4 }>(inner), load16::<{ IPV4 + 2 }>(inner)) };
+        let (ports, code, mtu) = unsafe {
+            let ports = (load16::<{ IPV4 }>(inner), load16::<{ IPV4 + 2 }>(inner));
+            (ports, load8::<{ IPV4 + 1 }>(at), load16::<{ IPV4 + 6 }>(at))
+        };
+        // Destination unreachable, fragmentation needed.
+        let path_mtu = if kind == 3 && code == 4 { u32::from(u16::from_be(mtu)) } else { path_mtu::NONE };
         let tuple = repeated(ipv4_addresses(inner), ports);
         (tuple.source == destination).then_some(Self {
             packet: Packet { hops, ..packet },
             tuple,
             protocol: inner_protocol,
+            path_mtu,
         })
     }
 
@@ -121,12 +129,18 @@ impl IcmpError {
         }
         let (_, destination) = ipv6_addresses(at);
         // SAFETY: as above.
-        let ports = unsafe { (load16::<{ IPV6 }>(inner), load16::<{ IPV6 + 2 }>(inner)) };
+        let (ports, mtu) = unsafe {
+            let ports = (load16::<{ IPV6 }>(inner), load16::<{ IPV6 + 2 }>(inner));
+            (ports, load32::<{ IPV6 + 4 }>(at))
+        };
+        // Packet too big.
+        let path_mtu = if kind == 2 { u32::from_be(mtu) } else { path_mtu::NONE };
         let tuple = repeated(ipv6_addresses(inner), ports);
         (tuple.source == destination).then_some(Self {
             packet: Packet { hops, ..packet },
             tuple,
             protocol: inner_protocol,
+            path_mtu,
         })
     }
 

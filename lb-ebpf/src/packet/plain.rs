@@ -198,8 +198,7 @@ impl<const V6: bool> Plain<V6> {
         } else {
             let delta = ipv4_delta(old_source, source).and(ipv4_delta(old_destination, destination));
             let both = u64::from(source.v4_word()) | u64::from(destination.v4_word()) << 32;
-            // The time to live is the first byte of its 16-bit word.
-            (delta.replace16(1, 0), delta, [both, 0, 0, 0])
+            (delta.and(HOP), delta, [both, 0, 0, 0])
         };
         let (to, from) = (hop.to & MAC, hop.from & MAC);
         New {
@@ -212,9 +211,23 @@ impl<const V6: bool> Plain<V6> {
         }
     }
 
-    /// Sends it on as it is, in a frame with the new MAC addresses.
+    /// Sends it on as it is, one hop further, in a frame with the new MAC addresses.
     #[inline(always)]
-    pub(crate) fn readdress(&self, new: &New) {
+    pub(crate) fn send_on(&self, new: &New) {
+        self.readdress(new);
+        // SAFETY: `read` checked all headers.
+        unsafe {
+            if V6 {
+                ip!(store8, self, 7, ip!(load8, self, 7).wrapping_sub(1));
+            } else {
+                ip!(store8, self, 8, ip!(load8, self, 8).wrapping_sub(1));
+                ip!(store16, self, 10, apply_folded(const { HOP.folded() }, ip!(load16, self, 10)));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn readdress(&self, new: &New) {
         // SAFETY: `read` checked all headers.
         unsafe {
             store64::<0>(self.start, new.frame);
@@ -244,6 +257,9 @@ impl<const V6: bool> Plain<V6> {
         }
     }
 }
+
+/// One less in the time to live, which is the first byte of its 16-bit word.
+const HOP: Delta = Delta::NONE.replace16(1, 0);
 
 /// The bits of a MAC address.
 const MAC: u64 = (1 << 48) - 1;

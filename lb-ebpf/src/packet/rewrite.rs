@@ -21,6 +21,8 @@ pub(crate) struct Rewrite {
     pub(crate) hop: Hop,
     pub(crate) source: Option<End>,
     pub(crate) destination: Option<End>,
+    /// An IPv4 packet may be fragmented from here on, whatever its sender wished.
+    pub(crate) may_fragment: bool,
 }
 
 impl Packet {
@@ -38,9 +40,10 @@ impl Packet {
             let at = self.network;
             let hop = hop_delta(at);
             let addresses = rewrite_ipv4_addresses(at, to);
+            let flags = if to.may_fragment { allow_fragments(at) } else { Delta::NONE };
             // SAFETY: `parse` checked 20 bytes.
             unsafe {
-                store16::<10>(at, addresses.and(hop).apply(load16::<10>(at)));
+                store16::<10>(at, addresses.and(hop).and(flags).apply(load16::<10>(at)));
                 store8::<8>(at, load8::<8>(at).wrapping_sub(1));
             }
             addresses
@@ -61,6 +64,18 @@ impl Packet {
             // SAFETY: `tcp_header` checked 20 bytes.
             unsafe { store16::<16>(at, delta.apply(load16::<16>(at))) };
         }
+    }
+}
+
+/// Takes "don't fragment" out of an IPv4 header, whose 20 bytes the caller has checked.
+#[inline(always)]
+fn allow_fragments(at: *mut u8) -> Delta {
+    const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
+    // SAFETY: see above.
+    unsafe {
+        let flags = load16::<6>(at);
+        store16::<6>(at, flags & !DONT_FRAGMENT);
+        Delta::NONE.replace16(flags, flags & !DONT_FRAGMENT)
     }
 }
 

@@ -171,6 +171,7 @@ pub(crate) fn flow(
         to: FlowServer { server, endpoint, snat_port: (snat.first_port + 7).to_be(), source: 0 },
         return_hop: [2, 0, 0, 0, 0, 1],
         arm: 0,
+        may_fragment: false,
         sequences: Sequences { client: 1, server: 2 },
         sticky: FlowSticky { made_at: now, record },
         state,

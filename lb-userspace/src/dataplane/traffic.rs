@@ -101,6 +101,7 @@ impl Connection {
             to: FlowServer { server: self.server, endpoint, snat_port: snat_port.to_be(), source: 0 },
             return_hop: [2; 6],
             arm: 0,
+            may_fragment: false,
             sequences: Sequences { client: 1, server: 2 },
             sticky: FlowSticky { made_at: now, record: None },
             state: TcpState::SynSent,

@@ -292,6 +292,7 @@ impl Builder {
             to: FlowServer { server, endpoint: server, snat_port: (1024 + port % 1024).to_be(), source: 0 },
             return_hop: [2, 0, 0, 0, 0, 9],
             arm: 0,
+            may_fragment: false,
             sequences: Sequences { client: 1, server: 2 },
             sticky: FlowSticky { made_at: Ticks(now.0 - 1000), record: None },
             state,

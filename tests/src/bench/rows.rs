@@ -102,6 +102,7 @@ pub(super) fn establish_at(place: &Place<'_>, conversations: Range<u32>) -> Resu
             },
             return_hop: NEXT_HOP,
             arm: 0,
+            may_fragment: false,
             sequences: Sequences { client: FIRST_SEQUENCE + 1, server: FIRST_SEQUENCE + 1 },
             sticky: FlowSticky { made_at: place.now, record: None },
             state: TcpState::Established,

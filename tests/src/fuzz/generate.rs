@@ -164,6 +164,9 @@ fn shape(random: &mut Random) -> Shape {
         shape.fragment = [0x2000, 0x2001, 0x0001, 0x1fff, 0x8000, 0x0000][random.below(6)];
     }
     if seldom(random) {
+        shape.from[0] |= 1;
+    }
+    if seldom(random) {
         shape.to[random.below(6)] ^= 1 << random.below(8);
     }
     shape
@@ -287,7 +290,8 @@ fn error(random: &mut Random, model: &Model, shape: &Shape, flow: Option<&Flow>)
     let repeats = if random.one_in(2) { 8 } else { random.below(60) };
     let protocol = protocol(random, site, service);
     let router = twin(Ipv4Addr::new(10, 1, 1, 1), v6);
-    let mut frame = shape.error(kind, router, protocol, &about, repeats);
+    let mtu = [1400, 1280, 1279, 552, 0][random.below(5)];
+    let mut frame = shape.error((kind, mtu), router, protocol, &about, repeats);
     if random.one_in(40) {
         // Told to another than it is about.
         let end = frame.len();

@@ -68,10 +68,10 @@ impl Shape {
         self.ip(protocol, ends.source, ends.destination, &content)
     }
 
-    /// An ICMP error of this type about a packet between those ends, which repeats so many bytes behind its IP header.
+    /// An ICMP error of this type, and with this path MTU where it has one, about a packet between those ends, which repeats so many bytes behind its IP header.
     pub(crate) fn error(
         &self,
-        kind: u8,
+        (kind, mtu): (u8, u16),
         from: IpAddr,
         protocol: u8,
         about: &Ends,
@@ -79,7 +79,8 @@ impl Shape {
     ) -> Vec<u8> {
         let inner = Self { ttl: 60, ip_options: 0, fragment: WHOLE, ..self.clone() };
         let numbers = Numbers { sequence: 0x0102_0304, acknowledgment: 5, flags: 0x10 };
-        let mut message = vec![kind, 4, 0, 0, 0, 0, 5, 120];
+        let [high, low] = mtu.to_be_bytes();
+        let mut message = vec![kind, 4, 0, 0, 0, 0, high, low];
         let (header, protocol_of_error) = if from.is_ipv4() { (20, ICMP) } else { (40, ICMPV6) };
         message.extend(inner.packet(protocol, about, numbers).iter().take(header + repeats));
         let packet = self.ip(protocol_of_error, from, about.source, &message);

@@ -232,14 +232,17 @@ fn flow(random: &mut Random, site: &Site, key: Key, state: State) -> Flow {
     let number = |random: &mut Random| u32::try_from(random.next() >> 32).unwrap_or_default();
     let is_udp = site.kind(key.service).is_udp;
     let is_over = !matches!(state, State::SynSent | State::SynReceived);
+    let hop = router(random);
+    let numbers = if is_udp { [u32::from(is_over), 0] } else { [number(random), number(random)] };
     Flow {
         key,
         server: host.id,
         endpoint: host.endpoint,
         source: 0,
         port: 0,
-        hop: router(random),
-        numbers: if is_udp { [u32::from(is_over), 0] } else { [number(random), number(random)] },
+        hop,
+        may_fragment: numbers[0] % 8 == 7,
+        numbers,
         first: 0,
         syn_seen: false,
         hold: None,

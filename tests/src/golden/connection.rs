@@ -234,6 +234,7 @@ impl Connection {
             source: self.source,
             snat_port: self.snat_port,
             hop: self.hop,
+            may_fragment: false,
             client_sequence: CLIENT_ISN,
             server_sequence: 0,
             state: TcpState::SynSent,

@@ -6,7 +6,7 @@ use etherparse::{IpNumber, Ipv4Options};
 use lb_common::{reason::Reason, tcp::TcpState};
 
 use super::{
-    Case, Given, case,
+    Case, Given, Then, case,
     connection::Connection,
     frame::{
         ETHERNET, FRAGMENTATION_NEEDED, HOST_UNREACHABLE, IcmpError, Link, PARAMETER_PROBLEM, TIME_EXCEEDED,
@@ -14,6 +14,7 @@ use super::{
     },
     hospital::{BALANCER, FIRST_PORT, HYPERSPACE, MYCHART, MYCHART_1, OTHER_ROUTER, ROUTER, SRV_1, span},
     passing::patched,
+    rows::{FlowRow, Row},
 };
 
 /// What an error repeats at least: the IP header and eight bytes.
@@ -23,7 +24,7 @@ const PORT_UNREACHABLE: (u8, u8, [u8; 4]) = (3, 3, [0; 4]);
 /// The cases.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    [towards_servers(), towards_clients(), neither()].into_iter().flatten().collect()
+    [towards_servers(), small_paths(), towards_clients(), neither()].into_iter().flatten().collect()
 }
 
 fn to_server(case: Case, c: &Connection, error: &IcmpError) -> Case {
@@ -97,10 +98,62 @@ fn towards_servers() -> Vec<Case> {
         case("an error towards a server with its last hop is dropped")
             .given(c.established())
             .drops(IcmpError { ttl: 1, ..needed.clone() }.build(), Reason::TtlExceeded),
+        case("an error from a broadcast MAC address is dropped")
+            .given(c.established())
+            .drops(IcmpError { link: Link::new([0xff; 6], BALANCER), ..needed.clone() }.build(), Reason::BadHeader),
         case("an error towards a server whose MAC address is not known passes")
             .given(c.established())
             .given([Given::Server(SRV_1, super::answers::UNREACHABLE)])
             .passes(needed.build(), Reason::NotOurs),
+    ]
+}
+
+/// What a server in mode `snat` would believe of the path to every client.
+fn small_paths() -> Vec<Case> {
+    let c = Connection::to(SRV_1);
+    let over = c.over(OTHER_ROUTER);
+    let data = c.response().payload(&[0x33; 1460]);
+    let needed = |mtu: u16| {
+        let [high, low] = mtu.to_be_bytes();
+        c.error_to_service((3, 4, [0, 0, high, low]), &data, LEAST).build()
+    };
+    let learns = |row: FlowRow| [Then::Becomes(Row::Flow(FlowRow { may_fragment: true, ..row }))];
+    let row = FlowRow { may_fragment: true, ..c.flow() };
+    let slow = || [Row::Sticky(c.sticky(1)), Row::Flow(row), c.port_of_flow()].map(Given::Row);
+    let mut fragmentable = data.clone();
+    fragmentable.ip.dont_fragment = false;
+    let small = |name, mtu| {
+        case(name).given(c.established()).drops(needed(mtu), Reason::SmallPathMtu).leaves(learns(c.flow()))
+    };
+    vec![
+        small("a path of less than 1,280 bytes to one client is not told to its server", 552),
+        small("nor is one of 1,279 bytes", 1279),
+        small("nor one that an old router does not know the MTU of", 0),
+        to_server(
+            case("a path of 1,280 bytes is").given(c.established()),
+            &c,
+            &c.error_to_service((3, 4, [0, 0, 5, 0]), &data, LEAST),
+        ),
+        case("instead the flow's packets may be fragmented, whatever the server wishes")
+            .given(slow())
+            .sends(&data, Reason::Returned, c.returned(&fragmentable))
+            .sends(&data, Reason::Returned, c.returned(&fragmentable))
+            .sends(&c.request(), Reason::Forwarded, c.forwarded(&c.request())),
+        case("until the client comes over another router")
+            .given(slow())
+            .sends(&over.request(), Reason::Forwarded, over.forwarded(&over.request()))
+            .sends(&data, Reason::Returned, over.returned(&data))
+            .leaves([Then::Becomes(Row::Flow(over.flow()))]),
+        case("a small path that a broadcast MAC address tells of changes nothing")
+            .given(c.established())
+            .drops(
+                IcmpError {
+                    link: Link::new([0xff; 6], BALANCER),
+                    ..c.error_to_service((3, 4, [0, 0, 2, 40]), &data, LEAST)
+                }
+                .build(),
+                Reason::BadHeader,
+            ),
     ]
 }
 

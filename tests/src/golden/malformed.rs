@@ -1,11 +1,13 @@
 //! What is for a service or from a server and cannot be forwarded is dropped, counted, and changes nothing.
 
+use std::net::Ipv4Addr;
+
 use lb_common::reason::Reason;
 
 use super::{
     Case, case,
     connection::Connection,
-    frame::{BARE, ETHERNET, Frame, flag},
+    frame::{BARE, ETHERNET, Frame, Mac, flag},
     hospital::{SRV_1, SRV_2},
     passing::patched,
 };
@@ -18,7 +20,7 @@ const FLAGS: usize = ETHERNET + 33;
 /// The cases.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    [fragments_and_options(), headers(), hops()].into_iter().flatten().collect()
+    [fragments_and_options(), headers(), senders(), hops()].into_iter().flatten().collect()
 }
 
 fn fragments_and_options() -> Vec<Case> {
@@ -101,6 +103,41 @@ fn headers() -> Vec<Case> {
             .drops(patched(open.response().build(), FLAGS, 0), Reason::BadHeader),
     ]
 }
+
+/// A frame comes from one host (IEEE 802.3 section 3.2.3): what answers one from a group would reach everybody.
+fn senders() -> Vec<Case> {
+    let open = Connection::to(SRV_1);
+    let new = Connection::to(SRV_2);
+    let strangers = open.on_port(50_123);
+    let from = |frame: Frame, mac: Mac| {
+        let to = frame.link.to;
+        frame.link(mac, to).build()
+    };
+    let groups: [Mac; 3] = [[0xff; 6], [0x01, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]];
+    let all = |name, frames: &[Frame]| {
+        groups.iter().fold(case(name).given(open.established()), |case, group| {
+            frames.iter().fold(case, |case, frame| case.drops(from(frame.clone(), *group), Reason::BadHeader))
+        })
+    };
+    vec![
+        all(
+            "what comes from a broadcast or multicast MAC address is dropped, and writes nothing",
+            &[
+                new.syn(),
+                open.request(),
+                strangers.request(),
+                open.client_segment(flag::FIN | flag::ACK, 1, 1),
+            ],
+        ),
+        all("so is what a server sends from one", &[open.response(), open.server_segment(flag::RST, 1, 0)]),
+        case("what is not ours passes from whatever MAC address it comes").passes(
+            from(Frame::new(open.request().link, (SOMEBODY, 1), (SOMEBODY, 2)).flags(flag::ACK), groups[0]),
+            Reason::NotOurs,
+        ),
+    ]
+}
+
+const SOMEBODY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 9);
 
 fn hops() -> Vec<Case> {
     let open = Connection::to(SRV_1);

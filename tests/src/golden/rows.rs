@@ -88,6 +88,7 @@ pub(super) struct FlowRow {
     pub(super) source: u8,
     pub(super) snat_port: u16,
     pub(super) hop: Mac,
+    pub(super) may_fragment: bool,
     pub(super) client_sequence: u32,
     pub(super) server_sequence: u32,
     pub(super) state: TcpState,
@@ -287,6 +288,7 @@ impl Tables {
             source: flow.to.source,
             snat_port: u16::from_be(flow.to.snat_port),
             hop: flow.return_hop,
+            may_fragment: flow.may_fragment,
             client_sequence: flow.sequences.client,
             server_sequence: flow.sequences.server,
             state: flow.state,
@@ -378,6 +380,7 @@ impl Tables {
             },
             return_hop: row.hop,
             arm: 0,
+            may_fragment: row.may_fragment,
             sequences: lb_common::flow::Sequences {
                 client: row.client_sequence,
                 server: row.server_sequence,

@@ -62,7 +62,7 @@ impl Model {
     /// A segment of a flow in the flow table: followed and forwarded.
     fn of_usable_flow(&mut self, heard: &Heard<'_>, slot: usize, mut flow: Flow) -> Verdict {
         if self.follow(slot, &mut flow, heard.segment, From::Client) {
-            flow.hop = heard.hop;
+            flow.comes_by(heard.hop);
             self.set_flow(slot, Some(flow.clone()));
         }
         self.forward(Reason::Forwarded, heard, &flow)
@@ -238,7 +238,7 @@ impl Model {
             flow.state = State::SynSent;
             flow.until = self.now + self.patience(State::SynSent, flow.key.service);
         }
-        flow.hop = heard.hop;
+        flow.comes_by(heard.hop);
         self.set_half_open(slot, Some(flow.clone()));
         Some(self.forward(Reason::SynRepeated, heard, &flow))
     }
@@ -302,6 +302,7 @@ impl Model {
             source: 0,
             port: 0,
             hop: heard.hop,
+            may_fragment: false,
             numbers: [heard.segment.sequence, 0],
             first: 0,
             syn_seen: false,

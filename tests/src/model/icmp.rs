@@ -2,11 +2,13 @@
 
 use lb_common::{forwarding::Forwarding, reason::Reason, server::ServerState};
 
-use super::{Answers, Ends, Key, Model, Verdict, between, parse::IcmpError, server_number};
+use super::{
+    Answers, Ends, Flow, Key, Model, Verdict, between, parse::IcmpError, server::Found, server_number,
+};
 use crate::golden::hospital::SERVERS;
 
 impl Model {
-    pub(super) fn icmp_error(&self, error: &IcmpError) -> Verdict {
+    pub(super) fn icmp_error(&mut self, error: &IcmpError, from_group: bool) -> Verdict {
         let about = &error.about;
         if error.to != about.source {
             return Verdict::Left(Reason::NotOurs);
@@ -19,8 +21,28 @@ impl Model {
         match translated {
             None => Verdict::Left(Reason::NotOurs),
             Some(_) if error.ttl <= 1 => Verdict::Left(Reason::TtlExceeded),
+            Some(_) if from_group => Verdict::Left(Reason::BadHeader),
+            Some(_) if service.is_some_and(|service| self.learns_small_mtu(error, service)) => {
+                Verdict::Left(Reason::SmallPathMtu)
+            }
             Some(verdict) => verdict,
         }
+    }
+
+    /// Whether an error tells of a path to a client that is too narrow to be told to a server which has one path to all of them;
+    /// over IPv4 its flow's packets may be fragmented then.
+    fn learns_small_mtu(&mut self, error: &IcmpError, service: u16) -> bool {
+        let one_path = self.settings.site.kind(service).forwarding == Forwarding::Snat;
+        if !one_path || error.mtu.is_none_or(|mtu| mtu >= 1280) {
+            return false;
+        }
+        let about = &error.about;
+        let found = self.by_client(about.destination, about.destination_port, service, about.source_port);
+        if let Some(Found { slot, half_open, flow }) = found.filter(|_| about.source.is_ipv4()) {
+            let flow = Some(Flow { may_fragment: true, ..flow });
+            if half_open { self.set_half_open(slot, flow) } else { self.set_flow(slot, flow) }
+        }
+        true
     }
 
     /// About a packet from the service to a client.
@@ -41,7 +63,7 @@ impl Model {
                 Verdict::Sent(told, hop, between(server, (ours, flow.port)), Some(ours))
             }
             Forwarding::Nat => Verdict::Sent(told, hop, between(server, client), None),
-            Forwarding::Dr => Verdict::Addressed(told, hop),
+            Forwarding::Dr => Verdict::SentOn(told, hop),
             Forwarding::Tunnel => match self.too_small_a_tunnel(kind, error.length) {
                 Some(mtu) => Verdict::TooBig(mtu),
                 None => Verdict::Tunnelled(told, number),

@@ -78,6 +78,8 @@ pub(super) struct IcmpError {
     pub(super) ttl: u8,
     /// Bytes of the IP packet.
     pub(super) length: usize,
+    /// The path's MTU, if that is what it tells.
+    pub(super) mtu: Option<u32>,
 }
 
 /// What a frame is.
@@ -258,7 +260,12 @@ fn icmp(packet: &[u8], header: &Header) -> Option<IcmpError> {
     }
     let to = if v4 { address(packet, 16, 4) } else { address(packet, 24, 16) };
     let about = ends(repeated, bytes)?;
-    Some(IcmpError { about, protocol, to, ttl: header.ttl, length: header.total })
+    let mtu = match (v4, kind, packet[bytes + 1]) {
+        (true, 3, 4) => Some(u32::from(be16(packet, bytes + 6)?)),
+        (false, 2, _) => Some(be32(packet, bytes + 4)),
+        _ => None,
+    };
+    Some(IcmpError { about, protocol, to, ttl: header.ttl, length: header.total, mtu })
 }
 
 pub(super) const fn is_v4(packet: &[u8]) -> bool {

@@ -31,8 +31,28 @@ pub(super) fn rewritten(frame: &[u8], hop: Mac, ends: &Ends, reporter: Option<Ip
     out
 }
 
+/// The same frame, without the sender's wish that the packet is not fragmented (RFC 791); in IPv6 there is no other.
+pub(super) fn fragmentable(frame: &[u8]) -> Vec<u8> {
+    let mut out = frame.to_vec();
+    let start = start(frame);
+    if is_v4(&frame[start..]) {
+        out[start + 6] &= !0x40;
+        header_sum(&frame[start..], &mut out[start..]);
+    }
+    out
+}
+
+/// The same packet, one hop further, to another host.
+pub(super) fn sent_on(frame: &[u8], to: Mac) -> Vec<u8> {
+    let mut out = addressed(frame, to);
+    let start = start(frame);
+    one_hop_less(&mut out[start..]);
+    header_sum(&frame[start..], &mut out[start..]);
+    out
+}
+
 /// The same frame to another host.
-pub(super) fn addressed(frame: &[u8], to: Mac) -> Vec<u8> {
+fn addressed(frame: &[u8], to: Mac) -> Vec<u8> {
     let mut out = frame.to_vec();
     out[..6].copy_from_slice(&to);
     out[6..12].copy_from_slice(&mac_at(frame, 0));

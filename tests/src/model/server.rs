@@ -112,6 +112,9 @@ impl Model {
             traffic.bytes_out += bytes;
         });
         let ends = between((site.vip(service), service_port), (client, port));
+        if flow.may_fragment {
+            return Verdict::Fragmentable(Reason::Returned, flow.hop, ends);
+        }
         Verdict::Sent(Reason::Returned, flow.hop, ends, None)
     }
 

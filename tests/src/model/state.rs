@@ -58,6 +58,8 @@ pub(crate) struct Flow {
     /// The SNAT port; zero: none.
     pub(crate) port: u16,
     pub(crate) hop: Mac,
+    /// Whether packets to the client may be fragmented on their way.
+    pub(crate) may_fragment: bool,
     /// The numbers recorded of the client and of the server.
     pub(crate) numbers: [u32; 2],
     /// While it is half-open: a number of the server's from before, its lower 31 bits (decision 5).
@@ -133,6 +135,12 @@ impl Flow {
             }
             Answered::Two(first, last) => (first, last),
         };
+    }
+
+    /// Its client's packets come over this hop. What was learnt of another hop's path is not known of this one's.
+    pub(super) fn comes_by(&mut self, hop: Mac) {
+        self.may_fragment &= self.hop == hop;
+        self.hop = hop;
     }
 }
 

@@ -129,6 +129,7 @@ impl Machine {
             },
             return_hop: row.hop,
             arm: 0,
+            may_fragment: row.may_fragment,
             sequences: Sequences { client: row.numbers[0], server: row.numbers[1] },
             sticky: FlowSticky { made_at: self.tick, record },
             state: packed_state(row.state),
@@ -193,6 +194,7 @@ impl Machine {
             source: flow.to.source,
             port: u16::from_be(flow.to.snat_port),
             hop: flow.return_hop,
+            may_fragment: flow.may_fragment,
             numbers: [flow.sequences.client, flow.sequences.server],
             first: if flow.sticky.record.is_none() {
                 u32::try_from(row[STICKY_WORD] >> 32).unwrap_or(u32::MAX)

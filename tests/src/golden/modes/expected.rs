@@ -20,8 +20,7 @@ impl World {
                 ..segment.clone()
             }
             .packet(),
-            Forwarding::Dr => segment.packet(),
-            Forwarding::Tunnel => one_hop_less(&segment.packet()),
+            Forwarding::Dr | Forwarding::Tunnel => one_hop_less(&segment.packet()),
         };
         self.frame_to_server(packet)
     }

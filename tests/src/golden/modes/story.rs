@@ -321,8 +321,7 @@ fn error_to_server(story: &mut Story<'_>) -> Told {
     let repeated = &large.packet()[..world.repeated()];
     let error = icmp(world.report(), 60, world.too_big(), 1280, repeated);
     let expected = match world.forwarding {
-        Forwarding::Dr => error.clone(),
-        Forwarding::Tunnel => icmp(world.report(), 59, world.too_big(), 1280, repeated),
+        Forwarding::Dr | Forwarding::Tunnel => icmp(world.report(), 59, world.too_big(), 1280, repeated),
         Forwarding::Snat | Forwarding::Nat => {
             let sent = Segment {
                 source: (world.server(), world.server_port()),

@@ -78,8 +78,7 @@ fn forwarded(world: &World, datagram: &Datagram, snat: u16) -> Frame {
             ..datagram.clone()
         }
         .packet(),
-        Forwarding::Dr => datagram.packet(),
-        Forwarding::Tunnel => one_hop_less(&datagram.packet()),
+        Forwarding::Dr | Forwarding::Tunnel => one_hop_less(&datagram.packet()),
     };
     world.frame_to_server(packet)
 }
