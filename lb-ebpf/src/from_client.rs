@@ -4,7 +4,7 @@
 //! the segment is rewritten or answered here in either case.
 
 use lb_common::{
-    flow::{FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, HOP_WORD, SERVER_WORD},
+    flow::{FLOW_WORDS, FlowKey, FlowServer, Flows as FlowKind, SERVER_WORD},
     forwarding::Forwarding,
     hash::hash3,
     reason::Reason,

@@ -4,7 +4,7 @@
 //! checks once each, by themselves, whoever calls them.
 
 use lb_common::{
-    flow::{FLOW_WORDS, FlowKey, FlowServer, HOP_WORD, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
+    flow::{FLOW_WORDS, FlowKey, FlowServer, SEQUENCE_WORD, SERVER_WORD, STICKY_WORD, Sequences},
     forwarding::Forwarding,
     handshake::{Answered, FIRST_WINDOW},
     life::Life,

@@ -16,6 +16,7 @@ pub mod lock;
 pub mod outside;
 pub mod problems;
 pub mod redirects;
+pub mod return_hops;
 pub mod routers;
 pub mod run;
 pub mod setup;

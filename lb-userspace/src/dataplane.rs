@@ -38,6 +38,7 @@ pub mod pinned;
 pub mod program;
 pub mod region;
 pub mod repair;
+pub mod return_hops;
 pub mod sweep;
 #[cfg(test)]
 mod traffic;

@@ -16,6 +16,7 @@ pub mod neighbour_state;
 mod neighbours;
 mod outbox;
 mod packet_socket;
+pub mod return_hops;
 mod route;
 mod sysctl;
 #[cfg(test)]

@@ -21,6 +21,7 @@ use super::guard;
 use super::kernel_log;
 use super::lock::RunLock;
 use super::outside::{ArmEvent, News, Outside};
+use super::return_hops::Follower;
 use super::routers;
 use super::setup;
 use super::store::Store;
@@ -235,6 +236,8 @@ fn interfaces_of(options: &Options, config: &Config) -> anyhow::Result<Vec<Strin
 struct Daemon {
     engine: Engine,
     outside: Outside,
+    /// Keeps the answers to clients on living hops.
+    hops: Follower,
     seed: u32,
     adopted: bool,
     /// Rows that a killed process may have left half-made, seen once.
@@ -287,6 +290,7 @@ async fn bring_up(
     let seed =
         getrandom::u64().map_err(|error| anyhow::anyhow!("the kernel gives no random numbers: {error}"))?;
     engine.refuse_by(in_the_way);
+    let hops = Follower::start(net.clone(), Arc::clone(&maps), links.clone());
     let (mut outside, mut news) = Outside::start(net, links, sources.to_vec(), &mut engine, seed)?;
     outside.follow_hops(&mut engine).await;
     if !adopted {
@@ -306,7 +310,7 @@ async fn bring_up(
     engine.take_moved();
     let [a, b, c, d, ..] = seed.to_be_bytes();
     let seed = u32::from_be_bytes([a, b, c, d]);
-    Ok((Daemon { engine, outside, seed, adopted, suspects, drift, ticks: 0, watch, off: None }, news))
+    Ok((Daemon { engine, outside, hops, seed, adopted, suspects, drift, ticks: 0, watch, off: None }, news))
 }
 
 /// Begins the trial of what was attached now, or goes on with that of what was adopted.
@@ -494,6 +498,7 @@ impl Daemon {
     fn tick(&mut self) {
         self.ticks += 1;
         self.look_after_program();
+        self.hops.set_links(self.outside.links());
         if let Err(error) = self.engine.tick() {
             error!("{error:#}");
         }

@@ -75,9 +75,39 @@ pub fn tcp_syn_probe(
     dst: SocketAddr,
     seq: u32,
 ) -> Result<Vec<u8>, NetError> {
+    tcp_probe(src_mac, dst_mac, src, dst, &segment(src.port(), dst.port(), [seq, 0], SYN))
+}
+
+/// A keep-alive: a bare acknowledgement with a sequence number that the end at `dst` has long had, so that it answers with an
+/// acknowledgement of its own (RFC 9293 sections 3.8.4 and 3.10.7.4), and changes nothing there.
+///
+/// # Errors
+/// [`NetError::MixedFamilies`] when one end is IPv4 and the other IPv6.
+pub fn tcp_keep_alive(
+    src_mac: Mac,
+    dst_mac: Mac,
+    src: SocketAddr,
+    dst: SocketAddr,
+    [seq, ack]: [u32; 2],
+) -> Result<Vec<u8>, NetError> {
+    tcp_probe(src_mac, dst_mac, src, dst, &segment(src.port(), dst.port(), [seq, ack], ACK))
+}
+
+/// A frame with this segment, whose checksum is still to be filled in.
+fn tcp_probe(
+    src_mac: Mac,
+    dst_mac: Mac,
+    src: SocketAddr,
+    dst: SocketAddr,
+    segment: &[u8],
+) -> Result<Vec<u8>, NetError> {
     match (src, dst) {
-        (SocketAddr::V4(src), SocketAddr::V4(dst)) => Ok(syn_v4(src_mac, dst_mac, src, dst, seq)),
-        (SocketAddr::V6(src), SocketAddr::V6(dst)) => Ok(syn_v6(src_mac, dst_mac, src, dst, seq)),
+        (SocketAddr::V4(src), SocketAddr::V4(dst)) => {
+            Ok(tcp_v4(src_mac, dst_mac, src, dst, segment.to_vec()))
+        }
+        (SocketAddr::V6(src), SocketAddr::V6(dst)) => {
+            Ok(tcp_v6(src_mac, dst_mac, src, dst, segment.to_vec()))
+        }
         _ => Err(NetError::MixedFamilies { from: src, to: dst }),
     }
 }
@@ -94,8 +124,7 @@ pub fn announcement(mac: Mac, address: IpAddr) -> Vec<Vec<u8>> {
     }
 }
 
-fn syn_v4(src_mac: Mac, dst_mac: Mac, src: SocketAddrV4, dst: SocketAddrV4, seq: u32) -> Vec<u8> {
-    let mut segment = syn_segment(src.port(), dst.port(), seq);
+fn tcp_v4(src_mac: Mac, dst_mac: Mac, src: SocketAddrV4, dst: SocketAddrV4, mut segment: Vec<u8>) -> Vec<u8> {
     let length = length_of(&segment);
     fill_checksum(&mut segment, 16, &pseudo_v4(*src.ip(), *dst.ip(), length));
     let mut frame = ethernet(dst_mac, src_mac, ETHERTYPE_IPV4);
@@ -104,8 +133,7 @@ fn syn_v4(src_mac: Mac, dst_mac: Mac, src: SocketAddrV4, dst: SocketAddrV4, seq:
     frame
 }
 
-fn syn_v6(src_mac: Mac, dst_mac: Mac, src: SocketAddrV6, dst: SocketAddrV6, seq: u32) -> Vec<u8> {
-    let mut segment = syn_segment(src.port(), dst.port(), seq);
+fn tcp_v6(src_mac: Mac, dst_mac: Mac, src: SocketAddrV6, dst: SocketAddrV6, mut segment: Vec<u8>) -> Vec<u8> {
     let length = length_of(&segment);
     fill_checksum(&mut segment, 16, &pseudo_v6(*src.ip(), *dst.ip(), PROTOCOL_TCP, length));
     let mut frame = ethernet(dst_mac, src_mac, ETHERTYPE_IPV6);
@@ -115,15 +143,18 @@ fn syn_v6(src_mac: Mac, dst_mac: Mac, src: SocketAddrV6, dst: SocketAddrV6, seq:
 }
 
 /// RFC 9293 section 3.1, without options, the checksum still zero.
-fn syn_segment(src_port: u16, dst_port: u16, seq: u32) -> Vec<u8> {
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// A bare segment without its checksum.
+fn segment(src_port: u16, dst_port: u16, [seq, ack]: [u32; 2], flags: u8) -> Vec<u8> {
     const WORDS: u8 = 5;
-    const SYN: u8 = 0x02;
     let mut segment = Vec::with_capacity(20);
     segment.extend_from_slice(&src_port.to_be_bytes());
     segment.extend_from_slice(&dst_port.to_be_bytes());
     segment.extend_from_slice(&seq.to_be_bytes());
-    segment.extend_from_slice(&0u32.to_be_bytes());
-    segment.extend_from_slice(&[WORDS << 4, SYN]);
+    segment.extend_from_slice(&ack.to_be_bytes());
+    segment.extend_from_slice(&[WORDS << 4, flags]);
     segment.extend_from_slice(&u16::MAX.to_be_bytes());
     segment.extend_from_slice(&[0; 4]); // checksum, urgent pointer
     segment
@@ -329,6 +360,11 @@ mod tests {
             prop_assert_eq!((tcp.source_port(), tcp.destination_port()), (src_port, dst_port));
             prop_assert_eq!(tcp.sequence_number(), seq);
             prop_assert!(tcp.syn() && !tcp.ack() && !tcp.rst() && !tcp.fin());
+            let keep_alive = tcp_keep_alive(OURS, THEIRS, src, dst, [seq, !seq]).unwrap();
+            let keep_alive = SlicedPacket::from_ethernet(&keep_alive).unwrap();
+            let Some(TransportSlice::Tcp(bare)) = &keep_alive.transport else { panic!("{keep_alive:?}") };
+            prop_assert_eq!((bare.sequence_number(), bare.acknowledgment_number()), (seq, !seq));
+            prop_assert!(bare.ack() && !bare.syn() && !bare.rst() && !bare.fin() && bare.payload().is_empty());
             match &packet.net {
                 Some(NetSlice::Ipv4(ip)) => {
                     let header = ip.header().to_header();

@@ -327,7 +327,7 @@ impl Net {
 
     /// Has the kernel probe the MAC address it has, now (NUD_PROBE). Should it have lost it meanwhile, it asks
     /// everyone instead.
-    async fn confirm_neighbour(&self, index: u32, address: IpAddr) -> Result<(), NetError> {
+    pub(crate) async fn confirm_neighbour(&self, index: u32, address: IpAddr) -> Result<(), NetError> {
         let request = self.handle.neighbours().add(index, address).state(NeighbourState::Probe).replace();
         match request.execute().await {
             Ok(()) => Ok(()),
@@ -342,7 +342,7 @@ impl Net {
     }
 
     /// Has the kernel ask everyone on the link who has the address (NTF_USE: as if a packet were waiting).
-    async fn resolve_neighbour(&self, index: u32, address: IpAddr) -> Result<(), NetError> {
+    pub(crate) async fn resolve_neighbour(&self, index: u32, address: IpAddr) -> Result<(), NetError> {
         let request = self.handle.neighbours().add(index, address);
         let request = request.state(NeighbourState::None).flags(NeighbourFlags::Use).replace();
         request

@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use futures_util::{StreamExt, pin_mut};
 use rtnetlink::RouteMessageBuilder;
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteType, RouteVia,
+};
 
 use super::address::Family;
 use super::{Net, NetError};
@@ -30,6 +32,24 @@ impl Net {
     /// # Errors
     /// [`NetError::NoRoute`], [`NetError::OwnAddress`], [`NetError::UnusableRoute`], or a netlink error in words.
     pub async fn next_hop(&self, index: u32, to: IpAddr) -> Result<NextHop, NetError> {
+        from_message(&self.route(index, to, RouteFlags::empty()).await?, to)
+    }
+
+    /// As [`Self::next_hop`], and behind it the other next hops of the same route.
+    ///
+    /// # Errors
+    /// Those of [`Self::next_hop`].
+    pub async fn next_hops(&self, index: u32, to: IpAddr) -> Result<Vec<NextHop>, NetError> {
+        let first = self.next_hop(index, to).await?;
+        let route = self.route(index, to, RouteFlags::FibMatch).await?;
+        let others = others(&route, to)
+            .into_iter()
+            .filter(|other| (other.neighbour, other.interface) != (first.neighbour, first.interface));
+        Ok(std::iter::once(first).chain(others).collect())
+    }
+
+    /// The kernel's answer to RTM_GETROUTE; with [`RouteFlags::FibMatch`] the route itself, and not what comes of it.
+    async fn route(&self, index: u32, to: IpAddr, flags: RouteFlags) -> Result<RouteMessage, NetError> {
         let mut query = RouteMessageBuilder::<IpAddr>::new()
             .destination_prefix(to, Family::of(to).host_prefix())
             .map_err(|error| NetError::UnexpectedAnswer { doing: asking(to), answer: error.to_string() })?
@@ -39,10 +59,11 @@ impl Net {
         if is_link_local(to) {
             query.attributes.push(RouteAttribute::Oif(index));
         }
+        query.header.flags |= flags;
         let answers = self.handle.route().get(query).execute();
         pin_mut!(answers);
         match answers.next().await {
-            Some(Ok(route)) => from_message(&route, to),
+            Some(Ok(route)) => Ok(route),
             Some(Err(error)) => Err(no_route(to, NetError::netlink(asking(to), error))),
             None => Err(NetError::ConnectionLost { doing: asking(to) }),
         }
@@ -101,6 +122,29 @@ fn from_message(route: &RouteMessage, to: IpAddr) -> Result<NextHop, NetError> {
         answer: "a route without an interface".into(),
     })?;
     Ok(NextHop { neighbour: gateway.unwrap_or(to), gateway, interface, source })
+}
+
+/// The next hops of a route that has several.
+fn others(route: &RouteMessage, to: IpAddr) -> Vec<NextHop> {
+    let of_route = route.attributes.iter().filter_map(|attribute| match attribute {
+        RouteAttribute::MultiPath(hops) => Some(hops),
+        _ => None,
+    });
+    let dead = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
+    of_route
+        .flatten()
+        .filter(|hop| !hop.flags.intersects(dead))
+        .map(|hop| {
+            let gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Gateway(address) => ip_of(address),
+                RouteAttribute::Via(RouteVia::Inet(address)) => Some(IpAddr::V4(*address)),
+                RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
+                _ => None,
+            });
+            let neighbour = gateway.unwrap_or(to);
+            NextHop { neighbour, gateway, interface: hop.interface_index, source: None }
+        })
+        .collect()
 }
 
 fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
