@@ -52,8 +52,8 @@ mod entry {
         pipeline::{Outcome, SAME_ARM},
     };
 
-    /// The load balancer.
-    #[xdp]
+    /// The load balancer. It takes frames in several buffers: headers are in the first.
+    #[xdp(frags)]
     #[inline(always)]
     pub(crate) fn steadfast(context: XdpContext) -> u32 {
         match crate::fast::run(context.as_ptr().cast()) {

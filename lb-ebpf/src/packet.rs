@@ -13,7 +13,7 @@ mod reset;
 mod rewrite;
 mod tunnel;
 
-use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_get_buff_len};
 use lb_common::{
     ICMP, ICMPV6, TCP, UDP, address::Address, flow::ARM_SHIFT, hash::mix, reason::Reason, tcp::TcpFlags,
 };
@@ -147,7 +147,7 @@ impl Packet {
             ETHERTYPE_IPV4 => ipv4(network),
             _ => ipv6(network, end),
         };
-        let length = (end as usize - start as usize) as u32;
+        let length = length(context);
         let packet = Self { context, start, network, transport: network, length, hops: 0, arm: 0 };
         let header = match header {
             Ok(header) => header,
@@ -200,6 +200,12 @@ impl Packet {
         Ok(Parsed::Segment(Segment { tuple, is_udp: false, flags }))
     }
 
+    /// Bytes from the network header to the frame's end.
+    #[inline(always)]
+    fn available(&self) -> usize {
+        (self.length as usize).wrapping_sub(self.network as usize - self.start as usize)
+    }
+
     #[inline(always)]
     fn is_sound_segment(&self, header: &Network, end: *mut u8) -> bool {
         let at = self.transport;
@@ -209,7 +215,7 @@ impl Packet {
         // SAFETY: 20 bytes were checked.
         let (offset, flags) = unsafe { (load8::<12>(at), load8::<13>(at)) };
         let headers = header.header as usize + usize::from(offset >> 4) * 4;
-        let available = end as usize - self.network as usize;
+        let available = self.available();
         offset >= 0x50 && header.length >= headers && header.length <= available && plausible(TcpFlags(flags))
     }
 
@@ -223,7 +229,7 @@ impl Packet {
         let length = usize::from(u16::from_be(unsafe { load16::<4>(at) }));
         // Signed: a packet that says that it ends within its header has none.
         let content = header.length as isize - header.header as isize;
-        let available = end as usize - self.network as usize;
+        let available = self.available();
         length >= UDP_HEADER && length as isize <= content && header.length <= available
     }
 
@@ -384,7 +390,14 @@ fn write_addresses(at: *mut u8, hop: &Hop) {
     }
 }
 
-/// Where the packet begins and ends.
+/// Bytes of a frame, in all of its buffers.
+#[inline(always)]
+fn length(context: *mut xdp_md) -> u32 {
+    // SAFETY: the context is the one that the kernel called the program with.
+    unsafe { bpf_xdp_get_buff_len(context) as u32 }
+}
+
+/// Where the packet begins, and where its first buffer ends.
 #[inline(always)]
 fn bounds(context: *mut xdp_md) -> (*mut u8, *mut u8) {
     // Volatile, or the compiler passes the two 32-bit values between functions instead of the context, and the

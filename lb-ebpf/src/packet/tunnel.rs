@@ -21,7 +21,7 @@ use super::{
     access::{ahead, load8, load16, load32, load64, store8, store16, store32, store64},
     bounds,
     header::{Content, write_ipv4, write_ipv6},
-    interface, network_header, receiver,
+    interface, length, network_header, receiver,
     rewrite::hop_delta,
     sender, write_addresses,
 };
@@ -176,7 +176,8 @@ impl Link {
 fn answer<const KEEP: usize, const MORE: usize>(context: *mut xdp_md, ethertype: u16) -> Option<*mut u8> {
     let (start, end) = bounds(context);
     let (network, _) = network_header(start, end).ok()?;
-    let surplus = (end as u64).wrapping_sub(network as u64).wrapping_sub(KEEP as u64) as u32;
+    let before = (network as u64).wrapping_sub(start as u64) as u32;
+    let surplus = length(context).wrapping_sub(before).wrapping_sub(KEEP as u32);
     let link = Link::take(start, network);
     let hop = Hop { to: sender(start), from: receiver(start), arm: SAME_ARM };
     // SAFETY: the context is the one that the program was called with.

@@ -545,7 +545,8 @@ async fn network(findings: &mut Findings, interface: &str) -> anyhow::Result<()>
         Status::Warn,
         "mtu",
         format!("{} on {interface}", link.mtu),
-        "clients, balancer and servers need the same MTU; many drivers have no native XDP above about 3,498",
+        "clients, balancer and servers need the same MTU; above about 3,498 drivers have native XDP only if they take \
+         frames in several buffers",
     );
     Ok(())
 }

@@ -211,8 +211,8 @@ fn native_refusal(target: &Interface, error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::EOPNOTSUPP) => format!("the driver of {name} has no native XDP"),
         Some(libc::ERANGE | libc::EINVAL | libc::EMSGSIZE | libc::E2BIG) => format!(
-            "the driver of {name} refuses native XDP ({error}): most often an MTU above about 3,500 bytes, its own \
-             (it is {}) or that of a veth's peer, or too few queues",
+            "the driver of {name} refuses native XDP ({error}): most often it takes no frames in several buffers, and its own \
+             MTU ({}) or that of a veth's peer must be 3,498 or less; or it has too few queues",
             target.mtu
         ),
         _ => format!("the driver of {name} refuses native XDP ({error})"),

@@ -37,6 +37,7 @@ pub(super) const ALL: &[(&str, Play)] = &[
     ("an error about the service's packet reaches the server", error_to_server),
     ("an error about a packet to the server reaches the client", error_to_client),
     ("the largest packet goes through, or its sender is told what fits", largest_packet),
+    ("frames in several buffers go both ways, or are answered", jumbo_frames),
     ("the segments that SYNs announce are lowered to what fits", announced_segments),
     ("a packet at its last hop is dropped", last_hop),
     ("fragments and extensions for the service are dropped", fragments_and_extensions),
@@ -442,6 +443,35 @@ fn handshake_with(story: &mut Story<'_>, options: &[u8], lowered: &[u8]) -> Told
     let wanted = world.returned(&with(answer.clone(), lowered), 40_000, SERVICE_PORT);
     let sent = world.server_sends(&with(answer, options));
     story.sends_back(world.server_arm(), &sent, Reason::Returned, &wanted)
+}
+
+/// Bytes of a segment in a network whose frames have 9,000: more than a buffer of a page holds.
+const JUMBO: usize = 8_900;
+
+fn jumbo_frames(story: &mut Story<'_>) -> Told {
+    let world = story.world;
+    story.connect(40_000, 0, Reason::NewByScheduler)?;
+    let large = Segment { payload: vec![6; JUMBO], ..world.segment(40_000, ACK | PSH, 1, 1) };
+    for _ in 0..4 {
+        if world.forwarding == Forwarding::Tunnel {
+            // Its interface takes less.
+            let (action, out) = story.run(0, &world.client_sends(&large), Reason::TooBig)?;
+            if action != 3 || out.len() > 200 {
+                return Err(format!("action {action}, {} bytes", out.len()));
+            }
+        } else {
+            story.forwards(&world.client_sends(&large), Reason::Forwarded, &world.forwarded(&large, 0))?;
+        }
+    }
+    if world.forwarding.sees_answers() {
+        let answer = Segment { payload: vec![9; JUMBO], ..world.answer(40_000, 0, ACK | PSH, 1, 1) };
+        let wanted = world.returned(&answer, 40_000, SERVICE_PORT);
+        for _ in 0..4 {
+            story.sends_back(world.server_arm(), &world.server_sends(&answer), Reason::Returned, &wanted)?;
+        }
+    }
+    story.bench.put_server(SERVER, &world.entry(ServerState::PRESENT | ServerState::RESETS));
+    story.sends_back(0, &world.client_sends(&large), Reason::ResetServerGone, &world.reset(&large))
 }
 
 fn last_hop(story: &mut Story<'_>) -> Told {
