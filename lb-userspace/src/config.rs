@@ -43,8 +43,8 @@ pub use duration::{display_duration, parse_duration};
 pub use error::{ConfigErrors, MOST_TOLD, Problem};
 pub use label::{InvalidLabel, Label};
 pub use model::{
-    Config, Forwarding, HealthCheck, HealthKind, Node, OnDown, Persistence, PortRange, Protocol, Scheduler,
-    Scope, Server, Service, StatusRange, Tables, XdpMode,
+    AddressConflict, Config, Forwarding, HealthCheck, HealthKind, Node, OnDown, Persistence, PortRange,
+    Protocol, Scheduler, Scope, Server, Service, StatusRange, Tables, XdpMode,
 };
 pub(crate) use render::port_list;
 pub(crate) use suggest::suggest;

@@ -6,6 +6,7 @@
 //! API, signals ----/            \--> outside: addresses, neighbours, checks, redirects
 //! ```
 
+pub mod conflicts;
 pub mod descriptors;
 pub mod detach;
 pub mod elicit;

@@ -7,6 +7,7 @@
 
 mod address;
 mod announce;
+mod claims;
 mod error;
 mod ethtool;
 pub mod frames;
@@ -26,6 +27,7 @@ use rtnetlink::Handle;
 
 pub use self::address::{Added, Address, Family, Removed};
 pub use self::announce::{ANNOUNCE_SCHEDULE, announce};
+pub use self::claims::Claims;
 pub use self::error::NetError;
 pub use self::ethtool::{Driver, Offload, driver, offload, set_offload};
 pub use self::link::Link;

@@ -136,6 +136,8 @@ fn the_node_has_one_interface_with_a_possible_name() {
             "f:4:13: \"fast\" is not a known xdp_mode; use auto, native or generic",
         "[eth0]" => "[eth0]\n  xdp_mode: natvie":
             "f:4:13: \"natvie\" is not a known xdp_mode; did you mean \"native\"?",
+        "[eth0]" => "[eth0]\n  address_conflict: fight":
+            "f:4:21: \"fight\" is not a known address_conflict; use take or wait",
     }
 }
 

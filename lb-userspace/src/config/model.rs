@@ -52,6 +52,8 @@ pub struct Node {
     pub interfaces: Vec<String>,
     /// How the XDP program attaches.
     pub xdp_mode: XdpMode,
+    /// What is done about an address that another machine has.
+    pub address_conflict: AddressConflict,
     /// Source addresses towards the real servers, at most [`Node::MAX_SNAT_ADDRESSES`].
     /// Empty: the interface's own primary address.
     pub snat_addresses: Vec<IpAddr>,
@@ -79,6 +81,17 @@ pub enum XdpMode {
     Native,
     /// In the network stack: works on every interface, and is slower.
     Generic,
+}
+
+/// What is done about an address of a service, or a source address, that another machine answers for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AddressConflict {
+    /// It is taken all the same, and said.
+    #[default]
+    Take,
+    /// It is taken when the other has not answered for it any more for some seconds. One that is on the interface stays.
+    Wait,
 }
 
 /// An inclusive range of ports.
@@ -564,6 +577,7 @@ macro_rules! words {
 
 words! {
     XdpMode { "auto" => Auto, "native" => Native, "generic" => Generic }
+    AddressConflict { "take" => Take, "wait" => Wait }
     Protocol { "tcp" => Tcp, "http" => Http, "udp" => Udp }
     Forwarding { "snat" => Snat, "nat" => Nat, "dr" => Dr, "tunnel" => Tunnel }
     Scheduler { "source-hash" => SourceHash, "least-conn" => LeastConn, "round-robin" => RoundRobin }
@@ -583,6 +597,7 @@ mod tests {
             }
         }
         same(XdpMode::WORDS);
+        same(AddressConflict::WORDS);
         same(Protocol::WORDS);
         same(Forwarding::WORDS);
         same(Scheduler::WORDS);

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use super::{
-    Config, Forwarding, HealthCheck, HealthKind, Label, Node, OnDown, Persistence, PortRange, Protocol,
-    Scheduler, Scope, Server, Service, StatusRange, Tables, XdpMode, check, diff, parse,
+    AddressConflict, Config, Forwarding, HealthCheck, HealthKind, Label, Node, OnDown, Persistence,
+    PortRange, Protocol, Scheduler, Scope, Server, Service, StatusRange, Tables, XdpMode, check, diff, parse,
 };
 use crate::health::{Verify, spec};
 
@@ -176,15 +176,17 @@ fn label() -> impl Strategy<Value = Label> {
 }
 
 fn node() -> impl Strategy<Value = Node> {
+    let conflict = AddressConflict::WORDS.iter().map(|(_, conflict)| *conflict).collect::<Vec<_>>();
     let mode = XdpMode::WORDS.iter().map(|(_, mode)| *mode).collect::<Vec<_>>();
     let name =
         "[A-Za-z0-9_@.,#*'\"-]{1,15}".prop_filter("not a directory", |name| name != "." && name != "..");
     let ports = (1024u16..=65472, 63u16..).prop_map(|(first, more)| (first, first.saturating_add(more)));
     let tables = (10u32..=24, 10u32..=24, 10u32..=22, 6u32..=12);
-    (name, select(mode), 0u8..=8, ports, tables).prop_map(
-        |(name, xdp_mode, sources, (first, last), tables)| Node {
+    (name, (select(mode), select(conflict)), 0u8..=8, ports, tables).prop_map(
+        |(name, (xdp_mode, address_conflict), sources, (first, last), tables)| Node {
             interfaces: vec![name],
             xdp_mode,
+            address_conflict,
             snat_addresses: (0..sources).map(|host| IpAddr::from([10, 0, 0, host])).collect(),
             snat_ports: PortRange { first, last },
             tables: Tables {

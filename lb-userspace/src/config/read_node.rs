@@ -5,12 +5,13 @@ use std::ops::RangeInclusive;
 
 use super::error::Findings;
 use super::fields::Fields;
-use super::model::{Node, PortRange, Tables, XdpMode};
+use super::model::{AddressConflict, Node, PortRange, Tables, XdpMode};
 use super::read::located;
 use super::tree::Tree;
 use super::values::{At, address, list, quoted, range_of, text, whole, word};
 
-const KEYS: &[&str] = &["interfaces", "xdp_mode", "snat_addresses", "snat_ports", "tables"];
+const KEYS: &[&str] =
+    &["interfaces", "xdp_mode", "address_conflict", "snat_addresses", "snat_ports", "tables"];
 const TABLE_KEYS: &[&str] = &["flows", "sticky", "half_open", "endpoints"];
 /// Linux's limit: IFNAMSIZ without the final zero.
 const MAX_INTERFACE_NAME: usize = 15;
@@ -33,6 +34,12 @@ pub(super) fn node(tree: &Tree, findings: &mut Findings) -> Option<NodeDraft> {
         xdp_mode: fields.or_default("xdp_mode", XdpMode::default(), findings, |tree, findings| {
             word(tree, "xdp_mode", XdpMode::WORDS, &[], findings)
         }),
+        address_conflict: fields.or_default(
+            "address_conflict",
+            AddressConflict::default(),
+            findings,
+            |tree, findings| word(tree, "address_conflict", AddressConflict::WORDS, &[], findings),
+        ),
         snat_addresses: snat_addresses.iter().map(|located| located.value).collect(),
         snat_ports: fields.or_default("snat_ports", PortRange::default(), findings, snat_ports),
         tables: fields.or_default("tables", Tables::default(), findings, tables),

@@ -10,8 +10,8 @@ use lb_common::mss::MssClamp;
 
 use super::duration::display_duration;
 use super::model::{
-    Config, Forwarding, HealthCheck, HealthKind, Node, OnDown, Persistence, Protocol, Scheduler, Scope,
-    Server, Service,
+    AddressConflict, Config, Forwarding, HealthCheck, HealthKind, Node, OnDown, Persistence, Protocol,
+    Scheduler, Scope, Server, Service,
 };
 use super::read::VERSION;
 
@@ -92,9 +92,14 @@ impl Rendered {
 
 pub(super) fn node_fields(node: &Node) -> RenderedFields {
     let tables = &node.tables;
-    vec![
+    let mut fields = vec![
         ("interfaces", one(&flow_list(node.interfaces.iter().map(|name| scalar(name))))),
         ("xdp_mode", one(&node.xdp_mode)),
+    ];
+    if node.address_conflict != AddressConflict::default() {
+        fields.push(("address_conflict", one(&node.address_conflict)));
+    }
+    fields.extend([
         ("snat_addresses", one(&flow_list(node.snat_addresses.iter().map(address)))),
         ("snat_ports", one(&node.snat_ports)),
         (
@@ -106,7 +111,8 @@ pub(super) fn node_fields(node: &Node) -> RenderedFields {
                 ("endpoints", tables.endpoints.to_string()),
             ]),
         ),
-    ]
+    ]);
+    fields
 }
 
 /// All fields of a service but its real servers.

@@ -490,6 +490,22 @@ impl Engine {
         true
     }
 
+    /// Says which next hops have not answered yet.
+    pub fn warn_of_unknown_neighbours(&self) {
+        let mut unknown: BTreeMap<IpAddr, Vec<String>> = BTreeMap::new();
+        for (server, hop) in &self.hops {
+            if !matches!(self.neighbours.get(&hop.neighbour), Some(Some(_))) {
+                unknown.entry(hop.neighbour).or_default().push(server.to_string());
+            }
+        }
+        for (neighbour, servers) in unknown {
+            warn!(
+                "{neighbour} has not answered yet: packets to {} are dropped until it does",
+                servers.join(", ")
+            );
+        }
+    }
+
     /// Whether the MAC address of every next hop is known.
     #[must_use]
     pub fn all_reachable(&self) -> bool {

@@ -3,27 +3,29 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, channel, unbounded_channel};
 use tokio::time::sleep;
 use tracing::{info, warn};
 
+use super::conflicts::{Change, Conflicts};
 use super::descriptors;
-use super::engine::{Engine, Hop};
+use super::engine::{Engine, Hop, mac_text};
 use super::redirects::Redirects;
 use super::routers::refusals;
 use super::sources::of_family;
 use super::store::OwnAddress;
-use crate::config;
+use crate::config::{self, AddressConflict};
 use crate::firewall::{Follower, Guarded};
 use crate::health::hold::{Network, Port, Way};
 use crate::health::spec::{self, SpecError, TargetSpec};
 use crate::health::{Checker, Environment, HealthNews};
+use crate::net::frames::address_probe;
 use crate::net::{
-    ANNOUNCE_SCHEDULE, Added, Family, Link, LinkEvent, Neighbours, Net, NetError, NetEvent, Removed, Timing,
-    announce,
+    ANNOUNCE_SCHEDULE, Added, Claims, Family, Link, LinkEvent, Mac, Neighbours, Net, NetError, NetEvent,
+    PacketSocket, Removed, Timing, announce,
 };
 
 /// How often a refused question to the kernel is asked again, and after which pause.
@@ -64,6 +66,17 @@ pub struct Outside {
     checked: usize,
     /// How each server is reached.
     ways: BTreeMap<IpAddr, Way>,
+    conflicts: Conflicts,
+    /// Addresses that wait for others to go.
+    held: BTreeSet<IpAddr>,
+    claims: Option<Listening>,
+}
+
+/// Who claims which address on the interface of that number.
+struct Listening {
+    index: u32,
+    heard: Receiver<(IpAddr, Mac)>,
+    _claims: Claims,
 }
 
 /// An interface that the program is attached to.
@@ -115,6 +128,9 @@ impl Outside {
             told,
             checked: 0,
             ways: BTreeMap::new(),
+            conflicts: Conflicts::default(),
+            held: BTreeSet::new(),
+            claims: None,
         };
         for number in 0..outside.arms.len() {
             let link = outside.arms[number].link.clone();
@@ -166,6 +182,66 @@ impl Outside {
                     engine.set_moved();
                 }
                 Err(error) => warn!("{name} is there, and is tried again: {error:#}"),
+            }
+        }
+    }
+
+    /// The addresses that wait for somebody else to go, or for the answer to whether anybody has them.
+    async fn addresses_of_others(&self, wanted: &BTreeSet<IpAddr>, engine: &Engine) -> BTreeSet<IpAddr> {
+        if engine.running().node.address_conflict == AddressConflict::Take {
+            return BTreeSet::new();
+        }
+        let present = self.net.addresses(self.link().index).await.unwrap_or_default();
+        let is_here = |address: &IpAddr| present.iter().any(|here| here.address == *address);
+        let now = Instant::now();
+        wanted
+            .iter()
+            .copied()
+            .filter(|address| !is_here(address) && !self.conflicts.is_free(*address, now))
+            .collect()
+    }
+
+    /// Asks whether another machine has one of our addresses, and says so where one has.
+    pub fn look_for_conflicts(&mut self, engine: &mut Engine) {
+        let now = Instant::now();
+        let link = self.link().clone();
+        self.listen(&link);
+        let ours: Vec<Mac> = self.arms.iter().map(|arm| arm.link.mac).collect();
+        let mut changes = self.conflicts.watch(&engine.wanted_addresses(), now);
+        if let Some(Listening { heard, .. }) = &mut self.claims {
+            while let Ok((address, mac)) = heard.try_recv() {
+                changes.extend(self.conflicts.claim(address, mac, &ours, now));
+            }
+        }
+        changes.extend(self.conflicts.gone(now));
+        if link.up {
+            ask(&link, &self.conflicts.due(now));
+        }
+        for change in changes {
+            tell(change, &link.name, engine);
+        }
+        if self.held.iter().any(|address| self.conflicts.is_free(*address, now)) {
+            engine.set_moved();
+        }
+    }
+
+    /// Whether answers may still come to the first questions.
+    #[must_use]
+    pub fn is_asking(&self) -> bool {
+        self.link().up && self.claims.is_some() && self.conflicts.is_asking(Instant::now())
+    }
+
+    fn listen(&mut self, link: &Link) {
+        if self.claims.as_ref().is_some_and(|listening| listening.index == link.index) {
+            return;
+        }
+        self.claims = None;
+        if link.is_there() {
+            match Claims::listen(link.index) {
+                Ok((claims, heard)) => {
+                    self.claims = Some(Listening { index: link.index, heard, _claims: claims });
+                }
+                Err(error) => warn!("whether others have our addresses is not known: {error}"),
             }
         }
     }
@@ -281,7 +357,10 @@ impl Outside {
         if !self.link().is_there() {
             return;
         }
-        let wanted = engine.wanted_addresses();
+        let mut wanted = engine.wanted_addresses();
+        let taken = self.addresses_of_others(&wanted, engine).await;
+        wanted.retain(|address| !taken.contains(address));
+        self.held = taken;
         let mut own = engine.own_addresses().clone();
         let interface = self.link().name.clone();
         for address in &wanted {
@@ -462,6 +541,44 @@ fn raise_missing(name: &str, engine: &mut Engine) {
     );
     let now = engine.now();
     engine.problems().raise(INTERFACE, name, text, now);
+}
+
+/// Asks whether anybody has these addresses.
+fn ask(link: &Link, addresses: &[IpAddr]) {
+    if addresses.is_empty() {
+        return;
+    }
+    let Ok(socket) = PacketSocket::open(link.index) else { return };
+    for address in addresses {
+        // What is lost is asked again.
+        let _lost = socket.send(&address_probe(link.mac, *address));
+    }
+}
+
+fn tell(change: Change, interface: &str, engine: &mut Engine) {
+    const KIND: &str = "conflict";
+    let now = engine.now();
+    match change {
+        Change::Found(address, mac) => {
+            let waits = match engine.running().node.address_conflict {
+                AddressConflict::Take => "",
+                AddressConflict::Wait => {
+                    "; unless it was here before, it is not taken until then (address_conflict: wait)"
+                }
+            };
+            let text = format!(
+                "{address} is also at {}, another machine on {interface}: clients reach the one or the other by chance. \
+                 Switch it off, or take the address from it (a server of mode dr must not answer ARP or neighbour \
+                 discovery for it){waits}",
+                mac_text(mac)
+            );
+            engine.problems().raise(KIND, &address.to_string(), text, now);
+        }
+        Change::Gone(address, mac) => {
+            let said = format!("{} does not answer for {address} any more: it is ours alone", mac_text(mac));
+            engine.problems().clear(KIND, &address.to_string(), &said);
+        }
+    }
 }
 
 /// How a server is checked.

@@ -42,6 +42,8 @@ use crate::paths::Paths;
 
 /// How long a fresh start waits for the servers' MAC addresses before it takes clients.
 const NEIGHBOURS_WAIT: Duration = Duration::from_millis(1500);
+/// Between two looks at what was answered meanwhile.
+const NEIGHBOURS_STEP: Duration = Duration::from_millis(50);
 /// How long the kernel may take for what is asked of the network at once.
 const NETWORK_WAIT: Duration = Duration::from_secs(5);
 /// Slots that are looked at in a second, looking for what has expired.
@@ -335,19 +337,28 @@ fn trial(options: &Options, maps: &Maps, adopted: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The first clients of a fresh start should not find their server's MAC address unknown.
+/// The first clients of a fresh start should not find their server's MAC address unknown. Meanwhile it is found out, for
+/// all addresses together, whether another machine has them.
 async fn wait_for_neighbours(
     outside: &mut Outside,
     news: &mut News,
     engine: &mut Engine,
 ) -> anyhow::Result<()> {
     let until = Instant::now() + NEIGHBOURS_WAIT;
-    while !engine.all_reachable() {
-        match timeout_at(until, news.network.recv()).await {
+    loop {
+        outside.look_for_conflicts(engine);
+        if engine.all_reachable() && !outside.is_asking() {
+            return Ok(());
+        }
+        let step = (Instant::now() + NEIGHBOURS_STEP).min(until);
+        match timeout_at(step, news.network.recv()).await {
             Ok(Some(event)) => outside.events([event], engine).await?,
-            Ok(None) | Err(_) => break,
+            Ok(None) => return Ok(()),
+            Err(_) if Instant::now() >= until => break,
+            Err(_) => {}
         }
     }
+    engine.warn_of_unknown_neighbours();
     Ok(())
 }
 
@@ -386,6 +397,7 @@ impl Daemon {
                     self.tick();
                     self.look_after_runtime(api, lock);
                     self.look_for_interfaces().await;
+                    self.outside.look_for_conflicts(&mut self.engine);
                     if self.is_lost() {
                         break;
                     }

@@ -357,3 +357,54 @@ fn an_interface_that_goes_away_ends_nothing_and_is_used_again_when_one_of_its_na
         daemon.abort();
     });
 }
+
+#[test]
+fn another_machine_that_answers_for_a_service_is_named_with_its_mac_until_it_stops() {
+    served_beside_another("take", true);
+}
+
+#[test]
+fn an_address_that_is_to_wait_is_taken_when_the_other_machine_has_gone() {
+    served_beside_another("wait", false);
+}
+
+fn served_beside_another(option: &str, is_taken: bool) {
+    let lab = Arc::new(Lab::new());
+    let place = place();
+    let text =
+        CONFIG.replace("interfaces: [lb0],", &format!("interfaces: [lb0], address_conflict: {option},"));
+    fs::write(&place.options.config, text).unwrap();
+    let (options, paths, maps) = (place.options.clone(), place.options.paths.clone(), fresh_maps());
+    let there = Arc::clone(&lab);
+    lab.server.run(async || {
+        let net = Net::open().unwrap();
+        add_address(&net, net.link("srv0").await.unwrap().index, ip("192.0.2.150"), 32).await;
+    });
+    lab.balancer.run(async move || {
+        let daemon = tokio::spawn(run(options, attach_to_any(&maps)));
+        let problem = async || status(&paths).await?["problems"].as_array()?.first().cloned();
+        let told = within("it says so", problem).await;
+        assert_eq!(
+            (told["kind"].as_str(), told["subject"].as_str()),
+            (Some("conflict"), Some("192.0.2.150"))
+        );
+        let text = told["text"].as_str().unwrap();
+        assert!(text.contains("is also at 02:00:00:00:00:0b") && text.contains("lb0"), "{text}");
+        assert_eq!(addresses().await.contains(&ip("192.0.2.150")), is_taken);
+        assert_ne!(maps.control().layout.load(), 0);
+
+        let switch_off = move || {
+            there.server.run(async || {
+                let net = Net::open().unwrap();
+                let index = net.link("srv0").await.unwrap().index;
+                net.remove_address(index, ip("192.0.2.150")).await.unwrap();
+            });
+        };
+        tokio::task::spawn_blocking(switch_off).await.unwrap();
+        let is_clean = async || status(&paths).await?["problems"].as_array()?.is_empty().then_some(());
+        within("it has gone", is_clean).await;
+        let is_there = async || addresses().await.contains(&ip("192.0.2.150")).then_some(());
+        within("the address", is_there).await;
+        daemon.abort();
+    });
+}

@@ -1,8 +1,12 @@
 //! Whole Ethernet frames as bytes: address announcements and a TCP probe. Pure: addresses in, bytes out.
 
+mod probe;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use super::{Mac, NetError};
+
+pub use self::probe::{address_probe, claim};
 
 const BROADCAST: Mac = [0xff; 6];
 const ETHERTYPE_IPV4: u16 = 0x0800;

@@ -46,8 +46,13 @@ pub(super) fn open_bound(index: u32, ethertype: u16) -> io::Result<Socket> {
     // Protocol 0 until bind(2): otherwise frames of every interface would queue up in between (packet(7)).
     let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
     socket.set_nonblocking(true)?;
-    socket.bind(&link_address(index, ethertype)?)?;
+    bind(&socket, index, ethertype)?;
     Ok(socket)
+}
+
+/// Has a packet socket receive this from now on.
+pub(super) fn bind(socket: &Socket, index: u32, ethertype: u16) -> io::Result<()> {
+    socket.bind(&link_address(index, ethertype)?)
 }
 
 fn link_address(index: u32, ethertype: u16) -> io::Result<SockAddr> {

@@ -375,8 +375,10 @@ fn refuse_node_changes(changes: &[Change]) -> Result<(), Refusal> {
                     )
                 })
                 .collect();
-            let carried =
-                fields.iter().all(|field| field.field.starts_with("tables.") || field.field == "snat_ports");
+            let is_carried = |field: &str| {
+                field.starts_with("tables.") || matches!(field, "snat_ports" | "address_conflict")
+            };
+            let carried = fields.iter().all(|field| is_carried(&field.field));
             let remedy = if carried {
                 "restart the daemon: everything in the tables is carried over, and no connection ends"
             } else {
