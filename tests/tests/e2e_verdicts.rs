@@ -134,6 +134,15 @@ fn recorded(lab: &Lab) -> Result<Homes> {
     Ok(sticky.into_iter().map(|(client, record)| (client, record.server)).collect())
 }
 
+/// What the daemon may open; what is open stays open.
+fn limit_descriptors(site: &Site, limit: u32) -> Result<()> {
+    let pid = site.daemon_pid().context("no daemon")?;
+    let args = [format!("--pid={pid}"), format!("--nofile={limit}:")];
+    let output = Command::new("prlimit").args(args).output()?;
+    ensure!(output.status.success(), "prlimit: {}", said(&output));
+    Ok(())
+}
+
 fn signal(site: &Site, signal: Signal) {
     let pid = i32::try_from(site.daemon_pid().unwrap()).unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
@@ -142,6 +151,27 @@ fn signal(site: &Site, signal: Signal) {
 fn nft(site: &Site, rules: &[&str]) {
     let output = site.command(Ns::Lb, "nft", rules).output().unwrap();
     assert!(output.status.success(), "{}", said(&output));
+}
+
+#[test]
+fn without_descriptors_for_checks_nobody_is_reset_and_nobody_moves() {
+    let ward = Ward::open();
+    let from = no_verdicts(&ward.site).unwrap();
+    limit_descriptors(&ward.site, 8).unwrap();
+    until("every server's checks say nothing", PATIENCE, || {
+        thread::sleep(Duration::from_secs(2));
+        // Only with a descriptor does the daemon answer.
+        limit_descriptors(&ward.site, 1024)?;
+        let now = no_verdicts(&ward.site)?;
+        limit_descriptors(&ward.site, 8)?;
+        Ok(now.iter().zip(&from).all(|(now, from)| *now >= from + ENOUGH).then_some(()))
+    })
+    .unwrap();
+    limit_descriptors(&ward.site, 1024).unwrap();
+    let log = ward.site.daemon_log();
+    assert!(log.contains("no file descriptor left"), "{log}");
+    ward.wait_until_heard();
+    ward.nobody_has_noticed();
 }
 
 #[test]
@@ -163,6 +193,16 @@ fn an_uplink_without_carrier_for_a_minute_is_not_noticed_either() {
         },
         |ward| ward.site.plug(Ns::Lb, true).unwrap(),
         "no carrier",
+    );
+}
+
+#[test]
+fn while_the_route_to_the_servers_is_gone_nobody_is_reset_and_nobody_moves() {
+    let route = "192.168.85.0/24 dev eth0 proto kernel scope link src 192.168.85.10";
+    Ward::open().lives_through(
+        |ward| ward.site.ip(Ns::Lb, &format!("route del {route}")).unwrap(),
+        |ward| ward.site.ip(Ns::Lb, &format!("route add {route}")).unwrap(),
+        "network unreachable",
     );
 }
 
