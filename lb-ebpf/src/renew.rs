@@ -46,7 +46,7 @@ pub(crate) extern "C" fn renew(first: u64, second: u64, ports: u64, numbers: u64
     let near =
         flow::follow(&world, &found, client.key.service, heard.flags, heard.sequence, Direction::FromClient);
     if near {
-        found.slot.words[HOP_WORD].store(heard.sender);
+        flow::comes_by(found.slot, heard.sender);
     }
     if heard.flags.opens() {
         note_syn(&world, &client, &heard, word, half_open);
@@ -134,7 +134,7 @@ fn begins_anew(
     }
     let sequences = Sequences { client: heard.sequence, server: heard.acknowledgment.wrapping_sub(1) };
     slot.words[SEQUENCE_WORD].store(sequences.word());
-    slot.words[HOP_WORD].store(heard.sender);
+    flow::comes_by(slot, heard.sender);
     let record = slot.words[STICKY_WORD].load() & !0xffff_ffff;
     slot.words[STICKY_WORD].store(record | u64::from(world.now.0));
     let _overwritten_by_another = !syn.exchange(half_open.life, half_open.life.with_state(SlotState::Free));

@@ -85,7 +85,7 @@ impl Model {
             && self.completes(segment, syn)
         {
             flow.numbers = [segment.sequence, segment.acknowledgment.wrapping_sub(1)];
-            flow.hop = heard.hop;
+            flow.comes_by(heard.hop);
             flow.syn_seen = false;
             flow.state = if segment.has(flag::FIN) { State::ClientFin } else { State::Established };
             flow.until = self.now + self.patience(flow.state, flow.key.service);
@@ -95,7 +95,7 @@ impl Model {
             return Ok(self.forward(Reason::Established, heard, &flow));
         }
         if self.follow(slot, &mut flow, segment, From::Client) {
-            flow.hop = heard.hop;
+            flow.comes_by(heard.hop);
         }
         if segment.is_syn() {
             flow.syn_seen = true;
