@@ -252,6 +252,7 @@ mod tests {
                 "~ node: tables.flows 262144 -> 524288",
                 "~ virtual service Hyperspace: persistence.timeout 1h -> 2h, health_check.kind tcp -> https, \
                  health_check.path (none) -> /, health_check.host (none) -> hyperspace.example, \
+                 health_check.verify (none) -> none, \
                  health_check.expect_status (none) -> [200-399]",
                 "~ real server Hyperspace/Hyperspace_Srv_1: weight 100 -> 50",
             ]
