@@ -212,8 +212,13 @@ fn native_refusal(target: &Interface, error: &io::Error) -> String {
         Some(libc::EOPNOTSUPP) => format!("the driver of {name} has no native XDP"),
         Some(libc::ERANGE | libc::EINVAL | libc::EMSGSIZE | libc::E2BIG) => format!(
             "the driver of {name} refuses native XDP ({error}): most often it takes no frames in several buffers, and its own \
-             MTU ({}) or that of a veth's peer must be 3,498 or less; or it has too few queues",
+             MTU ({}) or that of a veth's peer must be 3,498 or less",
             target.mtu
+        ),
+        // What veth says.
+        Some(libc::ENOSPC) => format!(
+            "the driver of {name} refuses native XDP: it has fewer receive queues than its peer has transmit queues \
+             (`ethtool -L` changes that)"
         ),
         _ => format!("the driver of {name} refuses native XDP ({error})"),
     }
