@@ -561,14 +561,23 @@ fn detaching_leaves_nothing_behind_and_twice_is_no_error() {
 #[test]
 fn a_driver_that_refuses_is_told_of_or_gone_around() {
     in_namespaces(|pin_dir| {
-        ip(&["link", "set", "peer0", "mtu", "9000"]);
-        let error = refusal(pin_dir, INTERFACE, XdpMode::Native, Geometry::SMALL);
-        assert!(error.contains("MTU") && error.contains("xdp_mode"), "{error}");
-        assert!(!has_xdp(INTERFACE));
+        let error = refusal(pin_dir, "lo", XdpMode::Native, Geometry::SMALL);
+        assert!(error.contains("the driver of lo") && error.contains("xdp_mode"), "{error}");
+        assert!(!has_xdp("lo"));
         assert!(!pin_dir.join("maps/FLOWS").exists(), "no memory is held by tables without a use");
-        let (path, _) = start(pin_dir);
+        let (path, _) = DataPath::start(pin_dir, "lo", XdpMode::Auto, Geometry::SMALL).unwrap();
         assert_eq!(path.attached.mode, Mode::Generic);
         assert!(path.attached.note.unwrap().contains("runs generic"));
+    });
+}
+
+#[test]
+fn a_driver_that_takes_several_buffers_is_served_with_jumbo_frames() {
+    in_namespaces(|pin_dir| {
+        ip(&["link", "set", INTERFACE, "mtu", "9000"]);
+        ip(&["link", "set", "peer0", "mtu", "9000"]);
+        let (path, _) = DataPath::start(pin_dir, INTERFACE, XdpMode::Native, Geometry::SMALL).unwrap();
+        assert_eq!(path.attached.mode, Mode::Native);
     });
 }
 
