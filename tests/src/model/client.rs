@@ -118,13 +118,15 @@ impl Model {
             numbers: [heard.segment.sequence, 0],
             state: State::SynSent,
             until: self.now + self.patience(State::SynSent, open.key.service),
+            may_fragment: false,
             ..open.clone()
         };
         if let Some((slot, old)) = half_open {
             let same = old.numbers[0] == heard.segment.sequence && same_way(&old, open);
             if !same && matches!(old.state, State::SynSent | State::SynReceived) {
-                let Flow { hop, first, hold, .. } = old;
-                self.set_half_open(slot, Some(Flow { hop, first, hold, syn_seen: false, ..sent }));
+                let Flow { hop, may_fragment, first, hold, .. } = old;
+                let again = Flow { hop, may_fragment, first, hold, syn_seen: false, ..sent };
+                self.set_half_open(slot, Some(again));
             }
             return Ok(());
         }
