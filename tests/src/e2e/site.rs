@@ -75,7 +75,7 @@ impl Site {
         Ok(Self { lab, _turn: turn })
     }
 
-    /// Waits until every server's MAC address is known and its checks have found it up: one that is added takes unknown clients
+    /// Waits until every server's MAC address is known and its checks, if it has any, have found it up: one that is added takes unknown clients
     /// only then. Where a daemon may start slowly, as long.
     ///
     /// # Errors
@@ -84,7 +84,8 @@ impl Site {
         let within = READY_WITHIN.max(starts_within()?);
         let ready = until("all servers are reachable and up", within, || {
             let servers: Vec<Server> = records::ask(&self.lab, &["server", "show"])?;
-            let is_ready = |server: &Server| server.reachable && server.health == "up";
+            let is_ready =
+                |server: &Server| server.reachable && matches!(server.health.as_str(), "up" | "not checked");
             Ok((!servers.is_empty() && servers.iter().all(is_ready)).then_some(()))
         });
         let (state, log) = (self.cli(&["server", "show"]), self.daemon_log());
