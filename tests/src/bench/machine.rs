@@ -143,6 +143,7 @@ pub(super) struct Taken {
 const MAP_LOOKUP: i32 = 1;
 const ADJUST_HEAD: i32 = 44;
 const JIFFIES: i32 = 118;
+const FRAME_LENGTH: i32 = 188;
 
 impl Machine {
     /// With the maps of a data path, which are pinned in this directory.
@@ -360,6 +361,11 @@ impl Machine {
                 Ok(0)
             }
             JIFFIES => Ok(self.jiffies),
+            // `bpf_xdp_get_buff_len`: a frame is in one buffer here.
+            FRAME_LENGTH => {
+                let context = address(&self.context);
+                Ok(load(context + 4, 4) - load(context, 4))
+            }
             other => bail!("the helper {other} is none of those that this machine knows"),
         }
     }
