@@ -1,6 +1,13 @@
 //! What the kernel itself says of the balancer, whatever the balancer says.
 
-use std::{collections::BTreeSet, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet,
+    ffi::CString,
+    fs,
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail};
 use aya::{
@@ -73,21 +80,43 @@ pub fn attach_foreign(lab: &Lab, interface: &str) -> Result<Ebpf> {
     })?
 }
 
-/// Takes the balancer's program off its interfaces behind its back: a link goes with its pin.
+/// Takes the balancer's program off its interfaces behind its back, as `bpftool link detach` does: a daemon that runs holds
+/// the link, so that removing the pin is not enough.
 ///
 /// # Errors
-/// None is pinned, or it is still there after some seconds.
+/// No link is pinned, or the kernel does not detach it.
 pub fn take_off(lab: &Lab) -> Result<()> {
     let links = fs::read_dir(lab.places().pins.join("links")).context("no link is pinned")?;
     for link in links.collect::<Result<Vec<_>, _>>()? {
-        fs::remove_file(link.path()).with_context(|| format!("{} stays", link.path().display()))?;
-        let interface = link.file_name();
-        let interface = interface.to_str().context("an interface has a strange name")?;
-        until("the program is off", SETTLES_WITHIN, || {
-            Ok(xdp_on(lab, Ns::Lb, interface)?.is_none().then_some(()))
-        })?;
+        let path = link.path();
+        let pinned = open_pin(&path).with_context(|| format!("{} does not open", path.display()))?;
+        fs::remove_file(&path).with_context(|| format!("{} stays", path.display()))?;
+        let number = u64::from(pinned.as_raw_fd().unsigned_abs());
+        bpf(BPF_LINK_DETACH, [number, 0]).with_context(|| format!("{} stays attached", path.display()))?;
     }
     Ok(())
+}
+
+/// Commands of bpf(2) (include/uapi/linux/bpf.h).
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_DETACH: libc::c_long = 34;
+
+fn open_pin(path: &Path) -> Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let number = bpf(BPF_OBJ_GET, [path.as_ptr().expose_provenance() as u64, 0])?;
+    // SAFETY: the kernel has just made the descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// `attributes` are the first 16 bytes of the command's part of `union bpf_attr`, in the machine's byte order.
+fn bpf(command: libc::c_long, attributes: [u64; 2]) -> Result<i32> {
+    // SAFETY: the kernel reads the 16 bytes and, of BPF_OBJ_GET, the path that the caller keeps until then.
+    let code =
+        unsafe { libc::syscall(libc::SYS_bpf, command, attributes.as_ptr(), size_of_val(&attributes)) };
+    if code < 0 {
+        return Err(std::io::Error::last_os_error()).context("bpf(2)");
+    }
+    Ok(i32::try_from(code)?)
 }
 
 /// What `ip -j` says in a namespace.
